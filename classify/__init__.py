@@ -1,0 +1,1 @@
+"""Images -> labels: classification backbones, their data, training, evaluation and model files."""

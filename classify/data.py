@@ -1,0 +1,61 @@
+"""Image folders (`train/<class>/*`, `val/<class>/*`, as ImageNet's) as data sets of uint8 images."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+__all__ = ["MEAN", "STD", "check_folder", "class_names", "image_folder"]
+
+MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's mean of R, G and B, 0..255; detectors normalise with the same figures."""
+STD = (58.395, 57.12, 57.375)
+
+
+def image_folder(root: Path, split: str, image_size: int) -> Dataset[tuple[Tensor, int]]:
+    """Return (uint8 image (3, S, S), label) pairs of one split.
+
+    Args:
+        root: The folder that holds `train` and `val` (or `validation`).
+        split: "train" (random crops and flips) or "val" (centre crops).
+        image_size: Side S of the crop in pixels.
+    """
+    return ImageFolder(str(_split_folder(root, split)), transform=_transform(split, image_size))
+
+
+def class_names(root: Path) -> tuple[str, ...]:
+    """Return the names of the class folders, in the order of their labels."""
+    return tuple(sorted(folder.name for folder in _split_folder(root, "train").iterdir() if folder.is_dir()))
+
+
+def check_folder(root: Path) -> None:
+    """Raise ValueError or FileNotFoundError unless `root` is an image folder whose two splits have equal classes."""
+    classes = {}
+    for split in ("train", "val"):
+        folder = _split_folder(root, split)
+        classes[split] = sorted(f.name for f in folder.iterdir() if f.is_dir())
+        if not classes[split]:
+            raise ValueError(f"{folder}: holds no class folders; expected one folder per class with its images")
+    if classes["train"] != classes["val"]:
+        odd = sorted(set(classes["train"]) ^ set(classes["val"]))
+        raise ValueError(f"{root}: train and val differ in the classes {odd}; expected the same class folders in both")
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    names = ("val", "validation") if split == "val" else (split,)
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"{root / names[0]}: no such folder; expected {root} to hold train/ and val/ class folders")
+
+
+def _transform(split: str, image_size: int) -> v2.Compose:
+    crop: list[torch.nn.Module]
+    if split == "train":
+        crop = [v2.RandomResizedCrop(image_size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()]
+    else:
+        crop = [v2.Resize(image_size), v2.CenterCrop(image_size)]
+    return v2.Compose([v2.PILToTensor(), *crop])

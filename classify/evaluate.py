@@ -1,0 +1,43 @@
+"""Accuracy of a classifier, measured through mmengine's Runner."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.evaluator import BaseMetric
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from classify.train import ClassifierModel, collate, make_runner, silent
+
+__all__ = ["evaluate_classifier"]
+
+
+def evaluate_classifier(
+    net: nn.Module, dataset: Dataset[Any], work_dir: Path, batch_size: int = 64
+) -> dict[str, float]:
+    """Return {"top1"} in [0, 1] over (uint8 image, label) pairs; `net` is not changed."""
+    runner = make_runner(
+        ClassifierModel(net),
+        work_dir,
+        test_dataloader={
+            "dataset": dataset,
+            "collate_fn": collate,
+            "batch_size": batch_size,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+        },
+        test_cfg={},
+        test_evaluator=[_Top1()],
+    )
+    with silent():
+        metrics: dict[str, float] = runner.test()
+    net.cpu()
+    return metrics
+
+
+class _Top1(BaseMetric):
+    def process(self, data_batch: Any, data_samples: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.results += [bool(scores.argmax() == label) for scores, label in data_samples]
+
+    def compute_metrics(self, results: list[bool]) -> dict[str, float]:
+        return {"top1": sum(results) / len(results)}

@@ -1,0 +1,209 @@
+"""Training through mmengine's Runner: resumable, the same result whether it was interrupted or not.
+
+`fit` trains any mmengine model, detectors included; `train_classifier` is its use for images and labels.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel, ImgDataPreprocessor
+from mmengine.runner import Runner, set_random_seed
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from classify.data import MEAN, STD
+
+__all__ = ["ClassifierModel", "Progress", "Schedule", "collate", "fit", "make_runner", "silent", "train_classifier"]
+
+Progress = Callable[[int, int], None]
+"""Called after every iteration with (iterations done, iterations in all)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    """Peak learning rate."""
+    optimizer: str = "AdamW"
+    """A torch optimizer's name."""
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    """Of SGD; other optimizers keep their own."""
+    warmup_iters: int = 20
+    """Iterations over which the learning rate rises linearly to its peak."""
+    milestones: tuple[float, ...] = ()
+    """Shares of the training after which the rate falls tenfold; none = cosine to zero."""
+    max_grad_norm: float | None = 10.0
+    """Gradients are clipped to this L2 norm."""
+    num_workers: int = 0
+    """Processes that load images."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_iters", 0), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: too small, got {getattr(self, name)}; expected at least {least}")
+        if not self.lr > 0:
+            raise ValueError(f"lr: not above 0, got {self.lr}; expected a learning rate above 0")
+        if not hasattr(torch.optim, self.optimizer):
+            raise ValueError(f"optimizer: unknown, got {self.optimizer!r}; expected a name in torch.optim, as AdamW")
+
+
+class ClassifierModel(BaseModel):
+    """A classification network as mmengine trains it: uint8 RGB images in, cross-entropy or class scores out."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(ImgDataPreprocessor(mean=list(MEAN), std=list(STD)))
+        self.net = net
+
+    def forward(self, inputs: Tensor, data_samples: Tensor, mode: str = "tensor") -> Any:
+        """Return {"loss"} in mode "loss", (scores, label) pairs in mode "predict", else scores (N, classes)."""
+        scores = self.net(inputs)
+        if mode == "loss":
+            return {"loss": nn.functional.cross_entropy(scores, data_samples)}
+        return list(zip(scores, data_samples, strict=True)) if mode == "predict" else scores
+
+
+def train_classifier(
+    net: nn.Module,
+    dataset: Dataset[Any],
+    schedule: Schedule,
+    work_dir: Path,
+    seed: int,
+    progress: Progress | None = None,
+) -> None:
+    """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted."""
+    fit(ClassifierModel(net), {"dataset": dataset, "collate_fn": collate}, schedule, work_dir, seed, progress)
+
+
+def fit(
+    model: BaseModel,
+    loader: dict[str, Any],
+    schedule: Schedule,
+    work_dir: Path,
+    seed: int,
+    progress: Progress | None = None,
+    scope: str = "mmengine",
+) -> None:
+    """Train `model` in place.
+
+    Every epoch starts from its own seed, so that a run resumed at the last whole epoch equals one never interrupted.
+
+    Args:
+        model: Modified; on return it is on the CPU, in eval mode.
+        loader: mmengine's data loader dictionary without sampler and batch size.
+        schedule: Epochs, batch size and learning rate.
+        work_dir: Holds log and checkpoints; training goes on from the newest checkpoint in it.
+        seed: Of shuffling, augmentation and sampling; not of the weights, which come with `model`.
+        progress: Told of every iteration.
+        scope: mmengine's registry scope of the model and its data.
+
+    Raises:
+        RuntimeError: If the loss becomes NaN or infinite.
+    """
+    train_loader = {
+        "batch_size": schedule.batch_size,
+        "num_workers": schedule.num_workers,
+        "sampler": {"type": "DefaultSampler", "shuffle": True},
+        **loader,
+    }
+    runner = make_runner(
+        model,
+        work_dir,
+        seed,
+        scope,
+        train_dataloader=train_loader,
+        train_cfg={"by_epoch": True, "max_epochs": schedule.epochs},
+        optim_wrapper=_optim_wrapper(schedule),
+        param_scheduler=_param_scheduler(schedule),
+        custom_hooks=[_EpochSeed(seed), _Watch(progress)],
+        resume=(work_dir / "last_checkpoint").exists(),
+    )
+    with silent():
+        runner.train()
+    model.cpu().eval()
+
+
+def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "mmengine", **settings: Any) -> Runner:
+    """Return a Runner that logs below `work_dir` and says nothing on the terminal."""
+    name = str(work_dir.resolve())
+    # Two checkpoints: one is deleted before the next is written, and a kill in between must leave one.
+    checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
+    with silent():  # the Runner's logger keeps the stream it is born with: born silent, it writes to its file only
+        return Runner(
+            model=model,
+            work_dir=str(work_dir),
+            experiment_name=name,
+            randomness={"seed": seed},
+            default_hooks={"checkpoint": checkpoint, "logger": {"type": "LoggerHook", "interval": 10}},
+            default_scope=scope,
+            **settings,
+        )
+
+
+def silent() -> contextlib.AbstractContextManager[Any]:
+    """Keep libraries that print off the terminal."""
+    return contextlib.redirect_stdout(_Nowhere())
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def collate(batch: Sequence[tuple[Tensor, int]]) -> dict[str, Any]:
+    """Return {"inputs": images, "data_samples": labels (N,)} as `ClassifierModel` takes them."""
+    images, labels = zip(*batch, strict=True)
+    return {"inputs": list(images), "data_samples": torch.tensor(labels)}
+
+
+class _EpochSeed(Hook):
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        set_random_seed(self.seed * 100_003 + runner.epoch)
+
+
+class _Watch(Hook):
+    """Reports progress; stops a training whose loss is no longer a number."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
+    ) -> None:
+        loss = (outputs or {})["loss"].item()
+        if not math.isfinite(loss):
+            where = f"epoch {runner.epoch + 1}, iteration {batch_idx + 1}"
+            raise RuntimeError(f"{runner.work_dir}: the loss is {loss} at {where}; lower the learning rate")
+        if self.progress:
+            self.progress(runner.iter + 1, runner.max_iters)
+
+
+def _optim_wrapper(schedule: Schedule) -> dict[str, Any]:
+    optimizer = {"type": schedule.optimizer, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
+    if schedule.optimizer == "SGD":
+        optimizer["momentum"] = schedule.momentum
+    clip = {"max_norm": schedule.max_grad_norm} if schedule.max_grad_norm else None
+    return {"type": "OptimWrapper", "optimizer": optimizer, "clip_grad": clip}
+
+
+def _param_scheduler(schedule: Schedule) -> list[dict[str, Any]]:
+    warmup = {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": schedule.warmup_iters}
+    if schedule.milestones:
+        epochs = [max(1, round(share * schedule.epochs)) for share in schedule.milestones]
+        return [warmup, {"type": "MultiStepLR", "milestones": epochs, "gamma": 0.1}]
+    cosine = {"type": "CosineAnnealingLR", "T_max": schedule.epochs, "eta_min": 0.0, "convert_to_iter_based": True}
+    return [warmup, cosine]

@@ -1,0 +1,43 @@
+"""Modules to ONNX files to engines, and what they cost in time: deploy knows clocks.
+
+Knows nothing of pruning, images or boxes. Importing it loads neither torch nor a TensorRT.
+"""
+
+from deploy.engine import EngineInfo, engine_from_onnx, load_engine, read_engine_info
+from deploy.export import onnx_from_module
+from deploy.graph import Arrays, TensorSpec, random_inputs
+from deploy.latency import Latency, Measurement, Speedup, measure
+from deploy.record import (
+    Record,
+    load_record,
+    record_from_measurement,
+    rows_from_record,
+    save_record,
+    table_from_record,
+)
+from deploy.runtime import EngineRunner, ModuleRunner, OnnxRunner, Runner
+
+__all__ = [
+    "Arrays",
+    "EngineInfo",
+    "EngineRunner",
+    "Latency",
+    "Measurement",
+    "ModuleRunner",
+    "OnnxRunner",
+    "Record",
+    "Runner",
+    "Speedup",
+    "TensorSpec",
+    "engine_from_onnx",
+    "load_engine",
+    "load_record",
+    "measure",
+    "onnx_from_module",
+    "random_inputs",
+    "read_engine_info",
+    "record_from_measurement",
+    "rows_from_record",
+    "save_record",
+    "table_from_record",
+]

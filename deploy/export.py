@@ -1,0 +1,164 @@
+"""Modules to ONNX files that hold standard operators only and give what the module gives.
+
+Precision is the module's own; engines are built in engine.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.files import written_atomically
+from deploy.graph import Arrays, foreign_operators
+from deploy.runtime import ModuleRunner, OnnxRunner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor, nn
+
+__all__ = ["onnx_from_module"]
+
+# protobuf's own limit for one message
+MAX_FILE_BYTES = 2 * 1024**3
+
+
+def onnx_from_module(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    path: str | Path,
+    output_names: Sequence[str],
+    *,
+    tolerance: float = 1e-4,
+    opset: int = 18,
+) -> dict[str, float]:
+    """Write the module as one ONNX file and return the largest difference of each output from the module's.
+
+    Args:
+        module: Gives a tensor or a sequence of tensors. Exported in eval mode; left in the mode it was in.
+        inputs: Example tensors by input name, in the order of the module's arguments. Their shapes become the
+            file's only shapes, and the file is checked on their values: random ones, not zeros. A detector that
+            finds nothing in them gives empty outputs, which check nothing.
+        path: Where the file goes; nothing is left there when anything fails.
+        output_names: One name for each tensor the module gives.
+        tolerance: Largest difference allowed, in units of max(1, largest absolute value of that output), so
+            that pixels and probabilities share it. Integer and boolean outputs must be equal.
+        opset: ONNX operator set. torch's exporter writes 18 itself and converts to any other.
+
+    Raises:
+        ValueError: If names and tensors do not pair, or the weights do not fit in one file.
+        RuntimeError: If the module cannot be exported, needs an operator outside the ONNX standard, or an
+            output of ONNX Runtime differs from the module's.
+    """
+    _check_size(module)
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in inputs.items()}
+    with _evaluating(module):
+        device = next(iter(inputs.values())).device
+        expected = ModuleRunner(module, output_names, device=str(device)).run(arrays)
+        model = _exported(module, inputs, output_names, opset)
+    if foreign := foreign_operators(model):
+        raise RuntimeError(
+            f"{path}: operators outside the ONNX standard, got {', '.join(foreign)}; write them with plain tensors"
+        )
+    with written_atomically(path) as beside:
+        beside.write_bytes(model.SerializeToString())
+        return _checked_differences(path, expected, OnnxRunner(beside).run(arrays), tolerance)
+
+
+def _check_size(module: nn.Module) -> None:
+    num_bytes = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+    if num_bytes >= MAX_FILE_BYTES:
+        raise ValueError(
+            f"{type(module).__name__}: too large for one ONNX file, got {num_bytes / 1024**3:.1f} GiB of weights; "
+            f"expected under 2 GiB, export in half precision"
+        )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Hold the module in eval mode; each submodule's own mode comes back, as train() would not bring it back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _exported(module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], opset: int) -> ModelProto:
+    import torch
+
+    with _silence(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=list(output_names),
+                opset_version=opset,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"{type(module).__name__}: cannot be written as ONNX, got {reason}; "
+                f"expected a forward of tensors with fixed shapes"
+            ) from error
+    assert program is not None, "torch.onnx.export with dynamo=True returns a program"
+    return _without_metadata(program.model_proto)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's remarks on its own operators from users, who can do nothing about them."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _without_metadata(model: ModelProto) -> ModelProto:
+    """Drop the stack traces torch writes on every node: they hold paths of this machine."""
+    graph = model.graph
+    for part in [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
+
+
+def _checked_differences(path: str | Path, expected: Arrays, actual: Arrays, tolerance: float) -> dict[str, float]:
+    differences = {name: _largest_difference(actual[name], expected[name]) for name in expected}
+    for name, difference in differences.items():
+        is_exact = not np.issubdtype(expected[name].dtype, np.floating)
+        limit = 0.0 if is_exact else tolerance * max(1.0, _largest(expected[name]))
+        if not difference <= limit:  # written so that NaN fails
+            raise RuntimeError(
+                f"{path}: output {name!r} of ONNX Runtime differs from the module's, got {difference:.3g}; "
+                f"expected at most {limit:.3g}, raise `tolerance` only if the difference is harmless"
+            )
+    return differences
+
+
+def _largest(array: npt.NDArray[np.generic]) -> float:
+    """Return the largest finite absolute value, 0 if there is none."""
+    return float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))
+
+
+def _largest_difference(actual: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> float:
+    is_equal = actual == expected  # infinities of one sign are equal, yet their difference is NaN
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(np.subtract(actual, expected, dtype=np.float64))
+    return float(np.max(np.where(is_equal, 0.0, difference), initial=0.0))

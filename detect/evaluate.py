@@ -1,0 +1,118 @@
+"""COCO box AP by pycocotools, for mmdet's own predictions and for those of a deployed graph alike."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from classify.checkpoint import ModelCard
+from classify.train import make_runner, silent
+from detect.data import CocoSet, read_annotations
+from detect.train import coco_loader
+
+__all__ = ["Detections", "Graph", "coco_map", "coco_rows", "detections_by_graph", "evaluate_detector", "fit_image"]
+
+Graph = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+"""A fixed-shape detector: {"image", "image_hw"} -> {"boxes_xyxy", "scores", "labels"}."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, in its own pixels, highest score first."""
+
+    image_id: int
+    boxes_xyxy: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, float]:
+    """Return {"map", "map50", "map75"}, each in [0, 1], over every image of the annotation file.
+
+    Args:
+        annotations: COCO ground truth.
+        results: COCO result rows (image_id, category_id, bbox as x, y, w, h, score); images without rows count too.
+    """
+    names = ("map", "map50", "map75")
+    if not results:
+        return dict.fromkeys(names, 0.0)
+    with silent():  # pycocotools prints its tables
+        truth = COCO(str(annotations))
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(names, evaluation.stats[:3], strict=True)}
+
+
+def evaluate_detector(detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path) -> dict[str, float]:
+    """Return `coco_map` of mmdet's own predictions through mmengine's Runner."""
+    prefix = work_dir / "predictions"
+    metric = {
+        "type": "CocoMetric",
+        "ann_file": str(coco.annotations),
+        "format_only": True,  # it would round to three digits; the rows it writes are scored here
+        "outfile_prefix": str(prefix),
+    }
+    runner = make_runner(
+        detector,
+        work_dir,
+        scope="mmdet",
+        test_dataloader=coco_loader(card, coco),
+        test_cfg={},
+        test_evaluator=[metric],
+    )
+    with silent():
+        runner.test()
+    detector.cpu().eval()
+    return coco_map(coco.annotations, json.loads(Path(f"{prefix}.bbox.json").read_text()))
+
+
+def detections_by_graph(graph: Graph, coco: CocoSet, size_hw: tuple[int, int]) -> Iterator[Detections]:
+    """Run a deployed graph over a whole set, image by image, with the preprocessing of mmdet's test pipeline."""
+    for row in read_annotations(coco.annotations)["images"]:
+        image_HW3 = mmcv.imread(str(coco.images / row["file_name"]), channel_order="rgb")
+        inputs, scale_xyxy = fit_image(image_HW3, size_hw)
+        outputs = {name: value[0] for name, value in graph(inputs).items()}
+        found = outputs["labels"] >= 0
+        boxes = (outputs["boxes_xyxy"][found] / scale_xyxy).astype(np.float32)
+        yield Detections(row["id"], boxes, outputs["scores"][found], outputs["labels"][found])
+
+
+def fit_image(
+    image_HW3: NDArray[np.uint8], size_hw: tuple[int, int]
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """Scale an RGB image into a fixed shape, ratio kept, padded right and below.
+
+    Returns:
+        The graph's inputs (batch 1: `image` float32 RGB 0..255, `image_hw` the part that is image), and the factors
+        by which x0, y0, x1, y1 grew.
+    """
+    height, width = size_hw
+    scaled = mmcv.imrescale(image_HW3, (width, height))
+    h, w = scaled.shape[:2]
+    image = np.zeros((1, 3, height, width), np.float32)
+    image[0, :, :h, :w] = scaled.transpose(2, 0, 1)
+    grew_x, grew_y = w / image_HW3.shape[1], h / image_HW3.shape[0]
+    inputs = {"image": image, "image_hw": np.array([[h, w]], np.float32)}
+    return inputs, np.array([grew_x, grew_y, grew_x, grew_y], np.float32)
+
+
+def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str, Any]]:
+    """Return COCO result rows; `category_ids[label]` is the category of a label."""
+    rows = []
+    for (x0, y0, x1, y1), score, label in zip(
+        detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+    ):
+        bbox = [x0, y0, x1 - x0, y1 - y0]
+        row = {"image_id": detections.image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
+        rows.append(row)
+    return rows

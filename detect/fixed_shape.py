@@ -1,0 +1,283 @@
+"""A trained two-stage detector as a module of plain tensors with fixed shapes: batched, exportable, no plugin.
+
+Boxes are moved and suppressed in `fixed_boxes`, RoI features are read in `fixed_roi`; here mmdet's Faster R-CNN is put
+together again from its trained networks, so that this module and mmdet's `predict` find the same boxes.
+
+Shape letters: N images, L levels, A anchors of a level, P candidates of a level, R proposals, C classes (background
+left out), X candidate detections, K detections, H and W the input; 4 is x1, y1, x2, y2 in pixels, or four box deltas.
+"""
+
+import copy
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detect.fixed_boxes import BoxDecoder, keep_best, spread_by_group, take
+from detect.fixed_roi import CanvasRoIAlign
+
+if TYPE_CHECKING:
+    from mmdet.models import TwoStageDetector
+
+__all__ = ["FixedShapeDetector"]
+
+TOPK_LIMIT = 3840  # of TensorRT's TopK
+
+CARRIED = {
+    "neck": ("FPN",),
+    "rpn_head": ("RPNHead",),
+    "rpn_head.bbox_coder": ("DeltaXYWHBBoxCoder",),
+    "rpn_head.prior_generator": ("AnchorGenerator",),
+    "roi_head": ("StandardRoIHead",),
+    "roi_head.bbox_roi_extractor": ("SingleRoIExtractor",),
+    "roi_head.bbox_roi_extractor.roi_layers.0": ("RoIAlign",),
+    "roi_head.bbox_head": ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead"),
+    "roi_head.bbox_head.bbox_coder": ("DeltaXYWHBBoxCoder",),
+}
+"""Classes whose prediction is written again here; a subclass may predict otherwise, so names must match exactly."""
+
+
+class FixedShapeDetector(nn.Module):
+    """mmdet's Faster R-CNN as one graph of standard operators with fixed shapes.
+
+    The detector given is not changed: its networks are copied, to the CPU and in eval mode. What follows them is
+    computed as mmdet does it, from the detector's own test settings. RoIAlign with `sampling_ratio=0` (mmdet's default,
+    adaptive) has no fixed shape: 2 is used in its place, which is not quite the same.
+
+    Args:
+        detector: A Faster R-CNN of the parts in `CARRIED`, with any backbone.
+        size_hw: Height and width of the input in pixels, both multiples of the detector's padding.
+        max_candidates: How many (proposal, class) pairs enter the last suppression. mmdet takes all above the score
+            threshold; leaving out the worst changes nothing as long as `max_per_img` of the others survive.
+        nms_rounds: Rounds of suppression, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17
+            for its proposals, 10 as a rule; an untrained one, whose scores are smooth, can need 60.
+        debug: Adds the output `nms_converged`, bool (N,): False where `nms_rounds` were too few.
+        dtype: Precision of backbone, neck and heads; boxes and scores are float32 in any case.
+
+    Raises:
+        ValueError: If the detector has a part or a setting that is not carried, or a number does not fit.
+    """
+
+    input_names = ("image", "image_hw")
+    mean: Tensor
+    std: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(
+        self,
+        detector: "TwoStageDetector",
+        size_hw: tuple[int, int],
+        *,
+        max_candidates: int = 1000,
+        nms_rounds: int = 24,
+        debug: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        _check_parts(detector)
+        _check_settings(detector)
+        _check_numbers(detector, size_hw, nms_rounds)
+        detector = copy.deepcopy(detector).cpu()
+        self.size_hw, self.debug, self.dtype = tuple(size_hw), debug, dtype
+        self.output_names = ("boxes_xyxy", "scores", "labels", "nms_converged")[: 4 if debug else 3]
+        self._copy_preprocessing(detector.data_preprocessor)
+        self.backbone, self.neck = detector.backbone.to(dtype), detector.neck.to(dtype)
+        self.proposals = _Proposals(detector.rpn_head.to(dtype), size_hw, nms_rounds)
+        num_proposals = self.proposals.num_proposals
+        self.detections = _Detections(detector.roi_head.to(dtype), size_hw, num_proposals, max_candidates, nms_rounds)
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor, image_hw: Tensor) -> tuple[Tensor, ...]:
+        """Return the detections of each image, best first.
+
+        Args:
+            image: RGB, values 0 to 255, float32 (N, 3, H, W); what lies outside `image_hw` is ignored.
+            image_hw: Height and width of the picture inside its padding, float32 (N, 2); boxes are clipped to it.
+
+        Returns:
+            boxes_xyxy (N, K, 4) in pixels of the input, scores (N, K) and labels (N, K) int64, K being the detector's
+            `max_per_img`, or less where there can never be as many; unused places hold score 0 and label -1. With
+            `debug`, nms_converged (N,) follows.
+        """
+        features = self.neck(self.backbone(self._normalised(image, image_hw).to(self.dtype)))
+        boxes_NR4, valid_NR, rpn_converged_N = self.proposals(features, image_hw)
+        *found, converged_N = self.detections(features, boxes_NR4, valid_NR, image_hw)
+        return (*found, rpn_converged_N & converged_N) if self.debug else tuple(found)
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[Tensor, Tensor]:
+        """Return random images without padding, as `forward` takes them."""
+        image = torch.rand(batch_size, 3, *self.size_hw) * 255
+        return image, torch.tensor([self.size_hw] * batch_size, dtype=torch.float32)
+
+    def _copy_preprocessing(self, preprocessor: Any) -> None:
+        self.pad_value = float(preprocessor.pad_value)
+        # mmdet loads BGR: a preprocessor that swaps channels feeds the network RGB, which we are given
+        self.flips_channels = not preprocessor._channel_conversion
+        normalises = preprocessor._enable_normalize
+        self.register_buffer("mean", preprocessor.mean if normalises else torch.zeros(3, 1, 1), persistent=False)
+        self.register_buffer("std", preprocessor.std if normalises else torch.ones(3, 1, 1), persistent=False)
+        self.register_buffer("rows", torch.arange(self.size_hw[0])[:, None].float(), persistent=False)
+        self.register_buffer("columns", torch.arange(self.size_hw[1]).float(), persistent=False)
+
+    def _normalised(self, image: Tensor, image_hw: Tensor) -> Tensor:
+        height_N111, width_N111 = image_hw[:, :, None, None, None].unbind(1)
+        is_picture = (self.rows < height_N111) & (self.columns < width_N111)
+        image = image.flip(1) if self.flips_channels else image
+        return torch.where(is_picture, (image - self.mean) / self.std, self.pad_value)
+
+
+class _Proposals(nn.Module):
+    """RPNHead's prediction: the best boxes of each level, suppressed level by level, then the best of all levels."""
+
+    anchors: Tensor
+    level: Tensor
+
+    def __init__(self, rpn_head: Any, size_hw: tuple[int, int], nms_rounds: int) -> None:
+        super().__init__()
+        config, generator = rpn_head.test_cfg, rpn_head.prior_generator
+        self.head, self.decode, self.nms_rounds = rpn_head, BoxDecoder(rpn_head.bbox_coder), nms_rounds
+        self.iou_threshold, self.min_side = config.nms.iou_threshold, config.get("min_bbox_size", -1)
+        sizes_hw = _level_sizes([stride for stride, _ in generator.strides], size_hw)
+        anchors_LA4 = generator.grid_priors(sizes_hw, device="cpu")  # whose default is a CUDA device
+        self.num_anchors = [len(anchors_A4) for anchors_A4 in anchors_LA4]
+        most, limit = max(self.num_anchors), config.get("nms_pre", -1)
+        self.num_candidates = min(limit, most) if limit > 0 else most
+        self.num_proposals = min(config.max_per_img, len(sizes_hw) * self.num_candidates)
+        _require_topk("test_cfg.rpn.nms_pre", self.num_candidates)
+        _require_topk("test_cfg.rpn.max_per_img", self.num_proposals)
+        level = torch.arange(len(sizes_hw)).repeat_interleave(self.num_candidates)
+        self.register_buffer("anchors", torch.cat(anchors_LA4), persistent=False)
+        self.register_buffer("level", level, persistent=False)
+
+    def forward(self, features: Sequence[Tensor], image_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes (N, R, 4), valid (N, R) and converged (N,)."""
+        levels = zip(*self.head(features), self.anchors.split(self.num_anchors), self.num_anchors, strict=True)
+        best = zip(*(self._best(*level) for level in levels), strict=True)
+        scores, deltas, anchors = (torch.cat(levels, dim=1) for levels in best)
+        boxes = self.decode(anchors, deltas, image_hw)
+        valid = (scores >= 0) & ((boxes[..., 2:] - boxes[..., :2]).amin(-1) > self.min_side)
+        apart = spread_by_group(boxes, self.level, valid)
+        by_level = (1, (-1, self.num_candidates))
+        keep_NLP, converged_NL = keep_best(
+            apart.unflatten(*by_level), valid.unflatten(*by_level), self.iou_threshold, self.nms_rounds
+        )
+        scores_NR, index_NR = torch.where(keep_NLP.flatten(1), scores, -1.0).topk(self.num_proposals)
+        return take(boxes, index_NR), scores_NR >= 0, converged_NL.all(-1)
+
+    def _best(
+        self, logits_NAhw: Tensor, deltas_N4Ahw: Tensor, anchors_A4: Tensor, num_anchors: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores, deltas and anchors of one level's P best, places it cannot fill having score -1."""
+        # sigmoid first, for scores that float32 cannot tell apart are a tie in mmdet too
+        scores_NA = logits_NAhw.permute(0, 2, 3, 1).flatten(1).float().sigmoid()
+        deltas_NA4 = deltas_N4Ahw.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)).float()
+        num_best = min(self.num_candidates, num_anchors)
+        scores_NP, index_NP = scores_NA.topk(num_best)
+        empty = self.num_candidates - num_best
+        return (
+            functional.pad(scores_NP, (0, empty), value=-1.0),
+            functional.pad(take(deltas_NA4, index_NP), (0, 0, 0, empty)),
+            functional.pad(functional.embedding(index_NP, anchors_A4), (0, 0, 0, empty)),
+        )
+
+
+class _Detections(nn.Module):
+    """StandardRoIHead's prediction: every proposal classified and moved, then suppressed class by class."""
+
+    def __init__(
+        self, roi_head: Any, size_hw: tuple[int, int], num_proposals: int, max_candidates: int, nms_rounds: int
+    ) -> None:
+        super().__init__()
+        config, extractor = roi_head.test_cfg, roi_head.bbox_roi_extractor
+        self.head, self.nms_rounds = roi_head.bbox_head, nms_rounds
+        self.decode = BoxDecoder(self.head.bbox_coder)
+        self.score_threshold, self.iou_threshold = max(config.score_thr, 0.0), config.nms.iou_threshold
+        _require_topk("test_cfg.rcnn.max_per_img", config.max_per_img)
+        _require_topk("max_candidates", max_candidates)
+        self.num_proposals, self.num_classes = num_proposals, self.head.num_classes
+        self.num_candidates = min(max_candidates, num_proposals * self.num_classes)
+        self.num_detections = min(config.max_per_img, self.num_candidates)
+        strides, layer = extractor.featmap_strides, extractor.roi_layers[0]
+        self.roi_align = CanvasRoIAlign(
+            strides,
+            _level_sizes(strides, size_hw),
+            output_size=layer.output_size[0],
+            sampling_ratio=layer.sampling_ratio or 2,
+            finest_scale=extractor.finest_scale,
+        )
+
+    def forward(
+        self, features: Sequence[Tensor], proposals_NR4: Tensor, valid_NR: Tensor, image_hw: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return boxes (N, K, 4), scores (N, K), labels (N, K) and converged (N,)."""
+        logits, deltas = self.head(self.roi_align(features, proposals_NR4))
+        scores_NRC = logits.float().softmax(-1)[:, :-1].unflatten(0, (-1, self.num_proposals))
+        is_likely = (scores_NRC > self.score_threshold) & valid_NR[..., None]
+        scores_NX, pair_NX = torch.where(is_likely, scores_NRC, 0.0).flatten(1).topk(self.num_candidates)
+        # ONNX files get floats for an integer division; half a step keeps inexact hardware off the whole numbers
+        proposal_NX = ((pair_NX + 0.5) / self.num_classes).long()
+        label_NX = pair_NX - proposal_NX * self.num_classes
+        agnostic = self.head.reg_class_agnostic
+        deltas_per_image = deltas.float().reshape(-1, self.num_proposals * (1 if agnostic else self.num_classes), 4)
+        deltas_NX4 = take(deltas_per_image, proposal_NX if agnostic else pair_NX)
+        boxes_NX4 = self.decode(take(proposals_NR4, proposal_NX), deltas_NX4, image_hw)
+        valid_NX = scores_NX > 0
+        apart_NX4 = spread_by_group(boxes_NX4, label_NX, valid_NX)
+        keep_NX, converged_N = keep_best(apart_NX4, valid_NX, self.iou_threshold, self.nms_rounds)
+        scores_NK, index_NK = torch.where(keep_NX, scores_NX, 0.0).topk(self.num_detections)
+        found_NK = scores_NK > 0
+        boxes_NK4 = take(boxes_NX4, index_NK) * found_NK[..., None]
+        return boxes_NK4, scores_NK, torch.where(found_NK, label_NX.gather(1, index_NK), -1), converged_N
+
+
+def _level_sizes(strides: Sequence[int], size_hw: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(-(-size_hw[0] // stride), -(-size_hw[1] // stride)) for stride in strides]
+
+
+def _check_parts(detector: Any) -> None:
+    for path, names in CARRIED.items():
+        try:
+            found = type(attrgetter(path)(detector)).__name__
+        except AttributeError:
+            found = "none"
+        _require(found in names, path, "this part is not carried", found, " or ".join(names))
+    roi_head = detector.roi_head
+    _require(not roi_head.with_mask, "roi_head", "masks are not carried", "a mask head", "boxes only")
+    _require(not roi_head.with_shared_head, "roi_head", "not carried", "a shared head", "none")
+
+
+def _check_settings(detector: Any) -> None:
+    rpn_head, roi_head = detector.rpn_head, detector.roi_head
+    bbox_head, layer = roi_head.bbox_head, roi_head.bbox_roi_extractor.roi_layers[0]
+    sigmoid, softmax = rpn_head.use_sigmoid_cls, not bbox_head.custom_cls_channels
+    _require(sigmoid, "rpn_head.loss_cls", "scores are not sigmoids", "use_sigmoid=False", "use_sigmoid=True")
+    _require(softmax, "bbox_head.loss_cls", "not carried", type(bbox_head.loss_cls).__name__, "a plain softmax")
+    _require(bbox_head.with_cls and bbox_head.with_reg, "bbox_head", "a branch is missing", "one", "with_cls, with_reg")
+    plain = layer.aligned and layer.pool_mode == "avg" and len(set(layer.output_size)) == 1
+    _require(plain, "roi_layer", "not carried", layer, "aligned=True, pool_mode='avg', a square output")
+    for name, part in (("rpn", rpn_head), ("rcnn", roi_head)):
+        nms = dict(part.test_cfg.nms)
+        plain = nms.get("type", "nms") == "nms" and nms.keys() <= {"type", "iou_threshold", "split_thr"}
+        _require(plain, f"test_cfg.{name}.nms", "not carried", nms, "type='nms' with an iou_threshold alone")
+    for coder in (rpn_head.bbox_coder, bbox_head.bbox_coder):
+        _require(not coder.add_ctr_clamp, "bbox_coder", "not carried", "add_ctr_clamp=True", "add_ctr_clamp=False")
+
+
+def _check_numbers(detector: Any, size_hw: tuple[int, int], nms_rounds: int) -> None:
+    _require(nms_rounds >= 1, "nms_rounds", "nothing would be suppressed", nms_rounds, "1 or more")
+    step = max(detector.data_preprocessor.pad_size_divisor, *detector.roi_head.bbox_roi_extractor.featmap_strides)
+    fits = all(side > 0 and side % step == 0 for side in size_hw)
+    _require(fits, "size_hw", "does not fit the feature levels", size_hw, f"multiples of {step}")
+
+
+def _require_topk(subject: str, count: int) -> None:
+    _require(1 <= count <= TOPK_LIMIT, subject, "TopK cannot return as many", count, f"1 to {TOPK_LIMIT}")
+
+
+def _require(holds: bool, subject: str, problem: str, got: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{subject}: {problem}, got {got}; expected {expected}")

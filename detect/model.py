@@ -1,0 +1,160 @@
+"""Faster R-CNN around our backbones: mmdet's stock config with few lines changed, and its model files."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mmdet
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from classify.backbones import Architecture, build_trunk, stage_shapes
+from classify.checkpoint import ModelCard, load_weights, read_card, read_weights, save_model
+from classify.train import silent
+
+__all__ = [
+    "DetectorSettings",
+    "build_detector",
+    "detector_config",
+    "load_detector",
+    "mmdet_config",
+    "new_detector",
+    "save_detector",
+    "transfer",
+]
+
+_STOCK = Path(mmdet.__file__).parent / ".mim/configs/_base_/models/faster-rcnn_r50_fpn.py"
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """What a Faster R-CNN is made of besides its backbone; the defaults are mmdet's."""
+
+    image_size_hw: tuple[int, int] = (800, 1344)
+    """Images are scaled to fit; each side a multiple of 32."""
+    fpn_channels: int = 256
+    head_channels: int = 1024
+    """Width of the two fully connected layers of the RoI head."""
+    num_proposals: int = 1000
+    roi_samples: int = 512
+    """RoIs per image that the head trains on."""
+    anchor_scale: int = 8
+    """Side of the anchors in strides: 8 gives 32 px on the finest level."""
+    norm_eval: bool = False
+    """Keep BatchNorm's statistics fixed while training; for batches too small to estimate them."""
+
+    def __post_init__(self) -> None:
+        """Refuse a shape the feature pyramid cannot halve five times."""
+        if any(side < 32 or side % 32 for side in self.image_size_hw):
+            raise ValueError(f"image_size_hw: got {self.image_size_hw}; expected multiples of 32")
+
+
+def detector_config(backbone: Architecture, num_classes: int, settings: DetectorSettings) -> dict[str, Any]:
+    """Return mmdet's model config; the neck's inputs are asked of the backbone, never written."""
+    model: dict[str, Any] = Config.fromfile(_STOCK).model.to_dict()
+    shapes = stage_shapes(build_trunk(backbone))
+    model["backbone"] = {
+        "type": "TrunkBackbone",
+        "name": backbone.name,
+        "base_channels": backbone.base_channels,
+        "widths": {name: list(width) for name, width in backbone.widths.items()},
+        "norm_eval": settings.norm_eval,
+    }
+    model["neck"].update(in_channels=[c for c, _ in shapes], out_channels=settings.fpn_channels)
+    model["rpn_head"].update(in_channels=settings.fpn_channels, feat_channels=settings.fpn_channels)
+    model["rpn_head"]["anchor_generator"]["scales"] = [settings.anchor_scale]
+    extractor = model["roi_head"]["bbox_roi_extractor"]
+    extractor["out_channels"] = settings.fpn_channels
+    extractor["roi_layer"].update(sampling_ratio=2, use_torchvision=True)
+    head = {"in_channels": settings.fpn_channels, "fc_out_channels": settings.head_channels, "num_classes": num_classes}
+    model["roi_head"]["bbox_head"].update(head)
+    model["train_cfg"]["rpn_proposal"].update(nms_pre=2 * settings.num_proposals, max_per_img=settings.num_proposals)
+    model["train_cfg"]["rcnn"]["sampler"]["num"] = settings.roi_samples
+    model["test_cfg"]["rpn"].update(nms_pre=settings.num_proposals, max_per_img=settings.num_proposals)
+    return model
+
+
+def build_detector(config: Mapping[str, Any], seed: int | None = None) -> nn.Module:
+    """Return mmdet's detector for a model config, with random weights drawn from `seed`."""
+    register_all_modules(init_default_scope=False)
+    if seed is not None:
+        torch.manual_seed(seed)
+    with DefaultScope.overwrite_default_scope("mmdet"), silent():
+        detector: nn.Module = MODELS.build(ConfigDict(copy.deepcopy(dict(config))))
+        detector.init_weights()  # type: ignore[operator]  # now, or the Runner would do it over loaded weights
+    return detector
+
+
+def new_detector(
+    backbone: Architecture, classes: tuple[str, ...], settings: DetectorSettings, seed: int
+) -> tuple[nn.Module, ModelCard]:
+    """Return a Faster R-CNN with random weights and its card."""
+    config = detector_config(backbone, len(classes), settings)
+    preprocessing = {"image_size_hw": list(settings.image_size_hw), "settings": asdict(settings)}
+    card = ModelCard("detector", backbone.to_dict(), classes, preprocessing, config)
+    return build_detector(config, seed), card
+
+
+def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subject: str) -> None:
+    """Copy a classifier's weights into the detector's backbone, in place; its head is left behind.
+
+    Raises:
+        ValueError: If the classifier is of another architecture than the backbone.
+    """
+    backbone: Any = detector.backbone
+    heads = ("fc.", "classifier.")
+    weights = {name: w for name, w in classifier_weights.items() if not name.startswith(heads)}
+    load_weights(backbone.net, weights, subject)
+
+
+def save_detector(path: Path, detector: nn.Module, card: ModelCard) -> None:
+    """Write the model file, and beside it `<name>.py`, the config that mmdet's own tools open it with."""
+    save_model(path, detector, card)
+    mmdet_config(card).dump(path.with_suffix(".py"))
+
+
+def load_detector(path: Path) -> tuple[nn.Module, ModelCard]:
+    """Rebuild a detector from its file alone; it is in eval mode.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    card = read_card(path)
+    if card.kind != "detector" or card.detector is None:
+        raise ValueError(f"{path}: holds a {card.kind}; expected a detector")
+    detector = build_detector(card.detector)
+    load_weights(detector, read_weights(path), str(path))
+    return detector.eval(), card
+
+
+def mmdet_config(card: ModelCard) -> Config:
+    """Return the config with which `mmdet.apis.init_detector` opens the model file."""
+    height, width = card.preprocessing["image_size_hw"]
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": (width, height), "keep_ratio": True},
+        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
+    ]
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "custom_imports": {"imports": ["detect"], "allow_failed_imports": False},
+            "model": dict(card.detector or {}),
+            "metainfo": {"classes": list(card.classes)},
+            "test_dataloader": {"dataset": {"type": "CocoDataset", "pipeline": pipeline}},
+        }
+    )
+
+
+@CheckpointLoader.register_scheme(prefixes=r".*\.safetensors$", force=True)
+def load_from_model_file(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Let mmengine's `load_checkpoint`, hence every mmdet tool, read our model files."""
+    path = Path(filename)
+    return {"state_dict": read_weights(path), "meta": {"dataset_meta": {"classes": read_card(path).classes}}}

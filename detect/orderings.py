@@ -1,0 +1,28 @@
+"""The three orderings, each a short list of steps from an untrained classifier to a trained detector.
+
+Steps are names, run by the conductor; two orderings that begin alike share what they have in common.
+
+Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, transfer to detection (Prune-C, Prune-D,
+Scratch-E and Scratch-B).
+"""
+
+__all__ = ["ORDERINGS", "steps"]
+
+ORDERINGS: dict[str, tuple[str, ...]] = {
+    "dense": ("train_classifier", "transfer", "train_detector"),
+    "prune_transfer": ("train_classifier", "prune_classifier", "finetune_classifier", "transfer", "train_detector"),
+    "transfer_prune": ("train_classifier", "transfer", "train_detector", "prune_detector", "finetune_detector"),
+    "scratch_transfer": ("train_classifier", "prune_classifier", "scratch_classifier", "transfer", "train_detector"),
+}
+"""Ordering -> its steps. In `scratch_transfer` the pruning gives the architecture alone; its weights are drawn anew."""
+
+
+def steps(ordering: str) -> tuple[str, ...]:
+    """Return the steps of an ordering.
+
+    Raises:
+        ValueError: If there is no such ordering.
+    """
+    if ordering not in ORDERINGS:
+        raise ValueError(f"ordering: unknown, got {ordering!r}; expected one of {sorted(ORDERINGS)}")
+    return ORDERINGS[ordering]

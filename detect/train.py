@@ -1,0 +1,53 @@
+"""Detectors trained on a COCO-format set, through the same Runner as classifiers."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from classify.checkpoint import ModelCard
+from classify.train import Progress, Schedule, fit
+from detect.data import CocoSet
+
+__all__ = ["coco_loader", "train_detector"]
+
+
+def train_detector(
+    detector: nn.Module,
+    card: ModelCard,
+    coco: CocoSet,
+    schedule: Schedule,
+    work_dir: Path,
+    seed: int,
+    progress: Progress | None = None,
+) -> None:
+    """Train mmdet's detector in place, with random flips; goes on from `work_dir` if it was interrupted."""
+    loader = {"dataset": _dataset(card, coco, is_train=True)}
+    fit(detector, loader, schedule, work_dir, seed, progress, scope="mmdet")
+
+
+def coco_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:
+    """Return mmengine's data loader dictionary for a test run over every image, one at a time."""
+    sampler = {"type": "DefaultSampler", "shuffle": False}
+    return {"dataset": _dataset(card, coco, is_train=False), "batch_size": 1, "num_workers": 0, "sampler": sampler}
+
+
+def _dataset(card: ModelCard, coco: CocoSet, is_train: bool) -> dict[str, Any]:
+    height, width = card.preprocessing["image_size_hw"]
+    pipeline: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": (width, height), "keep_ratio": True},
+    ]
+    if is_train:
+        pipeline += [{"type": "RandomFlip", "prob": 0.5}]
+    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    return {
+        "type": "CocoDataset",
+        "ann_file": str(coco.annotations.resolve()),
+        "data_prefix": {"img": str(coco.images.resolve())},
+        "metainfo": {"classes": card.classes},
+        "filter_cfg": {"filter_empty_gt": True} if is_train else None,
+        "pipeline": [*pipeline, {"type": "PackDetInputs", "meta_keys": meta_keys}],
+        "test_mode": not is_train,
+    }

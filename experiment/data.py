@@ -1,0 +1,126 @@
+"""The data of an experiment: checked where it is given, generated as stages where it is not."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from classify.data import check_folder
+from classify.synthetic import write_shapes
+from detect.data import CocoSet, check_coco, fingerprint, write_crops
+from detect.synthetic import write_scenes
+from experiment.config import CocoData, ExperimentConfig, FolderData, ScenesData, ShapesData
+from experiment.stages import Figures, Stage, StageStore
+
+__all__ = ["Data", "check_data", "plan_data"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the data is, or will be once `stages` are done."""
+
+    images: Path
+    """Image folder the classifier learns from."""
+    train: CocoSet
+    val: CocoSet
+    fingerprint: str
+    """Hash of all of it."""
+    stages: tuple[Stage, ...]
+
+
+def check_data(config: ExperimentConfig) -> None:
+    """Check the data that is given, before any work.
+
+    Raises:
+        FileNotFoundError: If a folder, annotation file or image is missing.
+        ValueError: If something in it is wrong, or training and validation classes differ.
+    """
+    boxes, images = config.detection.data, config.classification.data
+    if isinstance(boxes, CocoData):
+        if not boxes.root.is_dir():
+            raise FileNotFoundError(f"{boxes.root}: no such folder; set detection.data.root to a COCO-format folder")
+        train, val = _coco_sets(boxes)
+        classes = {coco.annotations: check_coco(coco) for coco in (train, val)}
+        if classes[train.annotations] != classes[val.annotations]:
+            raise ValueError(
+                f"{val.annotations}: categories differ from {train.annotations}; expected the same, in order"
+            )
+    if isinstance(images, FolderData):
+        check_folder(images.root)
+
+
+def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
+    """Lay out the data; nothing is written."""
+    boxes, images = config.detection.data, config.classification.data
+    stages: list[Stage] = []
+    if isinstance(boxes, CocoData):
+        train, val = _coco_sets(boxes)
+        boxes_print = fingerprint(train) + fingerprint(val)
+    else:
+        stages.append(_scenes(boxes, config.detection.model.image_size_hw))
+        train, val = (_scene_set(store.folder(stages[0]), split) for split in ("train", "val"))
+        boxes_print = stages[0].hash
+    if isinstance(images, FolderData):
+        images_root, images_print = images.root, _folder_fingerprint(images.root)
+    else:
+        if isinstance(images, ShapesData):
+            made = _shapes(images, config)
+        else:
+            made = _crops(train, val, boxes_print, tuple(stages))
+        images_root, images_print = store.folder(made), made.hash
+        stages.append(made)
+    both = hashlib.sha256(json.dumps([boxes_print, images_print]).encode()).hexdigest()[:16]
+    return Data(images_root, train, val, both, tuple(stages))
+
+
+def _coco_sets(data: CocoData) -> tuple[CocoSet, CocoSet]:
+    return (
+        CocoSet(data.root / data.train_annotations, data.root / data.train_images),
+        CocoSet(data.root / data.val_annotations, data.root / data.val_images),
+    )
+
+
+def _scene_set(folder: Path, split: str) -> CocoSet:
+    return CocoSet(folder / split / "instances.json", folder / split / "images")
+
+
+def _scenes(data: ScenesData, size_hw: tuple[int, int]) -> Stage:
+    def work(folder: Path, progress: object) -> Figures:
+        write_scenes(folder / "train", data.num_train, size_hw, data.seed)
+        write_scenes(folder / "val", data.num_val, size_hw, data.seed + 1)
+        return {"num_train": data.num_train, "num_val": data.num_val}
+
+    return Stage("scenes", {**data.model_dump(), "size_hw": list(size_hw)}, (), work)
+
+
+def _shapes(data: ShapesData, config: ExperimentConfig) -> Stage:
+    size = config.classification.image_size
+
+    def work(folder: Path, progress: object) -> Figures:
+        write_shapes(folder, data.num_train, data.num_val, size, data.seed)
+        return {"num_train": data.num_train, "num_val": data.num_val}
+
+    return Stage("shapes", {**data.model_dump(), "image_size": size}, (), work)
+
+
+def _crops(train: CocoSet, val: CocoSet, boxes_print: str, inputs: tuple[Stage, ...]) -> Stage:
+    def work(folder: Path, progress: object) -> Figures:
+        splits = {"train": train, "val": val}
+        return {f"num_{split}": write_crops(coco, folder / split) for split, coco in splits.items()}
+
+    return Stage("crops", {"boxes": boxes_print}, inputs, work)
+
+
+def _folder_fingerprint(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _files(root):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders.sort()
+        yield from (Path(folder, name) for name in sorted(names))

@@ -1,0 +1,176 @@
+"""The report's two figures as inline SVG. They know figures and labels, not where these come from."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from dataclasses import dataclass
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+__all__ = ["FIGURES", "Point", "accuracy_plot", "speedup_plot"]
+
+FIGURES = ("map", "latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction")
+
+# Drawn in this colour, then named `currentColor`: the page's text colour, light or dark.
+INK = "#010203"
+# Okabe and Ito's colours, told apart by colour-blind readers; the shape says the same once more.
+STYLE = {
+    "dense": (INK, "D"),
+    "prune_transfer": ("#0080c8", "o"),
+    "transfer_prune": ("#d55e00", "s"),
+    "scratch_transfer": ("#009e73", "^"),
+}
+# Where a label may stand around its marker: sideways first, which reads best.
+DIRECTIONS = [(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One detector as the plots need it; a figure that was not measured is NaN, a missing spread 0."""
+
+    label: str
+    ordering: str
+    map: float
+    map_spread: float
+    latency_ms: float
+    latency_p90_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    mac_reduction: float
+
+
+def accuracy_plot(points: list[Point]) -> Markup:
+    """Return mAP against latency as SVG, empty where no point has both.
+
+    Whiskers reach from the median to the 90th percentile, and one standard deviation over seeds up and down.
+    """
+    shown = [point for point in points if math.isfinite(point.map + point.latency_ms)]
+    if not shown:
+        return Markup("")
+    figure, axes = _figure(height_inches=3.4 + 0.2 * len(shown))
+    for point in shown:
+        colour, marker = STYLE[point.ordering]
+        tail = [[0.0], [_length(point.latency_ms, point.latency_p90_ms)]]
+        axes.errorbar(point.latency_ms, point.map, point.map_spread, tail, marker, color=colour, markersize=8)
+    axes.margins(0.25, 0.2)
+    axes.set_xlabel("median latency (ms), whisker to the 90th percentile")
+    axes.set_ylabel("mAP (mean over IoU 0.50 to 0.95)")
+    axes.grid(color=INK, alpha=0.12)
+    # Labels are placed in pixels, so the layout is fixed first.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    taken = [_covered(axes, point) for point in shown]
+    for point in sorted(shown, key=lambda point: -point.map):
+        taken.append(_place_label(axes, point, taken))
+    return _svg(figure)
+
+
+def speedup_plot(points: list[Point]) -> Markup:
+    """Return measured speedup and MAC reduction of each slim detector as SVG, empty where none has both."""
+    slim = [point for point in points if point.ordering != "dense"]
+    shown = [point for point in slim if math.isfinite(point.speedup + point.mac_reduction)]
+    if not shown:
+        return Markup("")
+    figure, axes = _figure(height_inches=1.2 + 0.55 * len(shown))
+    for y, point in enumerate(shown):
+        _draw_pair(axes, y, point)
+    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.margins(x=0.15)
+    axes.set_ylim(len(shown) - 0.5, -0.7)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("times better than dense (x); the dashed line is dense")
+    axes.plot([], [], "o", color=INK, label="speedup, by the clock")
+    axes.plot([], [], "o", color=INK, markerfacecolor="none", label="MAC reduction, the promise")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, handletextpad=0.2)
+    return _svg(figure)
+
+
+def _draw_pair(axes: Axes, y: int, point: Point) -> None:
+    colour, marker = STYLE[point.ordering]
+    down, up = _length(point.speedup_low, point.speedup), _length(point.speedup, point.speedup_high)
+    axes.plot([point.speedup, point.mac_reduction], [y, y], color=colour, alpha=0.4)
+    axes.errorbar(point.speedup, y, None, [[down], [up]], marker, color=colour, markersize=8, capsize=3)
+    axes.plot(point.mac_reduction, y, marker, markersize=8, color=colour, markerfacecolor="none")
+    side = 1 if point.speedup > point.mac_reduction else -1
+    whisker_end = point.speedup + (up if side > 0 else -down)
+    _annotate(axes, f"{point.speedup:.2f}", (whisker_end, y), (side, 0), 9)
+    _annotate(axes, f"{point.mac_reduction:.2f}", (point.mac_reduction, y), (-side, 0), 9)
+    _annotate(axes, point.label, (1, y - 0.4), (1, 0), 6)
+
+
+def _place_label(axes: Axes, point: Point, taken: list[Bbox]) -> Bbox:
+    """Write the label at the nearest place around its marker that covers nothing; return the pixels it takes.
+
+    Where all is taken the label is left out: two on top of each other could not be read either.
+    """
+    at = (point.latency_ms, point.map)
+    label = _annotate(axes, point.label, at, (1, 0), 8)
+    for distance, direction in itertools.product(range(8, 240, 8), DIRECTIONS):
+        _move(label, direction, distance)
+        box = label.get_window_extent().padded(2)
+        is_inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+        if is_inside and not box.count_overlaps(taken):
+            if distance > 8:
+                leader = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "shrinkA": 0, "shrinkB": 4}
+                axes.annotate("", at, label.xyann, textcoords="offset points", arrowprops=leader)
+            return box
+    label.remove()
+    return Bbox.null()
+
+
+def _annotate(axes: Axes, text: str, at: tuple[float, float], direction: tuple[int, int], points: float) -> Annotation:
+    """Write a text that many points away from a place, in a direction of (right, up)."""
+    label = axes.annotate(text, at, textcoords="offset points", xytext=(0, 0), color=INK, parse_math=False)
+    _move(label, direction, points)
+    return label
+
+
+def _move(label: Annotation, direction: tuple[int, int], points: float) -> None:
+    right, up = direction
+    label.xyann = (right * points, up * points)
+    label.set_horizontalalignment("left" if right > 0 else "right" if right < 0 else "center")
+    label.set_verticalalignment("bottom" if up > 0 else "top" if up < 0 else "center")
+
+
+def _covered(axes: Axes, point: Point) -> Bbox:
+    """Return the pixels of the point's marker and whiskers."""
+    right = point.latency_ms + _length(point.latency_ms, point.latency_p90_ms)
+    corners = [(point.latency_ms, point.map - point.map_spread), (right, point.map + point.map_spread)]
+    return Bbox(axes.transData.transform(corners)).padded(4)
+
+
+def _figure(height_inches: float) -> tuple[Figure, Axes]:
+    # At 72 points an inch this is as wide as a phone, so the text is readable there.
+    figure = Figure((5.2, height_inches), dpi=72, layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> Markup:
+    file = io.StringIO()
+    # Text stays text: small, searchable, in the page's font. Without a date the same results give the same bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "espalier"}):
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    _, start, rest = file.getvalue().partition("<svg")
+    # Two figures share the page, and matplotlib gives their groups the same ids.
+    return Markup(re.sub(r'<g id="[^"]*"', "<g", start + rest).replace(INK, "currentColor"))
+
+
+def _length(start: float, end: float) -> float:
+    """Return how far a whisker reaches, 0 where an end was not measured."""
+    return end - start if end > start else 0.0

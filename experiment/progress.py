@@ -1,0 +1,89 @@
+"""Progress and time left of a run: a live bar on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+__all__ = ["RunProgress"]
+
+_LINE_EVERY_S = 15.0
+
+
+class RunProgress:
+    """Tells how far a run is; time left is judged by the stages' costs and the speed so far.
+
+    Args:
+        console: Where to write; standard error leaves standard output to figures.
+        costs: Expected relative duration of every stage that has work to do, in order.
+        clock: Seconds, for tests.
+    """
+
+    def __init__(self, console: Console, costs: list[float], clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._costs = costs
+        self._clock = clock
+        self._started = self._now()
+        self._last_line = 0.0
+        self._index = -1
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1.0, note="")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator["RunProgress"]:
+        """Report one stage from its start to its end."""
+        self._index += 1
+        self._name = name
+        began = self._now()
+        self._last_line = began
+        if not self._console.is_terminal:
+            self._console.print(f"{self._position()} {name} ...", highlight=False)
+        with self._bar:
+            self(0, 1)
+            yield self
+        took = _duration(self._now() - began)
+        left = self.left_s(1.0)
+        self._console.print(f"{self._position()} {name} done in {took}, {_left(left)}", highlight=False)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell that `done` of `total` parts of the current stage are done."""
+        share = done / max(total, 1)
+        note = f"{share:4.0%} of step {self._position()}, {_left(self.left_s(share))}"
+        self._bar.update(self._task, completed=share, description=self._name, note=note)
+        if not self._console.is_terminal and self._now() - self._last_line >= _LINE_EVERY_S:
+            self._last_line = self._now()
+            self._console.print(f"{self._position()} {self._name} {share:.0%}, {_left(self.left_s(share))}")
+
+    def left_s(self, share: float) -> float | None:
+        """Return the seconds left once `share` of the current stage is done; None before anything can be known."""
+        done = sum(self._costs[: self._index]) + share * self._costs[self._index]
+        elapsed = self._now() - self._started
+        if done <= 0 or elapsed < 2:
+            return None
+        return elapsed / done * (sum(self._costs) - done)
+
+    def _position(self) -> str:
+        return f"[{self._index + 1}/{len(self._costs)}]".replace("[", "\\[")
+
+    def _now(self) -> float:
+        return self._clock()
+
+
+def _left(seconds: float | None) -> str:
+    return "time left not known yet" if seconds is None else f"about {_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

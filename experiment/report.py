@@ -1,0 +1,249 @@
+"""Results become tables, plots and one self-contained HTML page. Nothing is trained or measured here.
+
+`plots.py` draws the figures, `pictures.py` prepares the detections, `report.html` lays out the page.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from experiment import pictures, plots
+
+__all__ = ["table_markdown", "table_text", "write_report"]
+
+Row = dict[str, Any]
+# Rows that agree in all of these differ only by seed; the second ones are shown only where they tell rows apart.
+ALWAYS_SHOWN = ("ordering", "budget")
+SHOWN_IF_VARIED = ("method", "prune_ratio", "runtime", "device", "precision")
+UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
+# fmt: off
+CSV_COLUMNS = (
+    "name", "ordering", "budget", "method", "prune_ratio", "seed", "map", "map50", "map_framework", "top1", "macs",
+    "params", "latency_ms", "latency_p90_ms", "latency_p99_ms", "speedup", "speedup_low", "speedup_high",
+    "mac_reduction", "runtime", "device", "precision", "widths", "train_epochs_classify", "train_epochs_detect",
+    "model", "onnx", "error",
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: the rows that differ only by their seed."""
+
+    label: str
+    rows: list[Row]
+
+    def first(self, key: str) -> Any:
+        """Return what the first row has under the key, None where it has nothing."""
+        return self.rows[0].get(key)
+
+    def values(self, key: str) -> list[float]:
+        """Return the key's figure of every row that has one."""
+        return [row[key] for row in self.rows if row.get(key) is not None]
+
+    def mean(self, key: str) -> float:
+        """Return the mean over seeds, NaN where no row has a figure."""
+        return statistics.fmean(self.values(key) or [math.nan])
+
+    def spread(self, key: str) -> float:
+        """Return the sample standard deviation over seeds, 0 where there are not two figures."""
+        return statistics.stdev(self.values(key)) if len(self.values(key)) > 1 else 0.0
+
+    def number(self, key: str, decimals: int, unit: float = 1.0) -> str:
+        """Return the mean in a unit, with the spread where the seeds differ; a dash where nothing was measured."""
+        if not self.values(key):
+            return "-"
+        mean, spread = self.mean(key) / unit, self.spread(key) / unit
+        return f"{mean:.{decimals}f}" + (f" ± {spread:.{decimals}f}" if spread else "")
+
+
+class Column(NamedTuple):
+    """One column of the table; the header carries the unit."""
+
+    header: str
+    cell: Callable[[Line], str]
+    is_number: bool = True
+
+
+def write_report(results: dict[str, Any], folder: Path) -> Path:
+    """Write `results.csv` and `report.html`, each whole or not at all, and return the latter's path.
+
+    The results are what `results.json` holds; relative paths in them are relative to the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "results.csv", _csv_text(results["rows"]))
+    return _write(folder / "report.html", _page(results, folder))
+
+
+def table_text(results: dict[str, Any]) -> Table:
+    """Return the table for a terminal: the device above it, the main finding below."""
+    lines = _lines(results["rows"])
+    columns = _columns(lines)
+    title, caption = Text(_device_sentence(results["latency"])), Text(_finding(lines))
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for column in columns:
+        header = Text(column.header.replace(" ", "\n"))
+        table.add_column(header, justify="right" if column.is_number else "left", overflow="fold")
+    for line in lines:
+        style = "red" if line.first("error") else "bold" if line.first("ordering") == "dense" else ""
+        table.add_row(*(Text(column.cell(line)) for column in columns), style=style)
+    return table
+
+
+def table_markdown(results: dict[str, Any]) -> str:
+    """Return the table for a document, in GitHub's Markdown, under a sentence that names the device."""
+    lines = _lines(results["rows"])
+    columns = _columns(lines)
+    table = [
+        [column.header for column in columns],
+        ["---:" if column.is_number else "---" for column in columns],
+        *([column.cell(line).replace("|", "\\|") for column in columns] for line in lines),
+    ]
+    return "\n".join([_device_sentence(results["latency"]), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
+
+
+def _lines(rows: list[Row]) -> list[Line]:
+    """Gather rows that differ only by seed, dense first; a failed row stands alone, so that no mean hides it."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for index, row in enumerate(rows):
+        same = [row.get(key) for key in ALWAYS_SHOWN + SHOWN_IF_VARIED]
+        groups.setdefault((*same, index if row.get("error") else None), []).append(row)
+    lines = [Line(_label(group[0], _varied(rows)), group) for group in groups.values()]
+    return sorted(lines, key=lambda line: line.first("ordering") != "dense")
+
+
+def _varied(rows: list[Row]) -> list[str]:
+    slim = [row for row in rows if row["ordering"] != "dense"]
+    return [key for key in SHOWN_IF_VARIED if len({row.get(key) for row in slim}) > 1]
+
+
+def _label(row: Row, varied: list[str]) -> str:
+    details = [str(row[key]) for key in ["budget", *varied] if row.get(key) is not None]
+    return f"{row['ordering']} ({', '.join(details)})" if details and row["ordering"] != "dense" else row["ordering"]
+
+
+def _columns(lines: list[Line]) -> list[Column]:
+    rows = [row for line in lines for row in line.rows]
+    columns = [_text_column(key) for key in [*ALWAYS_SHOWN, *_varied(rows)]]
+    if len({row.get("seed") for row in rows}) > 1:
+        columns.append(Column("seeds", _seeds, is_number=False))
+    return [
+        *columns,
+        Column("mAP", lambda line: "failed" if line.first("error") else line.number("map", 3)),
+        Column("AP50", lambda line: line.number("map50", 3)),
+        _scaled_column("MACs", "macs", ("G", "M"), lines),
+        _scaled_column("params", "params", ("G", "M"), lines),
+        _scaled_column("latency", "latency_ms", ("ms",), lines),
+        Column("speedup (x)", lambda line: line.number("speedup", 2)),
+        Column("95% interval", _interval),
+        Column("MAC reduction (x)", lambda line: line.number("mac_reduction", 2)),
+    ]
+
+
+def _text_column(key: str) -> Column:
+    return Column(key, lambda line: "-" if line.first(key) is None else str(line.first(key)), is_number=False)
+
+
+def _scaled_column(name: str, key: str, units: tuple[str, ...], lines: list[Line]) -> Column:
+    """Choose the largest unit that fits, and the decimals that give the smallest figure three digits, at most three."""
+    values = [value for line in lines for value in line.values(key) if value > 0] or [1.0]
+    unit = next((unit for unit in units if max(values) >= UNITS[unit]), units[-1])
+    decimals = 2 - math.floor(math.log10(min(values) / UNITS[unit]))
+    return Column(f"{name} ({unit})", lambda line: line.number(key, min(3, max(0, decimals)), UNITS[unit]))
+
+
+def _seeds(line: Line) -> str:
+    return f"n={len(line.rows)} ({', '.join(str(row.get('seed')) for row in line.rows)})"
+
+
+def _interval(line: Line) -> str:
+    low, high = line.mean("speedup_low"), line.mean("speedup_high")
+    return f"{low:.2f}-{high:.2f}" if len(line.rows) == 1 and low < high else "-"
+
+
+def _device_sentence(latency: dict[str, Any]) -> str:
+    name = re.sub(r" \((.*)\)$", r", \1", latency["device"].split(": ", 1)[-1])
+    where = name if latency["is_gpu"] else f"a CPU ({name}), not on a GPU"
+    return f"Latency was measured on {where}."
+
+
+def _finding(lines: list[Line]) -> str:
+    """Say which slim detector has the highest mAP, what it buys, and which differences mean nothing."""
+    slim = [line for line in lines if line.first("ordering") != "dense" and line.values("map")]
+    if not slim:
+        return "No slim detector finished."
+    best = max(slim, key=lambda line: (line.mean("map"), max(line.values("speedup"), default=0.0)))
+    dense = next((line.number("map", 3) for line in lines if line.first("ordering") == "dense"), "not measured")
+    noise = "One seed: differences below the noise between seeds, which one seed cannot show, mean nothing."
+    if len(best.rows) > 1:
+        noise = f"Means over {len(best.rows)} seeds ± sample standard deviation: differences of that size mean nothing."
+    return f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense}){_gain(best)}. {noise}"
+
+
+def _gain(line: Line) -> str:
+    if not (line.values("speedup") and line.values("mac_reduction")):
+        return ""
+    interval = "" if _interval(line) == "-" else f" (95% interval {_interval(line)})"
+    doubt = ", no gain by the clock" if line.mean("speedup_low") <= 1 else ""
+    speedup, macs = line.number("speedup", 2), line.number("mac_reduction", 2)
+    return f" at {speedup}x measured speedup{interval}{doubt}, with {macs}x fewer MACs"
+
+
+def _csv_text(rows: list[Row]) -> str:
+    flat = [{**row, **{f"train_epochs_{k}": v for k, v in (row.get("train_epochs") or {}).items()}} for row in rows]
+    others = sorted({key for row in flat for key in row} - {*CSV_COLUMNS, "train_epochs"})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*CSV_COLUMNS, *others], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _page(results: dict[str, Any], folder: Path) -> str:
+    lines = _lines(results["rows"])
+    names, classes = [row["name"] for line in lines for row in line.rows], results["dataset"]["classes"]
+    drawn = [pictures.prepare(picture, classes, names, folder) for picture in results["pictures"]]
+    points = [_point(line) for line in lines]
+    gaps = [abs(line.mean("map") - line.mean("map_framework")) for line in lines]
+    source = Path(__file__).with_suffix(".html").read_text("utf-8")
+    return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
+        results=results,
+        device_sentence=_device_sentence(results["latency"]),
+        finding=_finding(lines),
+        columns=_columns(lines),
+        lines=lines,
+        accuracy_plot=plots.accuracy_plot(points),
+        speedup_plot=plots.speedup_plot(points),
+        pictures=drawn,
+        legend=pictures.legend(drawn),
+        least_score=pictures.LEAST_SCORE,
+        largest_gap=max(filter(math.isfinite, gaps), default=None),
+        config_text=json.dumps(results["config"], indent=2, default=str, ensure_ascii=False),
+    )
+
+
+def _point(line: Line) -> plots.Point:
+    figures = {key: line.mean(key) for key in plots.FIGURES}
+    return plots.Point(line.label, line.first("ordering"), map_spread=line.spread("map"), **figures)
+
+
+def _write(path: Path, text: str) -> Path:
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+    return path

@@ -1,0 +1,213 @@
+"""A whole experiment: check, run what is not finished, gather the result."""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from classify.backbones import Architecture, build_classifier
+from classify.checkpoint import load_weights, read_weights
+from deploy import Record, load_record
+from deploy.files import written_atomically
+from deploy.record import git_commit, installed_versions
+from detect.data import CocoSet, read_annotations
+from experiment.config import ExperimentConfig
+from experiment.data import check_data
+from experiment.measuring import DETECTIONS, ONNX, RECORD
+from experiment.pipeline import Leaf, Plan, make_plan
+from experiment.progress import RunProgress
+from experiment.report import write_report
+from experiment.stages import StageStore, locked
+from experiment.steps import MODEL
+from prune import prune_model
+
+__all__ = ["check_experiment", "run_experiment"]
+
+RESULTS = "results.json"
+
+_MIN_FREE_BYTES = 1_000_000_000
+_NUM_PICTURES = 4
+
+
+def check_experiment(config: ExperimentConfig, folder: Path) -> None:
+    """Find what would fail later, before any work.
+
+    Raises:
+        FileNotFoundError: If data or weights are missing.
+        ValueError: If data, weights or pruning do not fit, or the disk is nearly full.
+    """
+    check_data(config)
+    _check_backbone(config)
+    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < _MIN_FREE_BYTES:
+        raise ValueError(f"{folder}: {free / 1e9:.1f} GB free on its disk; expected at least 1 GB")
+
+
+def run_experiment(config: ExperimentConfig, folder: Path, command: str, console: Console) -> dict[str, Any]:
+    """Run what is not finished yet, write results and report into `folder`, and return the results.
+
+    A run that was killed goes on from its last finished step (training: from its last whole epoch).
+
+    Raises:
+        ValueError: If another run holds the folder, or something that `check_experiment` finds is wrong.
+    """
+    check_experiment(config, folder)
+    with locked(folder):
+        store = StageStore(folder / "stages")
+        plan = make_plan(config, store)
+        about = {
+            "version": 1,
+            "experiment": config.name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": command,
+            "git_commit": git_commit(),
+            "versions": {"python": platform.python_version(), **installed_versions()},
+            "config": config.model_dump(mode="json"),
+        }
+        _write_json(folder / "run.json", about)
+        started = time.monotonic()
+        left = [stage for stage in plan.stages if not store.is_finished(stage)]
+        progress = RunProgress(console, [stage.cost for stage in left])
+        for stage in left:
+            with progress.stage(stage.name):
+                store.run(stage, progress)
+        if not left and (folder / RESULTS).is_file():
+            about = {**about, "created": json.loads((folder / RESULTS).read_text())["created"]}
+        results = {**about, **_results(config, plan, store, folder), "wall_s": time.monotonic() - started}
+        _write_json(folder / RESULTS, results)
+        write_report(results, folder)
+    return results
+
+
+def _check_backbone(config: ExperimentConfig) -> None:
+    """Build and prune the network once with random weights, so that bad patterns and ratios fail before training."""
+    net = build_classifier(Architecture(config.backbone.name, 2, config.backbone.base_channels))
+    weights, pruning = config.backbone.weights, config.pruning
+    if weights:
+        load_weights(net, read_weights(weights), str(weights), optional=("fc.", "classifier."))
+    side = config.classification.image_size
+    for ratio in pruning.prune_ratios:
+        prune_model(net, (torch.zeros(1, 3, side, side),), ratio, round_to=pruning.round_to, skip=pruning.skip)
+
+
+def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Path) -> dict[str, Any]:
+    record = load_record(store.folder(plan.latency) / RECORD)
+    times = store.figures(plan.latency)["rows"]
+    val = read_annotations(plan.data.val.annotations)
+    classes = [category["name"] for category in val["categories"]]
+    return {
+        "dataset": {
+            "name": Path(config.detection.data.root).name
+            if config.detection.data.type == "coco"
+            else "generated scenes",
+            "num_train": len(read_annotations(plan.data.train.annotations)["images"]),
+            "num_val": len(val["images"]),
+            "classes": classes,
+        },
+        "rows": [_row(config, leaf, store, folder, times[leaf.name], record) for leaf in plan.leaves],
+        "latency": _conditions(record),
+        "pictures": _pictures(plan, store, plan.data.val),
+        "notes": _notes(plan, store),
+    }
+
+
+def _row(
+    config: ExperimentConfig, leaf: Leaf, store: StageStore, folder: Path, time_row: Mapping[str, Any], record: Record
+) -> dict[str, Any]:
+    assert leaf.export is not None
+    exported = store.figures(leaf.export)
+    figures = [store.figures(stage) for stage in leaf.chain]
+    epochs = {
+        stage.name: figure["epochs"] for stage, figure in zip(leaf.chain, figures, strict=True) if "epochs" in figure
+    }
+    is_dense = leaf.ordering == "dense"
+    return {
+        "name": leaf.name,
+        "ordering": leaf.ordering,
+        "budget": leaf.budget,
+        "method": None if is_dense else config.pruning.criterion,
+        "prune_ratio": leaf.prune_ratio,
+        "seed": leaf.seed,
+        "map": exported["map"],
+        "map50": exported["map50"],
+        "map_framework": figures[-1]["map"],
+        "top1": [figure["top1"] for figure in figures if "top1" in figure][-1],
+        "macs": exported["macs"],
+        "params": exported["params"],
+        **{key: value for key, value in time_row.items() if key != "name"},
+        "device": record.device.name,
+        "train_epochs": epochs,
+        "model": str((store.folder(leaf.chain[-1]) / MODEL).relative_to(folder)),
+        "onnx": str((store.folder(leaf.export) / ONNX).relative_to(folder)),
+    }
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    first = next(iter(record.candidates.values()))
+    threads = f" ({record.device.num_threads} threads)" if record.device.num_threads else ""
+    return {
+        "device": f"{'gpu' if record.is_gpu else 'cpu'}: {record.device.name}{threads}",
+        "is_gpu": record.is_gpu,
+        "runtime": f"{first.runtime} {record.versions.get(first.runtime, '')}".strip(),
+        "precision": first.precision,
+        "input_shape": list(record.conditions.input_shapes["image"]),
+        "warmup": record.conditions.warmup,
+        "rounds": record.conditions.rounds,
+        "order": "alternating",
+    }
+
+
+def _pictures(plan: Plan, store: StageStore, val: CocoSet) -> list[dict[str, Any]]:
+    """Return a few validation images with ground truth and what every detector of the first seed found."""
+    data = read_annotations(val.annotations)
+    labels = {category["id"]: label for label, category in enumerate(data["categories"])}
+    first_seed = [leaf for leaf in plan.leaves if leaf.seed == plan.leaves[0].seed and leaf.export]
+    found = {
+        leaf.name: json.loads((store.folder(leaf.export) / DETECTIONS).read_text())
+        for leaf in first_seed
+        if leaf.export
+    }
+    images = data["images"][:: max(1, len(data["images"]) // _NUM_PICTURES)][:_NUM_PICTURES]
+    return [
+        {
+            "file": str((val.images / image["file_name"]).resolve()),
+            "size_hw": [image["height"], image["width"]],
+            "truth": _boxes(data["annotations"], image["id"], labels),
+            "detections": {name: _boxes(rows, image["id"], labels) for name, rows in found.items()},
+        }
+        for image in images
+    ]
+
+
+def _boxes(rows: list[dict[str, Any]], image_id: int, labels: Mapping[int, int]) -> list[dict[str, Any]]:
+    boxes = []
+    for row in rows:
+        if row["image_id"] == image_id:
+            x, y, w, h = row["bbox"]
+            box = {"box_xyxy": [x, y, x + w, y + h], "label": labels[row["category_id"]]}
+            boxes.append({**box, "score": row["score"]} if "score" in row else box)
+    return boxes
+
+
+def _notes(plan: Plan, store: StageStore) -> list[str]:
+    """Return one sentence per layer that was not pruned, with its reason."""
+    untouched = {
+        f"Not pruned: {decision['group']}, {decision['reason']}."
+        for leaf in plan.leaves
+        for stage in leaf.chain
+        for decision in store.figures(stage).get("untouched", [])
+    }
+    return sorted(untouched)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with written_atomically(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))

@@ -1,0 +1,122 @@
+"""Stages: pieces of work found again by the hash of all that went into them.
+
+A stage works in `<name>-<hash>.partial` and is renamed when it is complete, so what exists without that ending is
+whole. A killed stage leaves its partial folder behind and goes on in it.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from deploy.files import written_atomically
+
+__all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in", "locked"]
+
+Figures = dict[str, Any]
+"""What a stage found out; plain JSON."""
+Report = Callable[[int, int], None]
+"""Told of progress: parts done, parts in all."""
+
+_VERSION = 1  # raise it when a stage's result would change for the same inputs
+
+CHECKPOINTS = "checkpoints"
+"""Folder inside a stage for what is needed only to go on after a kill; deleted when the stage is finished."""
+
+_RECORD = "stage.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One piece of work.
+
+    Attributes:
+        name: For people; part of the folder's name.
+        settings: All that goes into the work besides its inputs; plain JSON.
+        inputs: Stages whose folders it reads.
+        work: Called with (own folder, progress); returns figures, plain JSON.
+        cost: Expected duration relative to the other stages.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    inputs: tuple["Stage", ...]
+    work: Callable[[Path, Report], Figures]
+    cost: float = 1.0
+
+    @cached_property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits over name, settings and the inputs' hashes."""
+        content = [_VERSION, self.name, self.settings, [stage.hash for stage in self.inputs]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class StageStore:
+    """The folder that holds the stages of a run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, stage: Stage) -> Path:
+        """Return where the finished stage is, or will be."""
+        return self.root / f"{stage.name}-{stage.hash}"
+
+    def is_finished(self, stage: Stage) -> bool:
+        """Return whether the stage needs no work."""
+        return (self.folder(stage) / _RECORD).is_file()
+
+    def figures(self, stage: Stage) -> dict[str, Any]:
+        """Return what the finished stage's work returned."""
+        return figures_in(self.folder(stage))
+
+    def run(self, stage: Stage, progress: Report) -> None:
+        """Do the stage's work, or what is left of it."""
+        folder = self.folder(stage)
+        partial = folder.with_name(folder.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        figures = stage.work(partial, progress)
+        record = {
+            "name": stage.name,
+            "settings": stage.settings,
+            "inputs": [self.folder(parent).name for parent in stage.inputs],
+            "wall_s": round(time.monotonic() - started, 1),
+            "figures": figures,
+        }
+        with written_atomically(partial / _RECORD) as path:
+            path.write_text(json.dumps(record, indent=1))
+        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # only needed to go on after a kill
+        partial.rename(folder)
+
+
+def figures_in(folder: Path) -> Figures:
+    """Return what the work that made this stage folder returned."""
+    figures: Figures = json.loads((folder / _RECORD).read_text())["figures"]
+    return figures
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{folder}: in use by another run; wait for it, or give another folder with --out") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,202 @@
+"""The steps of the orderings: each reads one model file and writes one, and returns figures.
+
+Every step is a function (job, folder, progress) -> figures. `job.source` is the folder of the step before.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from classify.backbones import Architecture, build_classifier, initialize
+from classify.budget import scratch_epochs
+from classify.checkpoint import ModelCard, load_classifier, load_weights, read_weights, save_model
+from classify.data import MEAN, STD, class_names, image_folder
+from classify.evaluate import evaluate_classifier
+from classify.train import Schedule, train_classifier
+from detect import load_detector, new_detector, save_detector, transfer
+from detect.data import read_annotations
+from detect.evaluate import evaluate_detector
+from detect.pruning import prune_detector
+from detect.train import train_detector
+from experiment.config import ExperimentConfig
+from experiment.data import Data
+from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
+from prune import cost_of, prune_model
+
+__all__ = ["MODEL", "STEPS", "Job"]
+
+MODEL = "model.safetensors"
+"""Name of the model file in a step's folder."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step works on."""
+
+    config: ExperimentConfig
+    seed: int
+    prune_ratio: float
+    budget: str | None
+    data: Data
+    source: Path | None
+    """Folder of the step before; None for the first."""
+
+    @property
+    def source_model(self) -> Path:
+        """The model file of the step before."""
+        assert self.source is not None
+        return self.source / MODEL
+
+    def source_figures(self) -> Figures:
+        """Return the figures of the step before."""
+        assert self.source is not None
+        return figures_in(self.source)
+
+
+def dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+    """Train the dense classifier, or take the weights that the config names."""
+    backbone, classes = job.config.backbone, class_names(job.data.images)
+    torch.manual_seed(job.seed)
+    arch = Architecture(backbone.name, len(classes), backbone.base_channels)
+    net = build_classifier(arch)
+    card = ModelCard("classifier", arch.to_dict(), classes, _classifier_preprocessing(job))
+    if backbone.weights:
+        load_weights(net, read_weights(backbone.weights), str(backbone.weights), optional=("fc.", "classifier."))
+        return _finished_classifier(job, folder, net.eval(), card)
+    return _trained_classifier(job, folder, net, card, job.config.classification.train, progress)
+
+
+def prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+    """Cut the classifier."""
+    net, card = load_classifier(job.source_model)
+    pruning = job.config.pruning
+    side = job.config.classification.image_size
+    pruned = prune_model(
+        net,
+        (torch.zeros(1, 3, side, side),),
+        job.prune_ratio,
+        criterion=pruning.criterion,
+        round_to=pruning.round_to,
+        skip=pruning.skip,
+    )
+    slim = replace(card.backbone, widths=pruned.spec.widths())
+    card = replace(card, architecture=slim.to_dict(), spec=json.loads(pruned.spec.to_json()))
+    dense = cost_of(net, (torch.zeros(1, 3, side, side),))
+    figures = _finished_classifier(job, folder, pruned.model, card)
+    return {**figures, "dense_macs": dense.macs, "untouched": [asdict(d) for d in pruned.untouched]}
+
+
+def finetune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+    """Train the slim classifier on from its kept weights."""
+    net, card = load_classifier(job.source_model)
+    return _trained_classifier(job, folder, net, card, job.config.classification.finetune, progress)
+
+
+def scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+    """Train the slim architecture from random weights, for the budget's epochs."""
+    net, card = load_classifier(job.source_model)
+    torch.manual_seed(job.seed)
+    initialize(net)
+    figures = job.source_figures()
+    schedule = job.config.classification.train
+    epochs = scratch_epochs(str(job.budget), schedule.epochs, figures["dense_macs"] / figures["macs"])
+    return _trained_classifier(job, folder, net, card, replace(schedule, epochs=epochs), progress)
+
+
+def transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+    """Put the classifier's backbone under a new Faster R-CNN."""
+    _, source = load_classifier(job.source_model)
+    classes = tuple(category["name"] for category in read_annotations(job.data.train.annotations)["categories"])
+    detector, card = new_detector(source.backbone, classes, job.config.detection.model, job.seed)
+    transfer(detector, read_weights(job.source_model), str(job.source_model))
+    card = replace(card, spec=source.spec, provenance=_provenance(job, {}))
+    save_detector(folder / MODEL, detector, card)
+    return {}
+
+
+def dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
+    """Train the detector that the transfer made."""
+    detector, card = load_detector(job.source_model)
+    return _trained_detector(job, folder, detector, card, job.config.detection.train, progress)
+
+
+def slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
+    """Cut the trained detector's backbone."""
+    detector, card = load_detector(job.source_model)
+    pruning = job.config.pruning
+    slim, card, pruned = prune_detector(
+        detector,
+        card,
+        job.prune_ratio,
+        criterion=pruning.criterion,
+        round_to=pruning.round_to,
+        skip=tuple(f"backbone.net.{pattern}" for pattern in pruning.skip),
+    )
+    save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))
+    return {"untouched": [asdict(d) for d in pruned.untouched]}
+
+
+def finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
+    """Train the slim detector on from its kept weights."""
+    detector, card = load_detector(job.source_model)
+    return _trained_detector(job, folder, detector, card, job.config.detection.finetune, progress)
+
+
+STEPS: Mapping[str, Callable[[Job, Path, Report], Figures]] = {
+    "train_classifier": dense_classifier,
+    "prune_classifier": prune_classifier,
+    "finetune_classifier": finetune_classifier,
+    "scratch_classifier": scratch_classifier,
+    "transfer": transfer_classifier,
+    "train_detector": dense_or_slim_detector,
+    "prune_detector": slim_detector,
+    "finetune_detector": finetune_detector,
+}
+"""Step of an ordering -> its work."""
+
+
+def _trained_classifier(
+    job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
+) -> Figures:
+    images = image_folder(job.data.images, "train", job.config.classification.image_size)
+    train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
+    return {"epochs": schedule.epochs, **_finished_classifier(job, folder, net, card)}
+
+
+def _finished_classifier(job: Job, folder: Path, net: nn.Module, card: ModelCard) -> Figures:
+    side = job.config.classification.image_size
+    cost = cost_of(net, (torch.zeros(1, 3, side, side),))
+    top1 = evaluate_classifier(net, image_folder(job.data.images, "val", side), folder / "evaluation")["top1"]
+    figures = {"top1": top1, "macs": cost.macs, "params": cost.params}
+    save_model(folder / MODEL, net, replace(card, provenance=_provenance(job, figures)))
+    return figures
+
+
+def _trained_detector(
+    job: Job, folder: Path, detector: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
+) -> Figures:
+    train_detector(detector, card, job.data.train, schedule, folder / CHECKPOINTS, job.seed, progress)
+    figures = evaluate_detector(detector, card, job.data.val, folder / "evaluation")
+    save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, figures)))
+    return {"epochs": schedule.epochs, **figures}
+
+
+def _classifier_preprocessing(job: Job) -> dict[str, Any]:
+    return {"image_size": job.config.classification.image_size, "mean_rgb": list(MEAN), "std_rgb": list(STD)}
+
+
+def _provenance(job: Job, metrics: Figures) -> dict[str, Any]:
+    """What led to a model: enough to find its parent and to do it again."""
+    return {
+        "parent": job.source.name if job.source else None,
+        "config": job.config.model_dump(mode="json"),
+        "seed": job.seed,
+        "data": job.data.fingerprint,
+        "metrics": metrics,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,76 @@
+"""Cost of a model, counted on a real forward pass.
+
+The convention, everywhere in the project: `macs` are multiply-adds of convolutions and linear layers for one image;
+biases, normalisation, activations and pooling count nothing. `params` are all parameters, shared ones once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Cost", "LayerCost", "cost_of"]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one convolution or linear layer for one image."""
+
+    macs: int
+    params: int
+    activations: int
+    """Elements of the layer's output."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Whole numbers for one image; `layers` in the order of the forward pass."""
+
+    macs: int
+    params: int
+    layers: dict[str, LayerCost]
+
+
+def cost_of(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
+    """Count one forward pass in eval mode; the model's mode is restored.
+
+    Args:
+        model: Any module.
+        example_inputs: Positional arguments of `model`, of batch size 1.
+    """
+    layers: dict[str, LayerCost] = {}
+    training = model.training
+    with _counting(model, layers), torch.no_grad():
+        model.eval()(*example_inputs)
+    model.train(training)
+    return Cost(
+        macs=sum(layer.macs for layer in layers.values()),
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        layers=layers,
+    )
+
+
+@contextmanager
+def _counting(model: nn.Module, layers: dict[str, LayerCost]) -> Iterator[None]:
+    def count(name: str, layer: nn.Module, output: Tensor) -> None:
+        macs_per_element = next(layer.parameters())[0].numel()  # in / groups * kernel area, or in_features
+        before = layers.get(name, LayerCost(0, 0, 0))  # a shared head runs once per level
+        layers[name] = LayerCost(
+            macs=before.macs + output.numel() * macs_per_element,
+            params=sum(parameter.numel() for parameter in layer.parameters()),
+            activations=before.activations + output.numel(),
+        )
+
+    hooks = [
+        module.register_forward_hook(lambda layer, _, output, name=name: count(name, layer, output))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

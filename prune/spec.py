@@ -1,0 +1,111 @@
+"""PruneSpec: which channels of which layers stay. JSON in and out; rebuilds a slim model without dense weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from prune.groups import Group
+
+__all__ = ["LayerCut", "PruneSpec", "layer_widths"]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerCut:
+    """Kept indices of one layer; None on a side that is not cut."""
+
+    kept_out: tuple[int, ...] | None = None
+    kept_in: tuple[int, ...] | None = None
+    num_out: int = 0
+    """Output channels before the cut."""
+    num_in: int = 0
+    """Input channels before the cut."""
+
+
+@dataclass(frozen=True)
+class PruneSpec:
+    """Kept indices per layer name; layers that are absent are untouched."""
+
+    layers: Mapping[str, LayerCut]
+
+    @classmethod
+    def from_kept(cls, model: nn.Module, kept: Mapping[str, Tensor], groups: list[Group]) -> "PruneSpec":
+        """Turn kept channels per group name into kept indices per layer.
+
+        A side that two groups share (after a concatenation) keeps what neither removes.
+        """
+        removed: dict[tuple[str, str], set[int]] = {}
+        for group in groups:
+            if group.name not in kept:
+                continue
+            is_kept = set(kept[group.name].tolist())
+            for member in group.members:
+                pairs = zip(member.channels.tolist(), member.roots.tolist(), strict=True)
+                removed.setdefault((member.layer, member.side), set()).update(c for c, r in pairs if r not in is_kept)
+        names = [name for name, _ in model.named_modules() if (name, "out") in removed or (name, "in") in removed]
+        return cls({name: _layer_cut(model.get_submodule(name), name, removed) for name in names})
+
+    def to_json(self) -> str:
+        """Return the spec as JSON text."""
+        layers = {name: vars(cut) for name, cut in self.layers.items()}
+        return json.dumps({"version": _VERSION, "layers": layers})
+
+    @classmethod
+    def from_json(cls, text: str) -> "PruneSpec":
+        """Read a spec from JSON text.
+
+        Raises:
+            ValueError: If the text is not a spec of a version known here.
+        """
+        try:
+            data = json.loads(text)
+            if data["version"] != _VERSION:
+                raise ValueError(f"PruneSpec: unknown version, got {data['version']}; expected {_VERSION}")
+            return cls({name: _cut_from_json(cut) for name, cut in data["layers"].items()})
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"PruneSpec: not a spec, got {text[:40]!r}; expected the JSON of PruneSpec") from error
+
+    def under(self, prefix: str) -> "PruneSpec":
+        """Return the part of the spec below a submodule, with names relative to it; `prefix` ends with a dot."""
+        below = {name.removeprefix(prefix): cut for name, cut in self.layers.items() if name.startswith(prefix)}
+        return PruneSpec(below)
+
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Return (inputs, outputs) kept per layer: all that a rebuilt architecture needs, and short in a config."""
+        return {name: (_size(c.kept_in, c.num_in), _size(c.kept_out, c.num_out)) for name, c in self.layers.items()}
+
+
+def layer_widths(layer: nn.Module) -> tuple[int, int]:
+    """Return (inputs, outputs) of a convolution, linear or batch normalisation layer."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels, layer.out_channels
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        return layer.num_features, layer.num_features
+    raise TypeError(f"layer: has no widths, got {type(layer).__name__}; expected a convolution, linear or BatchNorm")
+
+
+def _layer_cut(layer: nn.Module, name: str, removed: Mapping[tuple[str, str], set[int]]) -> LayerCut:
+    num_in, num_out = layer_widths(layer)
+    return LayerCut(
+        kept_out=_complement(num_out, removed.get((name, "out"))),
+        kept_in=_complement(num_in, removed.get((name, "in"))),
+        num_out=num_out,
+        num_in=num_in,
+    )
+
+
+def _complement(num: int, removed: set[int] | None) -> tuple[int, ...] | None:
+    return None if removed is None else tuple(i for i in range(num) if i not in removed)
+
+
+def _cut_from_json(cut: dict[str, list[int] | int | None]) -> LayerCut:
+    return LayerCut(**{key: tuple(value) if isinstance(value, list) else value for key, value in cut.items()})  # type: ignore[arg-type]  # checked by the caller's TypeError
+
+
+def _size(kept: tuple[int, ...] | None, num: int) -> int:
+    return num if kept is None else len(kept)

@@ -1,0 +1,61 @@
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from deploy import onnx_from_module
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self, num_channels=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_channels, 3, padding=1)
+        self.bn = nn.BatchNorm2d(num_channels)
+        self.fc = nn.Linear(num_channels, 5)
+
+    def forward(self, image, scale):
+        features = torch.relu(self.bn(self.conv(image))).mean((2, 3)) * scale
+        scores, labels = self.fc(features).topk(2)
+        return scores, labels
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return TwoOutputs()
+
+
+@pytest.fixture
+def tensors():
+    generator = torch.Generator().manual_seed(1)
+    return {"image": torch.randn(2, 3, 8, 8, generator=generator), "scale": torch.full((2, 1), 3.0)}
+
+
+@pytest.fixture(scope="session")
+def onnx_files(tmp_path_factory):
+    """A dense and a slim conv net with one input `image` of 1 x 3 x 16 x 16."""
+    folder = tmp_path_factory.mktemp("onnx")
+    torch.manual_seed(0)
+    for name, width in [("dense", 32), ("slim", 4)]:
+        module = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 2, 3))
+        onnx_from_module(module, {"image": torch.randn(1, 3, 16, 16)}, folder / f"{name}.onnx", ["scores"])
+    return folder / "dense.onnx", folder / "slim.onnx"
+
+
+@pytest.fixture
+def one_node_file(tmp_path):
+    """Write an ONNX file of one node from float `x` to `y`."""
+
+    def write(op_type, *, shape=(4,), num_inputs=1, domain=""):
+        node = helper.make_node(op_type, ["x"] * num_inputs, ["y"], name="the_node", domain=domain)
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        opsets = [helper.make_opsetid("", 18), *([helper.make_opsetid(domain, 1)] if domain else [])]
+        path = tmp_path / "one_node.onnx"
+        onnx.save(
+            helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=10), path
+        )
+        return path
+
+    return write

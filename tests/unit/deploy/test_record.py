@@ -1,0 +1,143 @@
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+
+from deploy import (
+    OnnxRunner,
+    Record,
+    load_record,
+    measure,
+    random_inputs,
+    record_from_measurement,
+    rows_from_record,
+    save_record,
+    table_from_record,
+)
+from deploy.latency import Speedup, latency_from_samples
+from deploy.record import Candidate, Conditions, Device, _gpu_from_facts
+
+
+@pytest.fixture
+def record():
+    return Record(
+        version=1,
+        created="2026-01-02T03:04:05Z",
+        device=Device(is_gpu=False, name="Some CPU", num_threads=1),
+        versions={"python": "3.11.0"},
+        git_commit="abc-dirty",
+        conditions=Conditions(warmup=1, rounds=3, batch=2, input_shapes={"image": (2, 3, 8, 8)}),
+        reference="dense",
+        candidates={
+            "dense": Candidate(
+                runtime="onnxruntime", precision="float32", macs=900, latency=latency_from_samples([4.0, 8.0, 6.0])
+            ),
+            "slim": Candidate(
+                runtime="onnxruntime", precision="float32", macs=300, latency=latency_from_samples([4.0, 4.0, 4.0])
+            ),
+        },
+        speedups={"slim": Speedup(ratio=1.5, low=1.0, high=2.0)},
+    )
+
+
+def test_table_says_first_that_it_is_not_a_gpus(record):
+    # percentiles of 4 6 8: place 0.9 x 2 = 1.8 -> 6 + 0.8 x 2 = 7.6; place 1.98 -> 6 + 0.98 x 2 = 7.96
+    assert table_from_record(record) == (
+        "measured on a CPU (Some CPU), not a GPU\n"
+        "\n"
+        "1 CPU thread(s), batch 2 (image 2x3x8x8), 3 rounds in alternating order after 1 of warm-up, "
+        "2026-01-02, commit abc-dirty\n"
+        "\n"
+        "| name | runtime | precision | latency_ms, median | p90 | p99 | speedup (95 % interval) | mac_reduction |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+        "| dense | onnxruntime | float32 | 6.000 | 7.600 | 7.960 | 1.00 | 1.00 |\n"
+        "| slim | onnxruntime | float32 | 4.000 | 4.000 | 4.000 | 1.50 (1.00 to 2.00) | 3.00 |\n"
+    )
+
+
+def test_table_of_a_gpu_names_it(record):
+    on_gpu = record.model_copy(update={"device": Device(is_gpu=True, name="NVIDIA Test")})
+    assert table_from_record(on_gpu).splitlines()[0] == "measured on NVIDIA Test"
+
+
+def test_rows_are_without_what_is_not_known(record):
+    unknown = record.candidates["slim"].model_copy(update={"macs": None})
+    rows = rows_from_record(record.model_copy(update={"candidates": record.candidates | {"slim": unknown}}))
+    assert [row["mac_reduction"] for row in rows] == [1.0, None]
+    assert [row["speedup"] for row in rows] == [1.0, 1.5]
+
+
+def test_saved_and_loaded_is_the_same(record, tmp_path):
+    save_record(record, tmp_path / "deep" / "record.json")
+    assert load_record(tmp_path / "deep" / "record.json") == record
+    assert os.listdir(tmp_path / "deep") == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [({"version": 2}, "version: Input should be 1"), ({"extra": 1}, "extra: Extra"), ({"created": "x"}, "created: ")],
+)
+def test_another_version_or_a_malformed_record_is_one_line(record, tmp_path, change, fault):
+    (tmp_path / "r.json").write_text(json.dumps(record.model_dump(mode="json") | change))
+    with pytest.raises(
+        ValueError, match=rf"r\.json: not a readable Record, got {fault}.*; expected a version 1"
+    ) as caught:
+        load_record(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_json_is_one_line(tmp_path):
+    (tmp_path / "r.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"r\.json: not a readable Record, got file: Invalid JSON"):
+        load_record(tmp_path / "r.json")
+
+
+def test_a_record_of_real_sessions_holds_its_conditions(onnx_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no git repository here
+    runners = {path.stem: OnnxRunner(path) for path in onnx_files}
+    inputs = random_inputs(runners["dense"].inputs)
+    record = record_from_measurement(
+        measure(runners, inputs, warmup=1, rounds=5), runners, inputs, macs={"dense": 8}, config={"a": [1]}
+    )
+    assert not record.is_gpu
+    assert record.device.num_threads == 1
+    assert record.versions["torch"] == torch.__version__.partition("+")[0]
+    assert record.versions["tensorrt-rtx"]
+    assert record.git_commit is None
+    assert record.conditions == Conditions(
+        warmup=1, rounds=5, batch=1, input_shapes={"image": (1, 3, 16, 16)}, config={"a": [1]}
+    )
+    assert [len(candidate.latency.samples_ms) for candidate in record.candidates.values()] == [5, 5]
+    assert [candidate.macs for candidate in record.candidates.values()] == [8, None]
+    save_record(record, "r.json")
+    assert load_record("r.json") == record
+
+
+def test_the_commit_of_the_working_directory_is_kept(onnx_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    runners = {"dense": OnnxRunner(onnx_files[0])}
+    inputs = random_inputs(runners["dense"].inputs)
+    assert record_from_measurement(measure(runners, inputs, rounds=1), runners, inputs).git_commit == commit
+
+
+def test_runners_with_different_threads_are_refused(onnx_files):
+    runners = {"dense": OnnxRunner(onnx_files[0]), "slim": OnnxRunner(onnx_files[1], num_threads=2)}
+    inputs = random_inputs(runners["dense"].inputs)
+    with pytest.raises(
+        ValueError, match=r"runners: on different devices or threads, got .*; expected the same for all"
+    ):
+        record_from_measurement(measure(runners, inputs, rounds=1), runners, inputs)
+
+
+def test_gpu_facts_are_read_and_unknown_ones_left_out():
+    device = _gpu_from_facts("NVIDIA Test", "570.10, 1980, 2619, [N/A], 68.25")
+    assert device == Device(
+        is_gpu=True, name="NVIDIA Test", driver="570.10", sm_clock_mhz=1980, memory_clock_mhz=2619, power_draw_w=68.25
+    )
+    assert _gpu_from_facts("NVIDIA Test", None) == Device(is_gpu=True, name="NVIDIA Test")

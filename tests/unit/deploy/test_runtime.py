@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deploy import EngineRunner, ModuleRunner, OnnxRunner, engine_from_onnx, onnx_from_module, random_inputs
+
+
+def test_session_and_module_agree(net, tensors, tmp_path):
+    onnx_from_module(net, tensors, tmp_path / "net.onnx", ["scores", "labels"])
+    session = OnnxRunner(tmp_path / "net.onnx", num_threads=1)
+    inputs = random_inputs(session.inputs)
+    expected = ModuleRunner(net.eval(), ["scores", "labels"]).run(inputs)
+    outputs = session.run(inputs)
+    assert list(outputs) == list(expected) == ["scores", "labels"]
+    np.testing.assert_allclose(outputs["scores"], expected["scores"], atol=1e-5)
+    np.testing.assert_array_equal(outputs["labels"], expected["labels"])
+
+
+def test_a_step_runs_the_module_once_and_leaves_the_time_to_the_caller():
+    class Counts(nn.Module):
+        num_calls = 0
+
+        def forward(self, x):
+            Counts.num_calls += 1
+            assert not torch.is_grad_enabled()
+            return x
+
+    step = ModuleRunner(Counts(), ["y"]).prepare({"x": np.ones(2, np.float32)})
+    assert [step(), step()] == [None, None]
+    assert Counts.num_calls == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"wrong input names, got \[\]; expected \['image'\]"),
+        ({"x": np.ones(1)}, r"wrong input names, got \['x'\]; expected \['image'\]"),
+        ({"image": np.ones((1, 3, 8, 8), np.float32)}, r"'image' has the wrong shape, got \(1, 3, 8, 8\); expected"),
+        ({"image": np.ones((3, 16, 16), np.float32)}, r"'image' has the wrong shape, got \(3, 16, 16\); expected"),
+        ({"image": np.ones((1, 3, 16, 16))}, "'image' has the wrong dtype, got float64; expected float32"),
+    ],
+)
+def test_wrong_inputs_are_refused_before_running(onnx_files, inputs, message):
+    runner = OnnxRunner(onnx_files[0])
+    with pytest.raises(ValueError, match=f"dense.onnx: .*{message}"):
+        runner.run(inputs)
+    with pytest.raises(ValueError, match=f"dense.onnx: .*{message}"):
+        runner.prepare(inputs)
+
+
+def test_a_free_dimension_takes_any_size(one_node_file):
+    runner = OnnxRunner(one_node_file("Relu", shape=("batch", 2)))
+    outputs = runner.run({"x": np.array([[-1, 2], [3, -4], [5, 6]], np.float32)})
+    np.testing.assert_array_equal(outputs["y"], [[0, 2], [3, 0], [5, 6]])
+
+
+def test_an_operator_onnx_runtime_lacks_is_one_line(one_node_file, capfd):
+    with pytest.raises(
+        ValueError, match=r"one_node.onnx: ONNX Runtime refuses it, got .*; expected standard"
+    ) as caught:
+        OnnxRunner(one_node_file("Special", domain="mmdeploy"))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_an_engine_without_a_gpu_is_refused_in_one_line(onnx_files, tmp_path):
+    engine_from_onnx(onnx_files[0], tmp_path / "net.engine", compute_capabilities=("8.6",))
+    with pytest.raises(RuntimeError, match=r"net\.engine: no GPU to run it"):
+        EngineRunner(tmp_path / "net.engine")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="running an engine needs an NVIDIA GPU")
+def test_engine_gives_what_onnx_runtime_gives(onnx_files, tmp_path):
+    engine_from_onnx(onnx_files[0], tmp_path / "net.engine")
+    engine, session = EngineRunner(tmp_path / "net.engine"), OnnxRunner(onnx_files[0])
+    inputs = random_inputs(session.inputs)
+    np.testing.assert_allclose(engine.run(inputs)["scores"], session.run(inputs)["scores"], atol=5e-3)  # TF32
+    assert engine.prepare(inputs)() > 0
