@@ -24,6 +24,8 @@ def num_kept(num_channels: int, prune_ratio: float, round_to: int = 1) -> int:
     Source: floor as in the official code of Liu et al., Rethinking the Value of Network Pruning, ICLR 2019.
     """
     check_ratio(prune_ratio)
+    if round_to < 1:
+        raise ValueError(f"round_to: not a multiple, got {round_to}; expected 1 or more")
     kept = max(1, int(num_channels * (1 - Fraction(str(prune_ratio)))))
     if round_to == 1:
         return kept

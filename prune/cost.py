@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prune.modes import evaluating
+
 __all__ = ["Cost", "LayerCost", "cost_of"]
 
 
@@ -35,17 +37,15 @@ class Cost:
 
 
 def cost_of(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
-    """Count one forward pass in eval mode; the model's mode is restored.
+    """Count one forward pass in eval mode; the mode of every module is restored.
 
     Args:
         model: Any module.
         example_inputs: Positional arguments of `model`, of batch size 1.
     """
     layers: dict[str, LayerCost] = {}
-    training = model.training
-    with _counting(model, layers), torch.no_grad():
-        model.eval()(*example_inputs)
-    model.train(training)
+    with evaluating(model), _counting(model, layers), torch.no_grad():
+        model(*example_inputs)
     return Cost(
         macs=sum(layer.macs for layer in layers.values()),
         params=sum(parameter.numel() for parameter in model.parameters()),

@@ -13,6 +13,8 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from prune.modes import evaluating
+
 __all__ = ["CUTTABLE", "Group", "Member", "find_groups", "has_channels"]
 
 CUTTABLE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
@@ -109,20 +111,16 @@ def _tensors(outputs: Any) -> list[Tensor]:
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients on everywhere: a frozen parameter is invisible to autograd, hence to the graph."""
-    modes = {module: module.training for module in model.modules()}
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    model.eval()
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning's advice to its own users
             yield
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _is_marker(raw: Any, wrapper: _MarkedOutputs) -> bool:
@@ -139,12 +137,15 @@ def _group_from_raw(raw: Any, graph: Any, model: nn.Module, order: dict[str, int
             obstacles.append("its channels are an output of the model")
         elif isinstance(module, nn.Parameter):
             obstacles.append("coupled to a parameter outside any layer")
+        elif isinstance(module, torch_pruning.ops._SplitOp):
+            obstacles.append("its channels are split at fixed places by the forward pass")
         elif not type(module).__module__.startswith("torch_pruning."):
             side: Literal["out", "in"] = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
             members.append(Member(name, side, torch.tensor(item.idxs), torch.tensor(item.root_idxs)))
             obstacles += _cannot_cut(name, module)
     members.sort(key=lambda member: order[member.layer])
-    name = next(m.layer for m in members if m.side == "out" and has_channels(model.get_submodule(m.layer)))
+    producers = [member.layer for member in members if member.side == "out"]
+    name = next((layer for layer in producers if has_channels(model.get_submodule(layer))), producers[0])
     return Group(name, len(raw[0].idxs), tuple(members), obstacles[0] if obstacles else None)
 
 

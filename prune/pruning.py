@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prune.allocate import check_ratio, kept_channels, num_kept
 from prune.criteria import CRITERIA
 from prune.groups import Group, find_groups
+from prune.modes import evaluating
 from prune.spec import PruneSpec
 from prune.surgery import slim_model
 
@@ -75,8 +77,8 @@ def prune_model(
     ratios = ratios or {}
     for pattern, ratio in ratios.items():
         check_ratio(ratio, f"ratios[{pattern!r}]")
-    _check_patterns(model, [*ratios, *skip])
     groups = find_groups(model, example_inputs)
+    _check_patterns(groups, [*ratios, *skip])
     kept: dict[str, Tensor] = {}
     decisions = []
     for group in groups:
@@ -89,7 +91,21 @@ def prune_model(
             reason = f"prune_ratio {ratio} rounded to a multiple of {round_to} keeps all {num} channels"
         decisions.append(Decision(group.name, group.producers, group.num_channels, num, reason))
     spec = PruneSpec.from_kept(model, kept, groups)
-    return Pruned(slim_model(model, spec), spec, tuple(decisions))
+    slim = slim_model(model, spec)
+    _check_runs(slim, example_inputs)
+    return Pruned(slim, spec, tuple(decisions))
+
+
+def _check_runs(slim: nn.Module, example_inputs: tuple[Any, ...]) -> None:
+    """A sum with the model's input or with a constant ties channels where no layer shows it."""
+    try:
+        with evaluating(slim), torch.no_grad():
+            slim(*example_inputs)
+    except RuntimeError as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(
+            f"model: its slim copy does not run, {cause}; skip the layers tied to an input or constant"
+        ) from error
 
 
 def _matches(group: Group, pattern: str) -> bool:
@@ -100,8 +116,8 @@ def _skip_reason(group: Group, skip: Sequence[str]) -> str | None:
     return next((f"skipped as asked ({pattern})" for pattern in skip if _matches(group, pattern)), None)
 
 
-def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
-    names = [name for name, _ in model.named_modules() if name]
+def _check_patterns(groups: Sequence[Group], patterns: Sequence[str]) -> None:
+    names = [name for group in groups for name in (group.producers or (group.name,))]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
