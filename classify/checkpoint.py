@@ -1,5 +1,6 @@
 """Model files: one `.safetensors` that rebuilds itself. No pickle is executed to read one."""
 
+import io
 import json
 import os
 import pickle
@@ -25,6 +26,8 @@ __all__ = [
     "save_model",
 ]
 
+_UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError)
+"""What reading a damaged or foreign file raises: torch's reader lets through what its own parsing meets."""
 _KEY = "espalier"
 _VERSION = 1
 
@@ -62,8 +65,11 @@ def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {_KEY: json.dumps({"version": _VERSION, **asdict(card)})}
     partial = path.with_name(path.name + ".partial")
-    save_file(weights, partial, metadata)
-    os.replace(partial, path)
+    try:
+        save_file(weights, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # still there only if writing failed
 
 
 def read_card(path: Path) -> ModelCard:
@@ -79,7 +85,7 @@ def read_card(path: Path) -> ModelCard:
             fields = json.loads((file.metadata() or {})[_KEY])
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not an espalier model file; expected a .safetensors written by espalier") from error
-    if fields.pop("version") != _VERSION:
+    if fields.pop("version", None) != _VERSION:
         raise ValueError(f"{path}: written by another version of espalier; expected model file version {_VERSION}")
     return ModelCard(**{**fields, "classes": tuple(fields["classes"])})
 
@@ -98,10 +104,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        content = io.BytesIO(path.read_bytes())  # from a path, a cut-off file raises OSError, as a bad disk would
+        data = torch.load(content, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: no plain weights inside; expected .safetensors or a file of tensors only") from error
-    data = data.get("state_dict", data)
+    data = data.get("state_dict", data) if isinstance(data, dict) else data
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: no weights by name inside, got a {type(data).__name__}; expected a state dict")
     return {name.removeprefix("module."): tensor for name, tensor in data.items() if isinstance(tensor, Tensor)}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from classify.train import ClassifierModel, collate, make_runner, silent
+from prune.modes import evaluating
 
 __all__ = ["evaluate_classifier"]
 
@@ -29,7 +30,7 @@ def evaluate_classifier(
         test_cfg={},
         test_evaluator=[_Top1()],
     )
-    with silent():
+    with evaluating(net), silent():
         metrics: dict[str, float] = runner.test()
     net.cpu()
     return metrics

@@ -35,19 +35,19 @@ def write_shapes(folder: Path, num_train: int, num_val: int, image_size: int, se
 
 
 def background(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image.Image:
-    """Return a picture of smooth colour blotches under noise."""
-    blotches = rng.integers(40, 216, (4, 4, 3), dtype=np.uint8)
+    """Return a picture of smooth muted colour blotches under noise."""
+    blotches = rng.integers(70, 186, (4, 4, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(blotches).resize(size_hw[::-1], Image.Resampling.BICUBIC), dtype=np.int16)
     noise = rng.integers(-20, 21, (*size_hw, 3), dtype=np.int16)
     return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
 
 
 def draw_shape(image: Image.Image, shape: str, box_xyxy: tuple[int, int, int, int], rng: np.random.Generator) -> None:
-    """Draw one shape of random colour that fills `box_xyxy` (right and bottom exclusive); `image` is modified."""
+    """Draw one shape of random vivid colour that fills `box_xyxy` (right and bottom exclusive); `image` is modified."""
     draw = ImageDraw.Draw(image)
     x0, y0, x1, y1 = box_xyxy[0], box_xyxy[1], box_xyxy[2] - 1, box_xyxy[3] - 1
     cx, cy, third = (x0 + x1) // 2, (y0 + y1) // 2, (x1 - x0) // 3
-    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+    colour = tuple(rng.permutation([rng.integers(210, 256), rng.integers(0, 46), rng.integers(0, 256)]).tolist())
     if shape == "circle":
         draw.ellipse((x0, y0, x1, y1), fill=colour)
     elif shape == "ring":

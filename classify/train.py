@@ -201,9 +201,12 @@ def _optim_wrapper(schedule: Schedule) -> dict[str, Any]:
 
 
 def _param_scheduler(schedule: Schedule) -> list[dict[str, Any]]:
-    warmup = {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": schedule.warmup_iters}
+    warmup = []
+    if schedule.warmup_iters > 1:  # mmengine's LinearLR refuses 0, and at 1 never leaves the start factor
+        end = schedule.warmup_iters
+        warmup = [{"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": end}]
     if schedule.milestones:
         epochs = [max(1, round(share * schedule.epochs)) for share in schedule.milestones]
-        return [warmup, {"type": "MultiStepLR", "milestones": epochs, "gamma": 0.1}]
+        return [*warmup, {"type": "MultiStepLR", "milestones": epochs, "gamma": 0.1}]
     cosine = {"type": "CosineAnnealingLR", "T_max": schedule.epochs, "eta_min": 0.0, "convert_to_iter_based": True}
-    return [warmup, cosine]
+    return [*warmup, cosine]

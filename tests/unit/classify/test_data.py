@@ -1,0 +1,73 @@
+import pytest
+import torch
+from PIL import Image
+
+from classify.data import check_folder, class_names, image_folder
+
+
+def make_folders(root, *names):
+    for name in names:
+        (root / name).mkdir(parents=True)
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("image_size", [16, 48])
+def test_images_are_bytes_of_the_size_asked_for(shapes, split, image_size):
+    images = [image for image, _ in image_folder(shapes, split, image_size)]
+    assert {(image.dtype, tuple(image.shape)) for image in images} == {(torch.uint8, (3, image_size, image_size))}
+
+
+@pytest.mark.parametrize(("mode", "size_wh"), [("L", (40, 20)), ("RGBA", (20, 40)), ("P", (5, 5))])
+def test_any_picture_becomes_rgb(tmp_path, mode, size_wh):
+    folder = make_folders(tmp_path, "val/a") / "val/a"
+    Image.new(mode, size_wh, 7 if mode != "RGBA" else (7, 7, 7, 255)).save(folder / "x.png")
+    image, label = image_folder(tmp_path, "val", 16)[0]
+    assert (image.shape, label) == ((3, 16, 16), 0)
+
+
+def test_validation_images_are_not_augmented(shapes):
+    data = image_folder(shapes, "val", 24)
+    assert torch.equal(data[5][0], data[5][0])
+
+
+def test_training_images_are_augmented_and_follow_the_seed(shapes):
+    data = image_folder(shapes, "train", 24)
+    torch.manual_seed(0)
+    first, second = data[0][0], data[0][0]
+    torch.manual_seed(0)
+    assert not torch.equal(first, second)
+    assert torch.equal(data[0][0], first)
+
+
+def test_folder_with_both_splits_passes(tmp_path):
+    root = make_folders(tmp_path, "train/b", "train/a", "val/a", "val/b")
+    check_folder(root)
+    assert class_names(root) == ("a", "b")
+
+
+def test_validation_may_be_spelled_out(tmp_path):
+    make_folders(tmp_path, "train/a", "validation/a")
+    check_folder(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "validation/a/x.png")
+    assert len(image_folder(tmp_path, "val", 8)) == 1
+
+
+@pytest.mark.parametrize(("present", "missing"), [("train/a", "val"), ("val/a", "train")])
+def test_missing_split_is_refused(tmp_path, present, missing):
+    make_folders(tmp_path, present)
+    with pytest.raises(FileNotFoundError, match=f"{missing}: no such folder; expected .* train/ and val/"):
+        check_folder(tmp_path)
+
+
+def test_split_without_class_folders_is_refused(tmp_path):
+    make_folders(tmp_path, "train", "val/a")
+    (tmp_path / "train/a.png").touch()
+    with pytest.raises(ValueError, match="train: holds no class folders"):
+        check_folder(tmp_path)
+
+
+def test_splits_with_different_classes_are_refused(tmp_path):
+    make_folders(tmp_path, "train/a", "train/b", "val/a", "val/c")
+    with pytest.raises(ValueError, match=r"train and val differ in the classes \['b', 'c'\]"):
+        check_folder(tmp_path)

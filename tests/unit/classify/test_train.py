@@ -1,0 +1,167 @@
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from classify.data import MEAN, STD, image_folder
+from classify.evaluate import evaluate_classifier
+from classify.train import ClassifierModel, Schedule, collate, train_classifier
+
+# a second run in one folder within one second reuses mmengine's log; a real one comes from another process
+pytestmark = pytest.mark.filterwarnings("ignore:.*instance named of.*has been created:UserWarning")
+
+
+def equal_weights(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture
+def rates_of(pairs, tmp_path):
+    """Train on two images by a schedule and return the learning rate of every step."""
+
+    def train(schedule):
+        rates = []
+        data = pairs(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 1])
+        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+        hook = register_optimizer_step_pre_hook(lambda sgd, *_: rates.append(sgd.param_groups[0]["lr"]))
+        train_classifier(net, data, schedule, tmp_path, 0)
+        hook.remove()
+        return rates
+
+    return train
+
+
+def stop_at(iteration):
+    def progress(done, total):
+        if done == iteration:
+            raise KilledError("killed")
+
+    return progress
+
+
+def test_tiny_net_learns_its_images(shapes, tiny_net, tmp_path):
+    data, net = image_folder(shapes, "val", 32), tiny_net()
+    before = evaluate_classifier(net, data, tmp_path / "before")["top1"]
+    train_classifier(net, data, Schedule(60, 6, 0.01, warmup_iters=5), tmp_path / "run", seed=0)
+    assert before < 0.5
+    assert evaluate_classifier(net, data, tmp_path / "after")["top1"] >= 0.9  # chance is 1 in 6
+
+
+@pytest.mark.parametrize("iteration", [2, 4, 8], ids=["in_epoch_1", "at_epoch_2", "in_epoch_3"])
+def test_killed_and_resumed_equals_never_killed(shapes, tiny_net, tmp_path, iteration):
+    data, schedule = image_folder(shapes, "train", 24), Schedule(3, 12, 0.01, warmup_iters=4)
+    whole, killed, resumed = tiny_net(), tiny_net(), tiny_net()
+    train_classifier(whole, data, schedule, tmp_path / "whole", seed=1)
+    with pytest.raises(KilledError, match="killed"):
+        train_classifier(killed, data, schedule, tmp_path / "killed", seed=1, progress=stop_at(iteration))
+    train_classifier(resumed, data, schedule, tmp_path / "killed", seed=1)
+    assert not equal_weights(killed, whole)
+    assert equal_weights(resumed, whole)
+
+
+def test_finished_training_called_again_gives_its_weights_at_once(shapes, tiny_net, tmp_path):
+    data, schedule = image_folder(shapes, "train", 24), Schedule(1, 12, 0.01)
+    first, again, calls = tiny_net(), tiny_net(), []
+    train_classifier(first, data, schedule, tmp_path, seed=1)
+    train_classifier(again, data, schedule, tmp_path, seed=1, progress=lambda *done: calls.append(done))
+    assert equal_weights(first, again)
+    assert calls == []
+
+
+def test_another_seed_gives_other_weights(shapes, tiny_net, tmp_path):
+    data, nets = image_folder(shapes, "train", 24), [tiny_net(), tiny_net()]
+    for seed, net in enumerate(nets):
+        train_classifier(net, data, Schedule(1, 12, 0.01), tmp_path / str(seed), seed)
+    assert not equal_weights(*nets)
+
+
+def test_progress_counts_every_iteration_and_nothing_is_printed(shapes, tiny_net, tmp_path, capfd):
+    calls = []
+    data = image_folder(shapes, "train", 24)
+    train_classifier(tiny_net(), data, Schedule(2, 12, 0.01), tmp_path, 0, lambda *done: calls.append(done))
+    assert calls == [(i, 6) for i in range(1, 7)]  # 36 images: 3 batches an epoch
+    assert capfd.readouterr().out == ""
+
+
+def test_trained_net_is_in_eval_mode_on_the_cpu(shapes, tiny_net, tmp_path):
+    net = tiny_net()
+    train_classifier(net, image_folder(shapes, "train", 24), Schedule(1, 12, 0.01), tmp_path, 0)
+    assert not any(layer.training for layer in net.modules())
+    assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}
+
+
+def test_loss_that_is_not_finite_stops_and_names_its_place(shapes, tiny_net, tmp_path):
+    schedule = Schedule(2, 12, 1e30, "SGD", warmup_iters=0, max_grad_norm=None)
+    with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) at epoch 1, iteration [23]; lower the learning"):
+        train_classifier(tiny_net(), image_folder(shapes, "train", 24), schedule, tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("warmup_iters", "first_rates"),
+    [
+        (0, [0.5, 0.5, 0.5, 0.5]),
+        (1, [0.5, 0.5, 0.5, 0.5]),  # the one warm-up iteration is at the peak already
+        (3, [0.005, 0.2525, 0.5, 0.5]),  # 1 %, halfway between 1 % and all: 50.5 %, all
+    ],
+)
+def test_rate_rises_linearly_to_its_peak(rates_of, warmup_iters, first_rates):
+    schedule = Schedule(10, 1, 0.5, "SGD", warmup_iters=warmup_iters, milestones=(0.9,))
+    assert rates_of(schedule)[:4] == pytest.approx(first_rates)
+
+
+def test_rate_falls_tenfold_at_each_milestone(rates_of):
+    schedule = Schedule(4, 2, 0.5, "SGD", warmup_iters=0, milestones=(0.5, 0.75))
+    # one step an epoch; a half and three quarters of 4 epochs are 2 and 3
+    assert rates_of(schedule) == pytest.approx([0.5, 0.5, 0.05, 0.005])
+
+
+def test_rate_without_milestones_is_a_half_cosine(rates_of):
+    schedule = Schedule(2, 1, 0.5, "SGD", warmup_iters=0)
+    # (1 + cos(pi t / 4)) / 2 at t = 0..3
+    expected = [0.5 * share for share in (1.0, 0.853553, 0.5, 0.146447)]
+    assert rates_of(schedule) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs: too small, got 0; expected at least 1"),
+        ({"batch_size": 0}, "batch_size: too small, got 0; expected at least 1"),
+        ({"warmup_iters": -1}, "warmup_iters: too small, got -1; expected at least 0"),
+        ({"num_workers": -1}, "num_workers: too small, got -1; expected at least 0"),
+        ({"lr": 0.0}, "lr: not above 0, got 0.0"),
+        ({"lr": -0.1}, "lr: not above 0, got -0.1"),
+        ({"lr": float("nan")}, "lr: not above 0, got nan"),
+        ({"optimizer": "Adamw"}, "optimizer: unknown, got 'Adamw'"),
+    ],
+)
+def test_schedule_that_cannot_train_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**{"epochs": 1, "batch_size": 1, "lr": 0.1, **change})
+
+
+def test_images_are_normalized_with_imagenet_s_figures():
+    model = ClassifierModel(nn.Identity())
+    image = torch.full((3, 1, 1), 124, dtype=torch.uint8)
+    batch = model.data_preprocessor({"inputs": [image], "data_samples": torch.tensor([0])})
+    expected = [(124 - mean) / std for mean, std in zip(MEAN, STD, strict=True)]
+    assert batch["inputs"].flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_loss_is_cross_entropy_and_predictions_come_with_labels():
+    model, scores, labels = ClassifierModel(nn.Identity()), torch.tensor([[0.0, 0.0]]), torch.tensor([1])
+    assert model(scores, labels, "loss")["loss"].item() == pytest.approx(0.693147)  # ln 2
+    assert [(s.tolist(), label.item()) for s, label in model(scores, labels, "predict")] == [([0.0, 0.0], 1)]
+    assert model(scores, labels) is scores
+
+
+def test_batch_holds_images_and_labels():
+    images = [torch.zeros(3, 2, 2), torch.ones(3, 2, 2)]
+    batch = collate([(images[0], 4), (images[1], 2)])
+    assert batch["inputs"] == images
+    assert batch["data_samples"].tolist() == [4, 2]
