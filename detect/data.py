@@ -2,15 +2,24 @@
 
 import hashlib
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 __all__ = ["CocoSet", "check_coco", "fingerprint", "read_annotations", "write_crops"]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
+
+_FIELDS = {
+    "images": {"id", "file_name", "width", "height"},
+    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd"},
+    "categories": {"id", "name"},
+}
+"""What mmdet and pycocotools read of each row; a missing field would stop them in the middle of the work."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON; expected a COCO annotation file") from error
-    keys = {"images": {"id", "file_name", "width", "height"}, "annotations": {"image_id", "category_id", "bbox"}}
-    keys["categories"] = {"id", "name"}
-    for key, fields in keys.items():
+    for key, fields in _FIELDS.items():
         rows = data.get(key) if isinstance(data, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) and fields <= row.keys() for row in rows):
             raise ValueError(f"{path}: not COCO format, {key!r} is not a list of {sorted(fields)}; expected COCO boxes")
@@ -49,7 +56,7 @@ def check_coco(coco: CocoSet) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: If the annotation file, the folder or an image is missing.
         ValueError: If the file is not COCO, an image does not decode or has another size, a box lies outside its
-            image or is empty, or a category is not declared.
+            image or is empty, a category is not declared, or there is no box at all.
     """
     data = read_annotations(coco.annotations)
     if not coco.images.is_dir():
@@ -74,7 +81,7 @@ def write_crops(coco: CocoSet, folder: Path, min_size: int = 12) -> int:
     the same kind of picture exists. Crowds and boxes smaller than `min_size` px are left out.
     """
     data = read_annotations(coco.annotations)
-    names = {category["id"]: category["name"] for category in data["categories"]}
+    names = {category["id"]: re.sub(r"[^\w -]", "_", category["name"]) for category in data["categories"]}
     files = {image["id"]: image["file_name"] for image in data["images"]}
     for name in names.values():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -86,7 +93,8 @@ def write_crops(coco: CocoSet, folder: Path, min_size: int = 12) -> int:
         side = 1.25 * max(w, h)
         left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
         with Image.open(coco.images / files[box["image_id"]]) as image:
-            crop = image.convert("RGB").crop((round(left), round(top), round(left + side), round(top + side)))
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            crop = upright.crop((round(left), round(top), round(left + side), round(top + side)))
         crop.save(folder / names[box["category_id"]] / f"{i:07}.png", compress_level=1)
         num += 1
     return num
@@ -105,12 +113,20 @@ def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
         path = coco.images / row["file_name"]
         try:
             with Image.open(path) as image:
-                size = image.size
+                size = _upright_size(image)
         except OSError as error:
             raise ValueError(f"{path}: does not decode; expected an image") from error
         if size != (row["width"], row["height"]):
             stated = (row["width"], row["height"])
             raise ValueError(f"{path}: is {size} (w, h), {coco.annotations} says {stated}; expected the same size")
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (w, h) as mmdet loads the image: turned as its EXIF orientation says; 5 to 8 are the quarter turns."""
+    if "exif" not in image.info:  # where it is absent, asking a PNG for it would decode all pixels
+        return image.size
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if is_turned else image.size
 
 
 def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
@@ -122,6 +138,8 @@ def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
             raise ValueError(f"{subject}: image_id {row['image_id']} is not among the images; expected one of them")
         if row["category_id"] not in categories:
             raise ValueError(f"{subject}: category_id {row['category_id']} is not declared; expected a category's id")
+        if not _is_box(row["bbox"]):
+            raise ValueError(f"{subject}: not a box, got {row['bbox']}; expected four numbers x, y, width, height")
         x, y, w, h = row["bbox"]
         width, height = sizes[row["image_id"]]
         if w <= 0 or h <= 0:
@@ -129,3 +147,10 @@ def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
         outside = max(-x, -y, x + w - width, y + h - height)
         if not outside <= _TOLERANCE_PX:
             raise ValueError(f"{subject}: box outside its image, got {row['bbox']}; expected within {width} x {height}")
+    if all(row["iscrowd"] for row in data["annotations"]):
+        raise ValueError(f"{coco.annotations}: holds no boxes; expected at least one that is no crowd")
+
+
+def _is_box(bbox: Any) -> bool:
+    is_four = isinstance(bbox, list) and len(bbox) == 4
+    return is_four and all(isinstance(side, int | float) and math.isfinite(side) for side in bbox)

@@ -38,7 +38,7 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
     """Return {"map", "map50", "map75"}, each in [0, 1], over every image of the annotation file.
 
     Args:
-        annotations: COCO ground truth.
+        annotations: COCO ground truth, with at least one box.
         results: COCO result rows (image_id, category_id, bbox as x, y, w, h, score); images without rows count too.
     """
     names = ("map", "map50", "map75")
@@ -46,6 +46,7 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
         return dict.fromkeys(names, 0.0)
     with silent():  # pycocotools prints its tables
         truth = COCO(str(annotations))
+        _renumber(truth)
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -77,7 +78,11 @@ def evaluate_detector(detector: nn.Module, card: ModelCard, coco: CocoSet, work_
 
 
 def detections_by_graph(graph: Graph, coco: CocoSet, size_hw: tuple[int, int]) -> Iterator[Detections]:
-    """Run a deployed graph over a whole set, image by image, with the preprocessing of mmdet's test pipeline."""
+    """Run a deployed graph over a whole set, image by image, with the preprocessing of mmdet's test pipeline.
+
+    It differs for pictures that stand where the shape lies, or lie where it stands: mmdet turns the shape for them, a
+    graph cannot, so they are scaled to fit into it as it is.
+    """
     for row in read_annotations(coco.annotations)["images"]:
         image_HW3 = mmcv.imread(str(coco.images / row["file_name"]), channel_order="rgb")
         inputs, scale_xyxy = fit_image(image_HW3, size_hw)
@@ -97,7 +102,8 @@ def fit_image(
         by which x0, y0, x1, y1 grew.
     """
     height, width = size_hw
-    scaled = mmcv.imrescale(image_HW3, (width, height))
+    # a factor: given a size, imrescale would turn it to portrait or landscape as the image is
+    scaled = mmcv.imrescale(image_HW3, min(height / image_HW3.shape[0], width / image_HW3.shape[1]))
     h, w = scaled.shape[:2]
     image = np.zeros((1, 3, height, width), np.float32)
     image[0, :, :h, :w] = scaled.transpose(2, 0, 1)
@@ -116,3 +122,10 @@ def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str,
         row = {"image_id": detections.image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
         rows.append(row)
     return rows
+
+
+def _renumber(truth: COCO) -> None:
+    """Count annotations from 1: COCOeval takes an id of 0 for "no box matched"."""
+    for number, row in enumerate(truth.dataset["annotations"], start=1):
+        row["id"] = number
+    truth.createIndex()

@@ -24,6 +24,7 @@ __all__ = [
     "build_detector",
     "detector_config",
     "load_detector",
+    "load_from_model_file",
     "mmdet_config",
     "new_detector",
     "save_detector",

@@ -1,6 +1,7 @@
 """Pruning inside a detector: the backbone is cut, the neck's inputs follow, and the config names the new widths."""
 
-from dataclasses import asdict, replace
+import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
 from detect.model import DetectorSettings, build_detector, detector_config
-from prune import Pruned, prune_model, slim_model
+from prune import Decision, Pruned, prune_model, slim_model
 
 __all__ = ["prune_detector"]
 
@@ -40,8 +41,18 @@ def prune_detector(
     config = detector_config(backbone, len(card.classes), settings)
     slim = build_detector(config)
     slim.load_state_dict(slim_model(detector, pruned.spec).state_dict())
-    spec = asdict(backbone_spec)
+    spec = json.loads(backbone_spec.to_json())
+    pruned = replace(pruned, decisions=(*pruned.decisions, *_heads(detector)))
     return slim, replace(card, architecture=backbone.to_dict(), detector=config, spec=spec), pruned
+
+
+def _heads(detector: nn.Module) -> list[Decision]:
+    """List the layers outside the traced part, so that the report misses none."""
+    return [
+        Decision(name, (name,), len(layer.weight), len(layer.weight), "in a head; heads stay whole")
+        for name, layer in detector.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.startswith(("backbone.", "neck."))
+    ]
 
 
 class _BackboneNeck(nn.Module):

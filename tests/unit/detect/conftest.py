@@ -1,0 +1,141 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import DATASETS
+
+from classify.backbones import Architecture
+from classify.train import Schedule, silent
+from detect import DetectorSettings, mmdet_config, new_detector
+from detect.data import CocoSet, read_annotations
+from detect.pruning import prune_detector
+from detect.synthetic import write_scenes
+from detect.train import coco_loader, train_detector
+
+SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA}: absent, it holds the real photographs and reference figures")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Eight generated scenes of 96 x 120, so that a detector of 128 x 128 must scale and pad them."""
+    return write_scenes(tmp_path_factory.mktemp("scenes"), 8, (96, 120), seed=0)
+
+
+@pytest.fixture(scope="session")
+def classes(scenes):
+    return tuple(category["name"] for category in read_annotations(scenes.annotations)["categories"])
+
+
+@pytest.fixture(scope="session")
+def tiny(classes):
+    """Return a fresh narrow Faster R-CNN and its card."""
+
+    def build(seed=0, name="resnet18", image_size_hw=(128, 128), **settings):
+        settings = {
+            "fpn_channels": 16,
+            "head_channels": 32,
+            "num_proposals": 50,
+            "roi_samples": 16,
+            "anchor_scale": 4,
+            **settings,
+        }
+        return new_detector(
+            Architecture(name, 1, 8), classes, DetectorSettings(image_size_hw=image_size_hw, **settings), seed
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def schedule():
+    """The fewest iterations from which every part of training can be seen."""
+    return Schedule(epochs=1, batch_size=4, lr=1e-3, warmup_iters=2)
+
+
+@pytest.fixture(scope="session")
+def _trained(tiny, scenes, tmp_path_factory):
+    detector, card = tiny()
+    # a higher rate kills units of the narrow RPN, whose scores then tie and come out in any order
+    long = Schedule(epochs=40, batch_size=4, lr=1e-3, warmup_iters=5)
+    train_detector(detector, card, scenes, long, tmp_path_factory.mktemp("trained"), seed=0)
+    return detector, card
+
+
+@pytest.fixture
+def trained(_trained):
+    """A detector that learned the eight scenes, in eval mode, and its card."""
+    return copy.deepcopy(_trained[0]), _trained[1]
+
+
+@pytest.fixture(scope="session")
+def _slim(_trained):
+    return prune_detector(*_trained, 0.5)
+
+
+@pytest.fixture
+def slim(_slim):
+    """The trained detector with half of its backbone, in eval mode, its card, and what was pruned."""
+    return copy.deepcopy(_slim[0]).eval(), *_slim[1:]
+
+
+@pytest.fixture(scope="session")
+def found_by(scenes):
+    """Return what a detector finds in the first scene, by mmdet's own inference from the file on."""
+    from mmdet.apis import inference_detector  # after detect, which brings the operators that it looks for
+
+    def found(detector, card):
+        detector.cfg = mmdet_config(card)
+        name = read_annotations(scenes.annotations)["images"][0]["file_name"]
+        instances = inference_detector(detector, str(scenes.images / name)).pred_instances
+        assert len(instances) > 0
+        return dict(instances.items())
+
+    return found
+
+
+@pytest.fixture(scope="session")
+def images():
+    return torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def train_loss(scenes):
+    """Return the loss over the eight scenes at once, with a graph to run backward."""
+
+    def loss(detector, card):
+        with silent():
+            dataset = DATASETS.build({**coco_loader(card, scenes)["dataset"], "_scope_": "mmdet"})
+        rows = [dataset[i] for i in range(len(dataset))]
+        batch = {key: [row[key] for row in rows] for key in ("inputs", "data_samples")}
+        torch.manual_seed(0)  # RoIs are drawn
+        losses = detector(**detector.data_preprocessor(batch, training=True), mode="loss")
+        return detector.parse_losses(losses)[0]
+
+    return loss
+
+
+@pytest.fixture
+def write_coco(tmp_path):
+    """Write an annotation file whose top-level keys are those of a sound one, or as given."""
+
+    def write(**changes) -> CocoSet:
+        row = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0}
+        data = {
+            "images": [{"id": 7, "file_name": "a.png", "width": 100, "height": 50}],
+            "annotations": [row],
+            "categories": [{"id": 3, "name": "cat"}],
+        }
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "a.json").write_text(json.dumps({**data, **changes}))
+        return CocoSet(tmp_path / "a.json", tmp_path / "images")
+
+    return write

@@ -1,0 +1,205 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from mmcv.transforms import LoadImageFromFile
+from PIL import Image
+
+from detect.data import CocoSet, check_coco, fingerprint, read_annotations, write_crops
+
+BOX = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0}
+TURNED = 6  # EXIF: the first row of the file is the right side of the picture
+
+
+@pytest.fixture
+def save_image():
+    """Write a picture, 100 wide and 50 high, as the image that `write_coco` names."""
+
+    def save(coco, size_wh=(100, 50), name="a.png", pixels=None):
+        picture = Image.new("RGB", size_wh) if pixels is None else Image.fromarray(pixels)
+        picture.save(coco.images / name)
+        return coco
+
+    return save
+
+
+@pytest.fixture
+def copied(scenes, tmp_path):
+    """Return a copy of the generated set that a test may spoil."""
+    shutil.copytree(scenes.annotations.parent, tmp_path / "scenes")
+    return CocoSet(tmp_path / "scenes" / "instances.json", tmp_path / "scenes" / "images")
+
+
+def test_a_generated_set_is_accepted(scenes, classes):
+    assert check_coco(scenes) == classes == ("circle", "cross", "diamond", "ring", "square", "triangle")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_photographs_of_cells_are_accepted(shared_data, split):
+    bccd = shared_data / "bccd"
+    coco = CocoSet(bccd / f"instances_{split}.json", bccd / "images")
+    assert sorted(check_coco(coco)) == ["Platelets", "RBC", "WBC"]
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_coco_is_accepted_with_crowds_id_gaps_and_empty_images(shared_data, split):
+    coco = CocoSet(shared_data / "coco_open" / f"instances_{split}.json", shared_data / "coco_open" / split)
+    data = read_annotations(coco.annotations)
+    assert sum(row["iscrowd"] for row in data["annotations"]) > 0
+    assert max(category["id"] for category in data["categories"]) == 90
+    assert {image["id"] for image in data["images"]} > {row["image_id"] for row in data["annotations"]}
+    assert len(check_coco(coco)) == 80
+
+
+def test_a_box_may_stick_out_by_a_rounded_pixel(write_coco, save_image):
+    coco = write_coco(annotations=[{**BOX, "bbox": [-1, 0, 102, 51]}])
+    assert check_coco(save_image(coco)) == ("cat",)
+
+
+def test_a_missing_annotation_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.json: no such file; expected a COCO annotation file"):
+        check_coco(CocoSet(tmp_path / "none.json", tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+def test_a_file_that_is_not_json_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json: not JSON; expected a COCO annotation file"):
+        check_coco(CocoSet(tmp_path / "a.json", tmp_path))
+
+
+@pytest.mark.parametrize("content", [[], {}, {"images": {}}, {"images": [{"id": 1}]}, {"images": ["a.png"]}])
+def test_json_that_is_not_coco_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a\.json: not COCO format, 'images' is not a list of .*'file_name'"):
+        check_coco(CocoSet(tmp_path / "a.json", tmp_path))
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_the_missing_part_of_a_coco_file_is_named(write_coco, key):
+    with pytest.raises(ValueError, match=f"not COCO format, '{key}' is not a list"):
+        check_coco(write_coco(**{key: None}))
+
+
+@pytest.mark.parametrize("field", ["id", "area", "iscrowd"])
+def test_boxes_without_a_field_that_training_or_evaluation_reads_are_refused(write_coco, field):
+    row = {name: value for name, value in BOX.items() if name != field}
+    with pytest.raises(ValueError, match=f"'annotations' is not a list of .*'{field}'"):
+        check_coco(write_coco(annotations=[row]))
+
+
+def test_a_missing_image_folder_is_refused(write_coco, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; expected the images of .*a\.json"):
+        check_coco(CocoSet(write_coco().annotations, tmp_path / "nowhere"))
+
+
+def test_missing_images_are_counted_and_the_first_is_named(copied):
+    for name in ("00002.png", "00005.png"):
+        (copied.images / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002\.png: no such image, 2 of 8 named by .* are missing"):
+        check_coco(copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_an_image_that_does_not_decode_is_refused(write_coco, content):
+    coco = write_coco()
+    (coco.images / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png: does not decode; expected an image"):
+        check_coco(coco)
+
+
+def test_an_image_of_another_size_than_stated_is_refused(write_coco, save_image):
+    coco = save_image(write_coco(), (50, 100))
+    with pytest.raises(ValueError, match=r"a\.png: is \(50, 100\) \(w, h\), .* says \(100, 50\); expected the same"):
+        check_coco(coco)
+
+
+@pytest.mark.parametrize("size_wh", [(100, 50), (50, 100)])
+def test_a_photograph_taken_sideways_has_the_size_at_which_mmdet_loads_it(write_coco, size_wh):
+    coco = write_coco(images=[{"id": 7, "file_name": "a.jpg", "width": 50, "height": 100}])
+    exif = Image.Exif()
+    exif[0x0112] = TURNED if size_wh == (100, 50) else 1
+    Image.new("RGB", size_wh).save(coco.images / "a.jpg", exif=exif)
+    assert check_coco(coco) == ("cat",)
+    assert LoadImageFromFile()({"img_path": str(coco.images / "a.jpg")})["img"].shape == (100, 50, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [80, 20, 30, 15]}, r"annotation 1: box outside its image, got \[80.*\]; expected within 100 x 50"),
+        ({"bbox": [-2, 20, 30, 15]}, r"annotation 1: box outside its image, got \[-2"),
+        ({"bbox": [10, 40, 30, 12]}, r"annotation 1: box outside its image, got \[10"),
+        ({"bbox": [10, 20, 0, 15]}, r"annotation 1: empty box, got .*; expected width and height above 0"),
+        ({"bbox": [10, 20, 30, -1]}, "annotation 1: empty box"),
+        ({"bbox": [10, 20, 30]}, r"annotation 1: not a box, got \[10, 20, 30\]; expected four numbers"),
+        ({"bbox": None}, "annotation 1: not a box, got None"),
+        ({"bbox": [10, float("nan"), 30, 15]}, r"annotation 1: not a box, got \[10, nan"),
+        ({"category_id": 9}, "annotation 1: category_id 9 is not declared; expected a category's id"),
+        ({"image_id": 8}, "annotation 1: image_id 8 is not among the images; expected one of them"),
+        ({"iscrowd": 1}, "holds no boxes; expected at least one that is no crowd"),
+    ],
+)
+def test_a_wrong_box_is_refused_in_one_line(write_coco, save_image, change, message):
+    coco = save_image(write_coco(annotations=[{**BOX, **change}]))
+    with pytest.raises(ValueError, match=message) as caught:
+        check_coco(coco)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_without_images_is_refused(write_coco):
+    with pytest.raises(ValueError, match="names no images; expected at least one"):
+        check_coco(write_coco(images=[]))
+
+
+def test_a_fingerprint_is_the_same_for_the_same_content_elsewhere(scenes, copied):
+    assert fingerprint(copied) == fingerprint(copied) == fingerprint(scenes)
+
+
+def test_a_fingerprint_changes_with_an_annotation(copied):
+    before = fingerprint(copied)
+    data = read_annotations(copied.annotations)
+    data["annotations"][0]["bbox"][0] += 1
+    copied.annotations.write_text(json.dumps(data))
+    assert fingerprint(copied) != before
+
+
+def test_a_fingerprint_changes_with_the_size_of_an_image(copied):
+    before = fingerprint(copied)
+    with (copied.images / "00003.png").open("ab") as file:
+        file.write(b"\0")
+    assert fingerprint(copied) != before
+
+
+def test_crops_are_an_image_folder_of_every_object(scenes, classes, tmp_path):
+    num = write_crops(scenes, tmp_path)
+    assert num == len(read_annotations(scenes.annotations)["annotations"])
+    assert len(list(tmp_path.glob("*/*.png"))) == num
+    assert tuple(sorted(folder.name for folder in tmp_path.iterdir())) == classes
+
+
+def test_crowds_and_tiny_boxes_give_no_crops(write_coco, save_image, tmp_path):
+    sizes = [[12, 12], [11, 40], [40, 11]]
+    boxes = [{**BOX, "bbox": [0, 0, *size]} for size in sizes] + [{**BOX, "iscrowd": 1}]
+    assert write_crops(save_image(write_coco(annotations=boxes)), tmp_path / "crops") == 1
+    assert [path.name for path in (tmp_path / "crops" / "cat").iterdir()] == ["0000000.png"]
+
+
+def test_a_crop_is_a_square_a_quarter_wider_than_its_box(write_coco, save_image, tmp_path):
+    pixels = np.arange(50 * 100 * 3).reshape(50, 100, 3).astype(np.uint8)
+    # 16 x 12 at (40, 20) has its centre at (48, 26); 1.25 x 16 = 20, hence 38..58 and 16..36
+    coco = save_image(write_coco(annotations=[{**BOX, "bbox": [40, 20, 16, 12]}]), pixels=pixels)
+    write_crops(coco, tmp_path / "crops")
+    crop = np.asarray(Image.open(tmp_path / "crops" / "cat" / "0000000.png"))
+    assert np.array_equal(crop, pixels[16:36, 38:58])
+
+
+def test_a_crop_at_the_border_is_black_outside_the_image(write_coco, save_image, tmp_path):
+    white = np.full((50, 100, 3), 255, np.uint8)
+    # 16 x 16 at (0, 0): 1.25 x 16 = 20, hence -2..18, two black rows and columns
+    write_crops(save_image(write_coco(annotations=[{**BOX, "bbox": [0, 0, 16, 16]}]), pixels=white), tmp_path / "crops")
+    crop = np.asarray(Image.open(tmp_path / "crops" / "cat" / "0000000.png"))
+    assert not crop[:2].any()
+    assert not crop[:, :2].any()
+    assert (crop[2:, 2:] == 255).all()

@@ -1,0 +1,75 @@
+import importlib.machinery
+import sys
+
+import mmcv
+import pytest
+import torch
+import torchvision
+from mmcv.ops import batched_nms, nms, soft_nms
+from mmcv.utils.ext_loader import check_ops_exist
+
+from detect.ops import install_ops
+
+pytestmark = pytest.mark.skipif(
+    importlib.machinery.PathFinder.find_spec("_ext", mmcv.__path__) is not None,
+    reason="mmcv has its compiled operators here, so there is no stand-in to test",
+)
+
+
+@pytest.fixture
+def boxes():
+    """Return 200 boxes that overlap much, and their scores."""
+    generator = torch.Generator().manual_seed(0)
+    corner, size = torch.rand(2, 200, 2, generator=generator) * 40
+    return torch.cat([corner, corner + size + 1], 1), torch.rand(200, generator=generator)
+
+
+def test_mmdet_imports_without_compiled_operators():
+    assert sys.modules["mmdet.models"].TwoStageDetector
+    assert sys.modules["mmcv._ext"].__spec__.origin is None
+
+
+def test_installing_twice_keeps_the_first_stand_in():
+    before = sys.modules["mmcv._ext"]
+    install_ops()
+    assert sys.modules["mmcv._ext"] is before
+
+
+def test_nms_equals_torchvision(boxes):
+    boxes_xyxy, scores = boxes
+    detections, kept = nms(boxes_xyxy, scores, iou_threshold=0.5)
+    expected = torchvision.ops.nms(boxes_xyxy, scores, 0.5)
+    assert 0 < len(expected) < 200
+    assert kept.tolist() == expected.tolist()
+    torch.testing.assert_close(detections, torch.cat([boxes_xyxy, scores[:, None]], 1)[expected])
+
+
+def test_batched_nms_equals_torchvision(boxes):
+    groups = torch.arange(200) % 3
+    _, kept = batched_nms(*boxes, groups, {"type": "nms", "iou_threshold": 0.5})
+    assert kept.tolist() == torchvision.ops.batched_nms(*boxes, groups, 0.5).tolist()
+
+
+def test_nms_of_no_boxes_keeps_none():
+    assert nms(torch.zeros(0, 4), torch.zeros(0), 0.5)[1].tolist() == []
+
+
+def test_another_operator_says_what_to_install(boxes):
+    with pytest.raises(RuntimeError, match=r"mmcv\.ops\.softnms: .* no compiled operators here; install an mmcv wheel"):
+        soft_nms(*boxes)
+
+
+def test_nms_with_an_offset_is_refused(boxes):
+    with pytest.raises(ValueError, match="nms: offset 1 is not supported by torchvision; expected 0"):
+        nms(*boxes, 0.5, offset=1)
+
+
+def test_the_stand_in_has_every_operator_but_no_dunder_names():
+    stand_in = sys.modules["mmcv._ext"]
+    assert hasattr(stand_in, "roi_align_forward")
+    assert not hasattr(stand_in, "__path__")
+    assert not hasattr(stand_in, "__wrapped__")
+
+
+def test_mmcv_is_told_that_there_are_no_compiled_operators():
+    assert check_ops_exist() is False
