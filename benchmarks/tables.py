@@ -1,0 +1,35 @@
+"""Write the tables in the documents from their records: nobody types a figure.
+
+Run:     python benchmarks/tables.py
+A table stands between `<!-- table: RECORD.json -->` and `<!-- end of table -->` in any Markdown file.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from deploy import load_record, table_from_record
+from experiment.report import table_markdown
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """Return the document with every table made anew from its record; records are relative to the project's root."""
+    return BLOCK.sub(lambda match: f"{match[1]}{_table(ROOT / match[2]).strip()}\n{match[3]}", text)
+
+
+def documents() -> list[Path]:
+    """Return the Markdown files that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
+
+
+def _table(record: Path) -> str:
+    content = json.loads(record.read_text())
+    return table_markdown(content) if "rows" in content else table_from_record(load_record(record))
+
+
+if __name__ == "__main__":
+    for document in documents():
+        document.write_text(with_tables(document.read_text()))

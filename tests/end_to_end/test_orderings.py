@@ -1,0 +1,137 @@
+import json
+
+import onnx
+import pytest
+import torch
+
+from classify.checkpoint import read_card
+from deploy import OnnxRunner, engine_from_onnx
+from detect import load_detector
+from detect.fixed_shape import FixedShapeDetector
+
+NAMES = [
+    "dense",
+    "prune_transfer-finetune",
+    "transfer_prune-finetune",
+    "scratch_transfer-scratch_e",
+    "scratch_transfer-scratch_b",
+]
+
+
+def row(results, name):
+    return next(row for row in results["rows"] if row["name"] == name)
+
+
+def test_a_run_gives_one_row_per_ordering_and_budget_with_the_dense_one_first(finished):
+    assert [row["name"] for row in finished[1]["rows"]] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_has_figures_and_files(finished, name):
+    folder, results = finished
+    figures = row(results, name)
+    assert 0 <= figures["map"] <= figures["map50"] <= 1
+    assert figures["macs"] > 0
+    assert figures["latency_ms"] > 0
+    assert (folder / figures["model"]).is_file()
+    assert (folder / figures["onnx"]).is_file()
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_slim_rows_have_half_the_channels_hence_fewer_macs_and_params(finished, name):
+    _, results = finished
+    dense, slim = row(results, "dense"), row(results, name)
+    assert slim["macs"] < dense["macs"]
+    assert slim["params"] < dense["params"]
+    assert slim["mac_reduction"] == pytest.approx(dense["macs"] / slim["macs"])
+    assert slim["speedup_low"] <= slim["speedup"] <= slim["speedup_high"]
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_the_slim_backbone_keeps_eight_of_sixteen_channels_in_the_stem(finished, name):
+    folder, results = finished
+    widths = read_card(folder / row(results, name)["model"]).backbone.widths
+    assert tuple(widths["conv1"]) == (3, 8)
+
+
+def test_scratch_b_trains_longer_than_scratch_e(finished):
+    _, results = finished
+    epochs = [row(results, f"scratch_transfer-{budget}")["train_epochs"] for budget in ("scratch_e", "scratch_b")]
+    assert epochs[0]["scratch_classifier"] == 2
+    assert epochs[1]["scratch_classifier"] == 4  # twice, the cap: half the channels are a quarter of the MACs
+
+
+def test_scratch_starts_from_other_weights_than_pruning(finished):
+    folder, results = finished
+    weights = [
+        load_detector(folder / row(results, name)["model"])[0].state_dict()["backbone.net.conv1.weight"]
+        for name in (NAMES[1], NAMES[3])
+    ]
+    assert weights[0].shape == weights[1].shape
+    assert not torch.allclose(*weights, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_the_exported_graph_equals_the_detector(finished, name):
+    folder, results = finished
+    figures = row(results, name)
+    detector, card = load_detector(folder / figures["model"])
+    module = FixedShapeDetector(detector, tuple(card.preprocessing["image_size_hw"]))
+    inputs = dict(zip(module.input_names, module.example_inputs(1), strict=True))
+    found = OnnxRunner(folder / figures["onnx"]).run({key: value.numpy() for key, value in inputs.items()})
+    expected = dict(zip(module.output_names, module(*inputs.values()), strict=True))
+    assert (found["labels"] == expected["labels"].numpy()).all()
+    assert abs(found["scores"] - expected["scores"].numpy()).max() < 1e-4
+
+
+def test_the_exported_graph_has_standard_operators_only(finished):
+    folder, results = finished
+    model = onnx.load(folder / row(results, "dense")["onnx"])
+    operators = {node.op_type for node in model.graph.node}
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert not operators & {"NonMaxSuppression", "RoiAlign", "NonZero", "Loop", "If"}
+
+
+@pytest.mark.parametrize("name", ["dense", "transfer_prune-finetune"])
+def test_a_tensorrt_rtx_engine_builds_without_a_gpu(finished, name, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    folder, results = finished
+    info = engine_from_onnx(folder / row(results, name)["onnx"], tmp_path / "e.engine", compute_capabilities=("8.6",))
+    assert (tmp_path / "e.engine").stat().st_size > 100_000
+    assert set(info.outputs) == {"boxes_xyxy", "scores", "labels"}
+
+
+def test_a_slim_detector_opens_with_mmdets_own_init_detector(finished):
+    from mmdet.apis import inference_detector, init_detector
+
+    folder, results = finished
+    path = folder / row(results, "transfer_prune-finetune")["model"]
+    detector = init_detector(str(path.with_suffix(".py")), str(path), device="cpu")
+    found = inference_detector(detector, results["pictures"][0]["file"]).pred_instances
+    assert found.bboxes.shape[1] == 4
+    assert tuple(detector.dataset_meta["classes"]) == tuple(results["dataset"]["classes"])
+
+
+def test_mmdets_own_map_is_reported_beside_the_map_of_the_timed_file(finished):
+    for figures in finished[1]["rows"]:
+        assert figures["map"] == pytest.approx(figures["map_framework"], abs=0.01)
+
+
+def test_results_are_also_a_table_and_a_page(finished):
+    folder, _ = finished
+    assert (folder / "results.csv").read_text().count("\n") == len(NAMES) + 1
+    page = (folder / "report.html").read_text()
+    assert "not on a GPU" in page
+    assert all(name in page for name in ("prune_transfer", "transfer_prune", "scratch_transfer"))
+
+
+def test_what_is_not_pruned_is_listed_with_its_reason(finished):
+    assert any("fc, its channels are an output of the model" in note for note in finished[1]["notes"])
+
+
+def test_a_second_run_does_no_stage_again(finished, tiny_run):
+    folder, results = finished
+    again = tiny_run(folder)
+    assert again.returncode == 0
+    assert "[1/" not in again.stderr
+    assert json.loads(again.stdout) == results["rows"]
