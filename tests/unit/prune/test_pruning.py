@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from prune import Decision, cost_of, prune_model
@@ -107,3 +108,23 @@ def test_paper_s_slim_resnets_have_its_parameters_and_macs(shares, mparams, gmac
     cost = cost_of(pruned.model, (full,))
     assert (round(cost.params / 1e6, 3), round(cost.macs / 1e9, 3)) == (mparams, gmacs)
     assert tuple(widths(pruned)[f"layer{i}.1.conv1"] for i in (1, 2, 3)) == channels
+
+
+class AddsItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 1)
+        self.second = nn.Conv2d(4, 2, 1)
+
+    def forward(self, images):
+        return self.second(self.first(images) + images)
+
+
+def test_channels_tied_to_the_input_are_refused_instead_of_giving_a_model_that_cannot_run():
+    with pytest.raises(ValueError, match="model: its slim copy does not run"):
+        prune_model(AddsItsInput(), (torch.zeros(1, 4, 2, 2),), 0.5)
+
+
+def test_skipping_the_tied_layer_helps():
+    pruned = prune_model(AddsItsInput(), (torch.zeros(1, 4, 2, 2),), 0.5, skip=("first",))
+    assert all(decision.reason for decision in pruned.decisions)
