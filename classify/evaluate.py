@@ -18,6 +18,8 @@ def evaluate_classifier(
     net: nn.Module, dataset: Dataset[Any], work_dir: Path, batch_size: int = 64
 ) -> dict[str, float]:
     """Return {"top1"} in [0, 1] over (uint8 image, label) pairs; `net` is not changed."""
+    with silent():  # mmengine warns of a data set without its own metainfo
+        metric = _Top1()
     runner = make_runner(
         ClassifierModel(net),
         work_dir,
@@ -28,7 +30,7 @@ def evaluate_classifier(
             "sampler": {"type": "DefaultSampler", "shuffle": False},
         },
         test_cfg={},
-        test_evaluator=[_Top1()],
+        test_evaluator=[metric],
     )
     with evaluating(net), silent():
         metrics: dict[str, float] = runner.test()

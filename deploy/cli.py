@@ -19,6 +19,8 @@ from deploy.runtime import EngineRunner, OnnxRunner, Runner
 
 __all__ = ["app", "bench", "build"]
 
+Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
+
 app = typer.Typer(help="Build engines and measure what runs.", no_args_is_help=True)
 
 
@@ -32,10 +34,13 @@ def bench(
     threads: Annotated[int, typer.Option(help="CPU threads of ONNX Runtime", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="figures alone on standard output")] = False,
     out: Annotated[Path | None, typer.Option(help="record to write  [default: latency-TIME.json]")] = None,
+    force: Force = False,
 ) -> None:
     """Measure files against each other, in alternating order, on the same random inputs."""
     if len(set(models)) != len(models):
         raise ValueError(f"bench: a file twice, got {' '.join(map(str, models))}; expected each file once")
+    if out:
+        _refuse_existing(out, force)
     runners = {str(path): _runner(path, threads) for path in models}
     inputs = random_inputs(next(iter(runners.values())).inputs)
     measurement = _measure_with_progress(runners, inputs, warmup, rounds)
@@ -54,11 +59,18 @@ def build(
         list[str] | None, typer.Option(help="GPU generation to build for, such as 8.6; may be repeated")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="engine to write  [default: beside the ONNX file]")] = None,
+    force: Force = False,
 ) -> None:
     """Build an engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
     out = out or onnx.with_suffix(".engine")
+    _refuse_existing(out, force)
     engine_from_onnx(onnx, out, backend=backend, compute_capabilities=compute_capability or ())
     typer.echo(f"wrote {out}\nnext, on a GPU: espalier deploy bench {out}")
+
+
+def _refuse_existing(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise ValueError(f"{out}: exists already; give another --out, or --force to replace it")
 
 
 def _runner(path: Path, num_threads: int) -> OnnxRunner | EngineRunner:

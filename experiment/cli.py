@@ -5,13 +5,19 @@ import os
 import shlex
 import sys
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-__all__ = ["app", "doctor", "main", "report", "run"]
+from classify.cli import AsJson, Force, OutFile, Overrides, closing, loading, model_output, refuse_existing
+from classify.cli import app as classify_app
+from deploy.cli import app as deploy_app
+
+__all__ = ["app", "doctor", "export", "main", "prune", "report", "run"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +26,31 @@ app = typer.Typer(
     help="Prune backbones, transfer them to Faster R-CNN, and measure what it really buys.",
 )
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=value over the config; may be repeated.")]
+_FINETUNE = {
+    "classifier": "classify train configs/classify/resnet18_shapes_finetune.py",
+    "detector": "detect train configs/detect/faster_rcnn_scenes_finetune.py",
+}
+
+
+class _Detect(TyperGroup):
+    """The commands of `detect.cli`, read when one is asked for: importing that package loads torch and mmdet."""
+
+    @cached_property
+    def _group(self) -> TyperGroup:
+        with loading("torch and mmdet"):
+            from detect.cli import app as detect_app
+        return typer.main.get_group(detect_app)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return self._group.list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return self._group.get_command(ctx, cmd_name)
+
+
+app.add_typer(classify_app, name="classify")
+app.add_typer(typer.Typer(cls=_Detect, no_args_is_help=True), name="detect", help="Train, evaluate and try detectors.")
+app.add_typer(deploy_app, name="deploy", help="Export, build engines, measure.")
 
 
 @app.command()
@@ -28,29 +58,28 @@ def run(
     config: Annotated[Path, typer.Argument(help="Experiment config, as configs/experiment/quickstart.py.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> unless given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Figures alone on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a whole experiment, or what is left of it."""
-    console = Console(stderr=True)
-    with console.status("Loading torch and mmdet ..."):
+    with loading("torch and mmdet"):
         from experiment.config import load_config
         from experiment.report import table_text
         from experiment.run import run_experiment
     settings = load_config(config, overrides or [])
     folder = out or Path("runs") / settings.name
     command = shlex.join(["espalier", *sys.argv[1:]])
-    results = run_experiment(settings, folder, command, console)
+    results = run_experiment(settings, folder, command, Console(stderr=True))
     if as_json:
         print(json.dumps(results["rows"], indent=1))
     else:
         Console().print(table_text(results))
-    _closing(console, f"Report: {folder / 'report.html'}", f"Next: espalier report {folder} --json")
+    closing(f"wrote {folder / 'report.html'}", f"espalier report {folder} --json")
 
 
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Run folder, as runs/quickstart.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Figures alone on standard output.")] = False,
+    as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")] = False,
 ) -> None:
     """Write a run's report again from its results, and print its table."""
@@ -67,9 +96,52 @@ def report(
         print(table_markdown(results))
     else:
         Console().print(table_text(results))
-    _closing(
-        Console(stderr=True), f"Report: {written}", f"Next: espalier deploy bench {folder}/stages/export-*/model.onnx"
-    )
+    closing(f"wrote {written}", f"espalier deploy bench {folder}/stages/export-*/model.onnx")
+
+
+@app.command()
+def prune(
+    config: Annotated[Path, typer.Argument(help="Config, as configs/prune/l1_half.py.")],
+    model: Annotated[Path, typer.Argument(help="Model file of a dense classifier or detector.")],
+    overrides: Overrides = None,
+    out: OutFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cut channels from a classifier, or from a detector's backbone."""
+    with loading("torch and mmdet"):
+        from classify.config import read_config
+        from experiment.commands import prune_file, prune_table
+        from experiment.config import PruneConfig
+    settings = read_config(config, overrides or (), PruneConfig)
+    out = model_output(out, model.with_name(f"{model.stem}-{settings.criterion}-{settings.prune_ratio:g}.safetensors"))
+    refuse_existing(force, out, out.with_suffix(".py"))
+    figures = prune_file(model, settings, out)
+    if as_json:
+        print(json.dumps(figures, indent=1))
+    else:
+        Console().print(prune_table(figures))
+    closing(f"wrote {out}", f"espalier {_FINETUNE[figures['kind']]} --set start.file={out}")
+
+
+@deploy_app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector.")],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to write; the model's name with .deploy unless given.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per run, fixed in the file.")] = 1,
+    force: Force = False,
+) -> None:
+    """Write a model file as ONNX with fixed shapes, and `deploy.json` that says how to feed it."""
+    out = out or model.with_suffix(".deploy")
+    refuse_existing(force, out)
+    with loading("torch and mmdet"):
+        from experiment.commands import export_file
+    with Console(stderr=True).status("Exporting ..."):
+        differences = export_file(model, out, batch)
+    typer.echo(f"largest difference from PyTorch: {max(differences.values()):.1e}", err=True)
+    closing(f"wrote {out}/model.onnx", f"espalier deploy bench {out}/model.onnx")
 
 
 @app.command()
@@ -89,11 +161,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Findings as JSO
 def main() -> None:
     """Run the command; a wrong request is one line and exit code 2, work that failed one line and exit code 1."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    from deploy.cli import app as deploy_app
-
-    app.add_typer(deploy_app, name="deploy", help="Export, build engines, measure.")
     try:
-        app()
+        app(prog_name="espalier")
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         _fail(error, 2)
     except (RuntimeError, OSError) as error:
@@ -103,10 +172,5 @@ def main() -> None:
 def _fail(error: Exception, code: int) -> None:
     if os.environ.get("ESPALIER_TRACEBACK"):
         raise error
-    print(f"espalier: {error}", file=sys.stderr)
+    print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)
-
-
-def _closing(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from classify.data import check_folder
 from classify.synthetic import write_shapes
-from detect.data import CocoSet, check_coco, fingerprint, write_crops
+from detect.data import CocoSet, fingerprint, read_annotations, write_crops
 from detect.synthetic import write_scenes
 from experiment.config import CocoData, ExperimentConfig, FolderData, ScenesData, ShapesData
 from experiment.stages import Figures, Stage, StageStore
@@ -28,6 +28,10 @@ class Data:
     fingerprint: str
     """Hash of all of it."""
     stages: tuple[Stage, ...]
+    num_images: int
+    """About how many images the classifier trains on."""
+    num_scenes: int
+    """How many the detector trains on."""
 
 
 def check_data(config: ExperimentConfig) -> None:
@@ -39,14 +43,7 @@ def check_data(config: ExperimentConfig) -> None:
     """
     boxes, images = config.detection.data, config.classification.data
     if isinstance(boxes, CocoData):
-        if not boxes.root.is_dir():
-            raise FileNotFoundError(f"{boxes.root}: no such folder; set detection.data.root to a COCO-format folder")
-        train, val = _coco_sets(boxes)
-        classes = {coco.annotations: check_coco(coco) for coco in (train, val)}
-        if classes[train.annotations] != classes[val.annotations]:
-            raise ValueError(
-                f"{val.annotations}: categories differ from {train.annotations}; expected the same, in order"
-            )
+        boxes.check()
     if isinstance(images, FolderData):
         check_folder(images.root)
 
@@ -56,30 +53,27 @@ def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
     boxes, images = config.detection.data, config.classification.data
     stages: list[Stage] = []
     if isinstance(boxes, CocoData):
-        train, val = _coco_sets(boxes)
+        train, val = boxes.train, boxes.val
         boxes_print = fingerprint(train) + fingerprint(val)
+        annotations = read_annotations(train.annotations)
+        num_scenes, num_objects = len(annotations["images"]), len(annotations["annotations"])
     else:
         stages.append(_scenes(boxes, config.detection.model.image_size_hw))
         train, val = (_scene_set(store.folder(stages[0]), split) for split in ("train", "val"))
         boxes_print = stages[0].hash
+        num_scenes, num_objects = boxes.num_train, 3 * boxes.num_train
     if isinstance(images, FolderData):
         images_root, images_print = images.root, _folder_fingerprint(images.root)
+        num_images = sum(1 for _ in _files(images.root / "train"))
     else:
         if isinstance(images, ShapesData):
-            made = _shapes(images, config)
+            made, num_images = _shapes(images, config), images.num_train
         else:
-            made = _crops(train, val, boxes_print, tuple(stages))
+            made, num_images = _crops(train, val, boxes_print, tuple(stages)), num_objects
         images_root, images_print = store.folder(made), made.hash
         stages.append(made)
     both = hashlib.sha256(json.dumps([boxes_print, images_print]).encode()).hexdigest()[:16]
-    return Data(images_root, train, val, both, tuple(stages))
-
-
-def _coco_sets(data: CocoData) -> tuple[CocoSet, CocoSet]:
-    return (
-        CocoSet(data.root / data.train_annotations, data.root / data.train_images),
-        CocoSet(data.root / data.val_annotations, data.root / data.val_images),
-    )
+    return Data(images_root, train, val, both, tuple(stages), num_images, num_scenes)
 
 
 def _scene_set(folder: Path, split: str) -> CocoSet:

@@ -3,12 +3,15 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import mmcv
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
+from classify.checkpoint import ModelCard
 from deploy import (
     OnnxRunner,
     measure,
@@ -19,6 +22,7 @@ from deploy import (
     save_record,
 )
 from deploy.files import written_atomically
+from deploy.graph import input_specs, load_onnx, precision_of
 from deploy.record import installed_versions
 from detect import load_detector
 from detect.data import CocoSet, read_annotations
@@ -29,12 +33,17 @@ from experiment.stages import Figures, Report, figures_in
 from experiment.steps import MODEL
 from prune import cost_of
 
-__all__ = ["DETECTIONS", "ONNX", "RECORD", "export", "measure_latency"]
+__all__ = ["DETECTIONS", "ONNX", "RECORD", "export", "measure_latency", "write_deployment"]
 
 ONNX = "model.onnx"
 DETECTIONS = "detections.json"
 """COCO result rows of the exported graph on the validation set."""
 RECORD = "latency.json"
+
+_PREPROCESSING = {
+    "detector": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
+    "classifier": "RGB 0..255, the shorter side scaled to the input's, the centre cut out; normalised inside",
+}
 
 
 def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figures:
@@ -48,9 +57,10 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
     height, width = card.preprocessing["image_size_hw"]
     graph = FixedShapeDetector(detector, (height, width)).eval()
     images = read_annotations(val.annotations)["images"]
-    photograph = mmcv.imread(str(val.images / images[0]["file_name"]), channel_order="rgb")
+    with Image.open(val.images / images[0]["file_name"]) as image:
+        photograph = np.asarray(image.convert("RGB"))
     inputs = {name: torch.from_numpy(value) for name, value in fit_image(photograph, (height, width))[0].items()}
-    differences = onnx_from_module(graph, inputs, folder / ONNX, graph.output_names)
+    differences = write_deployment(graph, inputs, graph.output_names, card, source.name, folder)
     cost = cost_of(graph, tuple(inputs.values()))
     runner = OnnxRunner(folder / ONNX, num_threads=torch.get_num_threads())
     category_ids = [category["id"] for category in read_annotations(val.annotations)["categories"]]
@@ -59,23 +69,49 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
         rows += coco_rows(detections, category_ids)
         progress(i + 1, len(images))
     (folder / DETECTIONS).write_text(json.dumps(rows))
-    description = {
-        "inputs": {name: list(spec.shape) for name, spec in runner.inputs.items()},
-        "preprocessing": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
-        "classes": card.classes,
-        "precision": runner.precision,
-        "versions": installed_versions(),
-        "sha256": {ONNX: hashlib.sha256((folder / ONNX).read_bytes()).hexdigest()},
-        "model": source.name,
-    }
-    with written_atomically(folder / "deploy.json") as path:
-        path.write_text(json.dumps(description, indent=1))
     return {
         **coco_map(val.annotations, rows),
         "macs": cost.macs,
         "params": cost.params,
         "difference": differences,
     }
+
+
+def write_deployment(
+    graph: nn.Module,
+    inputs: Mapping[str, Tensor],
+    output_names: Sequence[str],
+    card: ModelCard,
+    source: str,
+    folder: Path,
+) -> dict[str, float]:
+    """Write `model.onnx`, checked on the inputs, and `deploy.json` that says how to feed it.
+
+    Args:
+        graph: What `onnx_from_module` takes, its inputs and output names too.
+        inputs: Example tensors by name.
+        output_names: One for each tensor the graph gives.
+        card: Of the model inside.
+        source: What the model is called.
+        folder: Created.
+
+    Returns:
+        The largest differences from PyTorch by output.
+    """
+    differences = onnx_from_module(graph, inputs, folder / ONNX, output_names)
+    model = load_onnx(folder / ONNX)
+    description = {
+        "inputs": {name: list(spec.shape) for name, spec in input_specs(model).items()},
+        "preprocessing": _PREPROCESSING[card.kind],
+        "classes": card.classes,
+        "precision": precision_of(model),
+        "versions": installed_versions(),
+        "sha256": {ONNX: hashlib.sha256((folder / ONNX).read_bytes()).hexdigest()},
+        "model": source,
+    }
+    with written_atomically(folder / "deploy.json") as path:
+        path.write_text(json.dumps(description, indent=1))
+    return differences
 
 
 def measure_latency(exports: Mapping[str, Path], settings: Latency, folder: Path, progress: Report) -> Figures:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detect.orderings import ORDERINGS, steps
-from experiment.config import ExperimentConfig, ScenesData, ShapesData
+from experiment.config import ExperimentConfig
 from experiment.data import Data, plan_data
 from experiment.measuring import export, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
@@ -93,7 +93,7 @@ class _Planner:
             return measure_latency(folders, settings, folder, progress)
 
         stages = tuple(exports.values())
-        return Stage("latency", {**settings.model_dump(), "names": list(exports)}, stages, work, cost=0.1)
+        return Stage("latency", {**settings.model_dump(), "names": list(exports)}, stages, work, cost=5.0)
 
     def _step(self, step: str, leaf: Leaf, parent: Stage | None) -> Stage:
         source = self.store.folder(parent) if parent else None
@@ -112,7 +112,7 @@ class _Planner:
         def work(folder: Path, progress: Report) -> Figures:
             return export(source, self.data.val, folder, progress)
 
-        return Stage("export", {}, (parent,), work, cost=0.1)
+        return Stage("export", {}, (parent,), work, cost=9.0)
 
     def _settings(self, step: str, leaf: Leaf) -> dict[str, Any]:
         """Return the part of the config that a step depends on, so that no other change does its work again."""
@@ -138,12 +138,11 @@ class _Planner:
         return settings
 
     def _cost(self, step: str, leaf: Leaf) -> float:
-        """Return image passes times pixels: a rough duration; a detector's pixel costs about five of a classifier's."""
+        """Return seconds on one core for a small network: what matters is how the steps compare."""
         c, d = self.config.classification, self.config.detection
-        num_images = c.data.num_train if isinstance(c.data, ShapesData) else 2000
-        num_scenes = d.data.num_train if isinstance(d.data, ScenesData) else 2000
         height, width = d.model.image_size_hw
-        classify, detect = num_images * c.image_size**2 * 1e-9, 5 * num_scenes * height * width * 1e-9
+        classify = self.data.num_images * c.image_size**2 * 1.0e-6
+        detect = self.data.num_scenes * height * width * 1.5e-6
         costs = {
             "train_classifier": 0 if self.config.backbone.weights else c.train.epochs * classify,
             "finetune_classifier": c.finetune.epochs * classify,
@@ -151,4 +150,4 @@ class _Planner:
             "train_detector": d.train.epochs * detect,
             "finetune_detector": d.finetune.epochs * detect,
         }
-        return 0.01 + costs.get(step, 0)
+        return 1.0 + costs.get(step, 0)

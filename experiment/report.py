@@ -42,7 +42,7 @@ CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Line:
+class _Line:
     """One line of the table: the rows that differ only by their seed."""
 
     label: str
@@ -72,11 +72,11 @@ class Line:
         return f"{mean:.{decimals}f}" + (f" ± {spread:.{decimals}f}" if spread else "")
 
 
-class Column(NamedTuple):
+class _Column(NamedTuple):
     """One column of the table; the header carries the unit."""
 
     header: str
-    cell: Callable[[Line], str]
+    cell: Callable[[_Line], str]
     is_number: bool = True
 
 
@@ -117,13 +117,13 @@ def table_markdown(results: dict[str, Any]) -> str:
     return "\n".join([_device_sentence(results["latency"]), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
 
 
-def _lines(rows: list[Row]) -> list[Line]:
+def _lines(rows: list[Row]) -> list[_Line]:
     """Gather rows that differ only by seed, dense first; a failed row stands alone, so that no mean hides it."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for index, row in enumerate(rows):
         same = [row.get(key) for key in ALWAYS_SHOWN + SHOWN_IF_VARIED]
         groups.setdefault((*same, index if row.get("error") else None), []).append(row)
-    lines = [Line(_label(group[0], _varied(rows)), group) for group in groups.values()]
+    lines = [_Line(_label(group[0], _varied(rows)), group) for group in groups.values()]
     return sorted(lines, key=lambda line: line.first("ordering") != "dense")
 
 
@@ -137,41 +137,41 @@ def _label(row: Row, varied: list[str]) -> str:
     return f"{row['ordering']} ({', '.join(details)})" if details and row["ordering"] != "dense" else row["ordering"]
 
 
-def _columns(lines: list[Line]) -> list[Column]:
+def _columns(lines: list[_Line]) -> list[_Column]:
     rows = [row for line in lines for row in line.rows]
     columns = [_text_column(key) for key in [*ALWAYS_SHOWN, *_varied(rows)]]
     if len({row.get("seed") for row in rows}) > 1:
-        columns.append(Column("seeds", _seeds, is_number=False))
+        columns.append(_Column("seeds", _seeds, is_number=False))
     return [
         *columns,
-        Column("mAP", lambda line: "failed" if line.first("error") else line.number("map", 3)),
-        Column("AP50", lambda line: line.number("map50", 3)),
+        _Column("mAP", lambda line: "failed" if line.first("error") else line.number("map", 3)),
+        _Column("AP50", lambda line: line.number("map50", 3)),
         _scaled_column("MACs", "macs", ("G", "M"), lines),
         _scaled_column("params", "params", ("G", "M"), lines),
         _scaled_column("latency", "latency_ms", ("ms",), lines),
-        Column("speedup (x)", lambda line: line.number("speedup", 2)),
-        Column("95% interval", _interval),
-        Column("MAC reduction (x)", lambda line: line.number("mac_reduction", 2)),
+        _Column("speedup (x)", lambda line: line.number("speedup", 2)),
+        _Column("95% interval", _interval),
+        _Column("MAC reduction (x)", lambda line: line.number("mac_reduction", 2)),
     ]
 
 
-def _text_column(key: str) -> Column:
-    return Column(key, lambda line: "-" if line.first(key) is None else str(line.first(key)), is_number=False)
+def _text_column(key: str) -> _Column:
+    return _Column(key, lambda line: "-" if line.first(key) is None else str(line.first(key)), is_number=False)
 
 
-def _scaled_column(name: str, key: str, units: tuple[str, ...], lines: list[Line]) -> Column:
+def _scaled_column(name: str, key: str, units: tuple[str, ...], lines: list[_Line]) -> _Column:
     """Choose the largest unit that fits, and the decimals that give the smallest figure three digits, at most three."""
     values = [value for line in lines for value in line.values(key) if value > 0] or [1.0]
     unit = next((unit for unit in units if max(values) >= UNITS[unit]), units[-1])
     decimals = 2 - math.floor(math.log10(min(values) / UNITS[unit]))
-    return Column(f"{name} ({unit})", lambda line: line.number(key, min(3, max(0, decimals)), UNITS[unit]))
+    return _Column(f"{name} ({unit})", lambda line: line.number(key, min(3, max(0, decimals)), UNITS[unit]))
 
 
-def _seeds(line: Line) -> str:
+def _seeds(line: _Line) -> str:
     return f"n={len(line.rows)} ({', '.join(str(row.get('seed')) for row in line.rows)})"
 
 
-def _interval(line: Line) -> str:
+def _interval(line: _Line) -> str:
     low, high = line.mean("speedup_low"), line.mean("speedup_high")
     return f"{low:.2f}-{high:.2f}" if len(line.rows) == 1 and low < high else "-"
 
@@ -182,7 +182,7 @@ def _device_sentence(latency: dict[str, Any]) -> str:
     return f"Latency was measured on {where}."
 
 
-def _finding(lines: list[Line]) -> str:
+def _finding(lines: list[_Line]) -> str:
     """Say which slim detector has the highest mAP, what it buys, and which differences mean nothing."""
     slim = [line for line in lines if line.first("ordering") != "dense" and line.values("map")]
     if not slim:
@@ -195,7 +195,7 @@ def _finding(lines: list[Line]) -> str:
     return f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense}){_gain(best)}. {noise}"
 
 
-def _gain(line: Line) -> str:
+def _gain(line: _Line) -> str:
     if not (line.values("speedup") and line.values("mac_reduction")):
         return ""
     interval = "" if _interval(line) == "-" else f" (95% interval {_interval(line)})"
@@ -237,7 +237,7 @@ def _page(results: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _point(line: Line) -> plots.Point:
+def _point(line: _Line) -> plots.Point:
     figures = {key: line.mean(key) for key in plots.FIGURES}
     return plots.Point(line.label, line.first("ordering"), map_spread=line.spread("map"), **figures)
 

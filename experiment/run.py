@@ -3,7 +3,6 @@
 import json
 import platform
 import shutil
-import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
+from classify.progress import RunProgress
 from deploy import Record, load_record
 from deploy.files import written_atomically
 from deploy.record import git_commit, installed_versions
@@ -22,7 +22,6 @@ from experiment.config import ExperimentConfig
 from experiment.data import check_data
 from experiment.measuring import DETECTIONS, ONNX, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
-from experiment.progress import RunProgress
 from experiment.report import write_report
 from experiment.stages import StageStore, locked
 from experiment.steps import MODEL
@@ -73,7 +72,6 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
             "config": config.model_dump(mode="json"),
         }
         _write_json(folder / "run.json", about)
-        started = time.monotonic()
         left = [stage for stage in plan.stages if not store.is_finished(stage)]
         progress = RunProgress(console, [stage.cost for stage in left])
         for stage in left:
@@ -81,7 +79,8 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
                 store.run(stage, progress)
         if not left and (folder / RESULTS).is_file():
             about = {**about, "created": json.loads((folder / RESULTS).read_text())["created"]}
-        results = {**about, **_results(config, plan, store, folder), "wall_s": time.monotonic() - started}
+        wall_s = sum(store.wall_s(stage) for stage in plan.stages)
+        results = {**about, **_results(config, plan, store, folder), "wall_s": round(wall_s, 1)}
         _write_json(folder / RESULTS, results)
         write_report(results, folder)
     return results
@@ -152,7 +151,8 @@ def _row(
 
 def _conditions(record: Record) -> dict[str, Any]:
     first = next(iter(record.candidates.values()))
-    threads = f" ({record.device.num_threads} threads)" if record.device.num_threads else ""
+    num = record.device.num_threads
+    threads = f" ({num} thread{'s' if num > 1 else ''})" if num else ""
     return {
         "device": f"{'gpu' if record.is_gpu else 'cpu'}: {record.device.name}{threads}",
         "is_gpu": record.is_gpu,

@@ -77,13 +77,23 @@ class StageStore:
         """Return what the finished stage's work returned."""
         return figures_in(self.folder(stage))
 
+    def wall_s(self, stage: Stage) -> float:
+        """Return how long the finished stage worked, in seconds; without the time before a kill."""
+        return float(json.loads((self.folder(stage) / _RECORD).read_text())["wall_s"])
+
     def run(self, stage: Stage, progress: Report) -> None:
         """Do the stage's work, or what is left of it."""
         folder = self.folder(stage)
         partial = folder.with_name(folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
+        if not (partial / _RECORD).is_file():  # else it was killed between the last two lines
+            self._work(stage, partial, progress)
+        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # only needed to go on after a kill
+        partial.rename(folder)
+
+    def _work(self, stage: Stage, folder: Path, progress: Report) -> None:
         started = time.monotonic()
-        figures = stage.work(partial, progress)
+        figures = stage.work(folder, progress)
         record = {
             "name": stage.name,
             "settings": stage.settings,
@@ -91,10 +101,8 @@ class StageStore:
             "wall_s": round(time.monotonic() - started, 1),
             "figures": figures,
         }
-        with written_atomically(partial / _RECORD) as path:
+        with written_atomically(folder / _RECORD) as path:
             path.write_text(json.dumps(record, indent=1))
-        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # only needed to go on after a kill
-        partial.rename(folder)
 
 
 def figures_in(folder: Path) -> Figures:

@@ -3,7 +3,6 @@
 Every step is a function (job, folder, progress) -> figures. `job.source` is the folder of the step before.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, load_classifier, load_weights, read_weights, save_model
 from classify.data import MEAN, STD, class_names, image_folder
 from classify.evaluate import evaluate_classifier
+from classify.pruning import prune_classifier
 from classify.train import Schedule, train_classifier
 from detect import load_detector, new_detector, save_detector, transfer
 from detect.data import read_annotations
@@ -26,7 +26,7 @@ from detect.train import train_detector
 from experiment.config import ExperimentConfig
 from experiment.data import Data
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
-from prune import cost_of, prune_model
+from prune import cost_of
 
 __all__ = ["MODEL", "STEPS", "Job"]
 
@@ -58,7 +58,7 @@ class Job:
         return figures_in(self.source)
 
 
-def dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the dense classifier, or take the weights that the config names."""
     backbone, classes = job.config.backbone, class_names(job.data.images)
     torch.manual_seed(job.seed)
@@ -71,33 +71,30 @@ def dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     return _trained_classifier(job, folder, net, card, job.config.classification.train, progress)
 
 
-def prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the classifier."""
     net, card = load_classifier(job.source_model)
     pruning = job.config.pruning
-    side = job.config.classification.image_size
-    pruned = prune_model(
+    slim, card, pruned = prune_classifier(
         net,
-        (torch.zeros(1, 3, side, side),),
+        card,
         job.prune_ratio,
         criterion=pruning.criterion,
         round_to=pruning.round_to,
         skip=pruning.skip,
     )
-    slim = replace(card.backbone, widths=pruned.spec.widths())
-    card = replace(card, architecture=slim.to_dict(), spec=json.loads(pruned.spec.to_json()))
-    dense = cost_of(net, (torch.zeros(1, 3, side, side),))
-    figures = _finished_classifier(job, folder, pruned.model, card)
-    return {**figures, "dense_macs": dense.macs, "untouched": [asdict(d) for d in pruned.untouched]}
+    figures = _finished_classifier(job, folder, slim, card)
+    dense_macs = job.source_figures()["macs"]
+    return {**figures, "dense_macs": dense_macs, "untouched": [asdict(d) for d in pruned.untouched]}
 
 
-def finetune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+def _finetune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the slim classifier on from its kept weights."""
     net, card = load_classifier(job.source_model)
     return _trained_classifier(job, folder, net, card, job.config.classification.finetune, progress)
 
 
-def scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the slim architecture from random weights, for the budget's epochs."""
     net, card = load_classifier(job.source_model)
     torch.manual_seed(job.seed)
@@ -108,7 +105,7 @@ def scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     return _trained_classifier(job, folder, net, card, replace(schedule, epochs=epochs), progress)
 
 
-def transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Put the classifier's backbone under a new Faster R-CNN."""
     _, source = load_classifier(job.source_model)
     classes = tuple(category["name"] for category in read_annotations(job.data.train.annotations)["categories"])
@@ -119,13 +116,13 @@ def transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     return {}
 
 
-def dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
+def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the detector that the transfer made."""
     detector, card = load_detector(job.source_model)
     return _trained_detector(job, folder, detector, card, job.config.detection.train, progress)
 
 
-def slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
+def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone."""
     detector, card = load_detector(job.source_model)
     pruning = job.config.pruning
@@ -141,21 +138,21 @@ def slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     return {"untouched": [asdict(d) for d in pruned.untouched]}
 
 
-def finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
+def _finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the slim detector on from its kept weights."""
     detector, card = load_detector(job.source_model)
     return _trained_detector(job, folder, detector, card, job.config.detection.finetune, progress)
 
 
 STEPS: Mapping[str, Callable[[Job, Path, Report], Figures]] = {
-    "train_classifier": dense_classifier,
-    "prune_classifier": prune_classifier,
-    "finetune_classifier": finetune_classifier,
-    "scratch_classifier": scratch_classifier,
-    "transfer": transfer_classifier,
-    "train_detector": dense_or_slim_detector,
-    "prune_detector": slim_detector,
-    "finetune_detector": finetune_detector,
+    "train_classifier": _dense_classifier,
+    "prune_classifier": _prune_classifier,
+    "finetune_classifier": _finetune_classifier,
+    "scratch_classifier": _scratch_classifier,
+    "transfer": _transfer_classifier,
+    "train_detector": _dense_or_slim_detector,
+    "prune_detector": _slim_detector,
+    "finetune_detector": _finetune_detector,
 }
 """Step of an ordering -> its work."""
 

@@ -6,26 +6,26 @@ Needs:      nothing downloaded, no GPU
 
 name = "quickstart"
 
-backbone = dict(name="resnet18", base_channels=16)
+backbone = dict(name="resnet18", base_channels=24)
 
 classification = dict(
     data=dict(type="shapes", num_train=1200, num_val=300),
     image_size=64,
-    train=dict(epochs=12, batch_size=32, lr=4e-3),
-    finetune=dict(epochs=6, batch_size=32, lr=2e-3),
+    train=dict(epochs=5, batch_size=32, lr=4e-3),
+    finetune=dict(epochs=3, batch_size=32, lr=2e-3),
 )
 
 detection = dict(
     data=dict(type="scenes", num_train=300, num_val=60),
     model=dict(
-        image_size_hw=(192, 192),
-        fpn_channels=48,
+        image_size_hw=(160, 160),
+        fpn_channels=32,
         head_channels=128,
-        num_proposals=200,
-        roi_samples=64,
+        num_proposals=100,
+        roi_samples=32,
         anchor_scale=4,
     ),
-    train=dict(epochs=8, batch_size=8, lr=2e-3),
+    train=dict(epochs=6, batch_size=8, lr=2e-3),
     finetune=dict(epochs=4, batch_size=8, lr=1e-3),
 )
 

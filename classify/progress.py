@@ -1,4 +1,4 @@
-"""Progress and time left of a run: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress and time left of long work: a live bar on a terminal, a line now and then elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,0 +1,10 @@
+"""A narrow ResNet-18 on generated shapes.
+
+Run:     espalier classify train configs/classify/resnet18_shapes.py
+Needs:   nothing downloaded, no GPU
+"""
+
+start = dict(type="dense", name="resnet18", base_channels=16)
+data = dict(type="shapes", num_train=1200, num_val=300)
+image_size = 64
+schedule = dict(epochs=12, batch_size=32, lr=4e-3)

@@ -1,0 +1,45 @@
+"""The three orderings on real photographs: any folder in COCO format.
+
+Run:        espalier run configs/experiment/photos.py --set detection.data.root=FOLDER
+Expects:    FOLDER/instances_train.json, FOLDER/instances_val.json, and their photographs in FOLDER/images;
+            other names: --set detection.data.train_annotations=... and so on, relative to FOLDER
+
+The backbone learns from the annotated objects, cut out of the training photographs, so that no further data is needed;
+for one trained elsewhere: --set backbone.weights=FILE. Made for landscape photographs of 4:3 and a CPU.
+"""
+
+name = "photos"
+
+backbone = dict(name="resnet18", base_channels=24)
+
+classification = dict(
+    data=dict(type="crops"),
+    image_size=64,
+    train=dict(epochs=4, batch_size=32, lr=3e-3),
+    finetune=dict(epochs=2, batch_size=32, lr=1.5e-3),
+)
+
+detection = dict(
+    data=dict(
+        type="coco",
+        root="data/photos",
+        train_annotations="instances_train.json",
+        train_images="images",
+        val_annotations="instances_val.json",
+        val_images="images",
+    ),
+    model=dict(
+        image_size_hw=(192, 256),
+        fpn_channels=32,
+        head_channels=128,
+        num_proposals=200,
+        roi_samples=64,
+        anchor_scale=4,
+    ),
+    train=dict(epochs=12, batch_size=4, lr=1.5e-3),
+    finetune=dict(epochs=8, batch_size=4, lr=1e-3),
+)
+
+pruning = dict(prune_ratios=(0.5,), criterion="l1", round_to=8)
+
+latency = dict(warmup=5, rounds=100, num_threads=1)

@@ -1,0 +1,87 @@
+"""What `espalier detect train` is told, checked before anything runs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator, with_config
+
+from classify.config import Dense, Finetune, Part
+from classify.train import Schedule
+from detect.data import CocoSet, check_coco
+from detect.model import DetectorSettings
+
+__all__ = ["CocoData", "DetectorTraining", "ScenesData", "Transfer"]
+
+with_config(ConfigDict(extra="forbid"))(DetectorSettings)
+
+
+class ScenesData(Part):
+    """Generated scenes of coloured shapes, of the detector's image size."""
+
+    type: Literal["scenes"] = "scenes"
+    num_train: int = Field(300, ge=1)
+    num_val: int = Field(60, ge=1)
+    seed: int = 0
+
+
+class CocoData(Part):
+    """Any folder in COCO format."""
+
+    type: Literal["coco"]
+    root: Path
+    """The other paths are relative to it."""
+    train_annotations: Path = Path("annotations/instances_train2017.json")
+    train_images: Path = Path("train2017")
+    val_annotations: Path = Path("annotations/instances_val2017.json")
+    val_images: Path = Path("val2017")
+
+    @property
+    def train(self) -> CocoSet:
+        """The training set."""
+        return CocoSet(self.root / self.train_annotations, self.root / self.train_images)
+
+    @property
+    def val(self) -> CocoSet:
+        """The validation set."""
+        return CocoSet(self.root / self.val_annotations, self.root / self.val_images)
+
+    def check(self) -> tuple[str, ...]:
+        """Check both sets; return the class names in the order of their labels.
+
+        Raises:
+            FileNotFoundError: If a folder, annotation file or image is missing.
+            ValueError: If something in them is wrong, or their classes differ.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root}: no such folder; set data.root to a COCO-format folder")
+        train, val = check_coco(self.train), check_coco(self.val)
+        if train != val:
+            got, expected = self.val.annotations, self.train.annotations
+            raise ValueError(f"{got}: categories differ from {expected}; expected the same, in order")
+        return train
+
+
+class Transfer(Part):
+    """Start from a classifier's backbone."""
+
+    type: Literal["transfer"]
+    file: Path
+    """Model file of a (slim) classifier; its head is left behind."""
+
+
+class DetectorTraining(Part):
+    """What `espalier detect train` does."""
+
+    start: Annotated[Transfer | Finetune | Dense, Field(discriminator="type")]
+    """Where architecture and weights of the backbone come from, or those of the whole detector."""
+    data: Annotated[ScenesData | CocoData, Field(discriminator="type")]
+    model: DetectorSettings = DetectorSettings()
+    """What is built around the backbone; a detector that is fine-tuned has its own."""
+    schedule: Schedule
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _settings_count(self) -> "DetectorTraining":
+        if isinstance(self.start, Finetune) and "model" in self.model_fields_set:
+            raise ValueError(f"model: of no use, got settings; expected none, {self.start.file} has its own")
+        return self

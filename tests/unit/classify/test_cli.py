@@ -1,0 +1,171 @@
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from classify.checkpoint import load_classifier, read_card, read_weights
+from classify.cli import app
+from classify.commands import training_folder
+from classify.config import ShapesData
+
+ROOT = Path(__file__).parents[3]
+CONFIG = """
+start = dict(type="dense", name="resnet18", base_channels=8)
+data = dict(type="shapes", num_train=12, num_val=6)
+image_size = 32
+schedule = dict(epochs=1, batch_size=6, lr=1e-3)
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """A model file and what the command that wrote it said."""
+    out = tmp_path_factory.mktemp("trained") / "net.safetensors"
+    return out, invoke("train", config, "--out", out)
+
+
+def test_train_writes_a_model_file_and_says_what_to_do_next(trained):
+    out, result = trained
+    net, card = load_classifier(out)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert result.stderr.endswith(f"wrote {out}\nnext: espalier prune configs/prune/l1_half.py {out}\n")
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 6)
+    assert card.preprocessing["image_size"] == 32
+
+
+def test_train_says_how_far_it_is(trained):
+    assert "train done in" in trained[1].stderr
+
+
+def test_the_model_tells_how_it_came_about(trained):
+    provenance = read_card(trained[0]).provenance
+    assert provenance["parent"] is None
+    assert provenance["config"]["schedule"]["epochs"] == 1
+    assert 0 <= provenance["metrics"]["top1"] <= 1
+
+
+def test_train_leaves_the_model_and_the_generated_images_alone(trained):
+    assert sorted(path.name for path in trained[0].parent.iterdir()) == [
+        "net.safetensors",
+        "shapes-32px-12-6-seed0",
+    ]
+
+
+def test_the_default_place_is_the_configs_name_below_runs(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    invoke("train", config)
+    assert (tmp_path / "runs/classify/tiny.safetensors").is_file()
+
+
+def test_train_again_gives_the_same_weights(trained, config, tmp_path):
+    invoke("train", config, "--out", tmp_path / "again.safetensors")
+    again, first = read_weights(tmp_path / "again.safetensors"), read_weights(trained[0])
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def start_from(config, file, kind):
+    path = config.with_name(f"{kind}.py")
+    path.write_text(CONFIG.replace('type="dense", name="resnet18", base_channels=8', f'type="{kind}", file="{file}"'))
+    return path
+
+
+def distance_after_training(config, file, kind, folder):
+    """Return how far the weights of a training that hardly moves them end from the file's own."""
+    out = folder / f"{kind}.safetensors"
+    invoke("train", start_from(config, file, kind), "--set", "schedule.lr=1e-9", "--out", out)
+    return (read_weights(out)["fc.weight"] - read_weights(file)["fc.weight"]).abs().max()
+
+
+def test_finetune_starts_from_the_files_weights_and_scratch_does_not(trained, config, tmp_path):
+    assert distance_after_training(config, trained[0], "finetune", tmp_path) < 1e-6
+    assert distance_after_training(config, trained[0], "scratch", tmp_path) > 1e-2
+
+
+def test_an_existing_model_is_refused_and_replaced_with_force(trained, config):
+    with pytest.raises(ValueError, match=r"net.safetensors: exists already; give another --out, or --force"):
+        invoke("train", config, "--out", trained[0])
+    assert invoke("train", config, "--out", trained[0], "--force").exit_code == 0
+
+
+def test_another_ending_is_refused(config, tmp_path):
+    with pytest.raises(ValueError, match=r"got the ending '.pth'; expected .safetensors"):
+        invoke("train", config, "--out", tmp_path / "net.pth")
+
+
+def test_data_is_checked_before_training(config, tmp_path):
+    path = config.with_name("folder.py")
+    path.write_text(CONFIG.replace('type="shapes", num_train=12, num_val=6', f'type="folder", root="{tmp_path}"'))
+    with pytest.raises(FileNotFoundError, match="train: no such folder"):
+        invoke("train", path, "--out", tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_classes_are_refused(trained, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"knows other classes than the data has, got 1 \(cat ...\); expected 6"):
+        invoke("eval", trained[0], tmp_path)
+
+
+def test_eval_prints_figures(trained):
+    result = invoke("eval", trained[0], trained[0].parent / "shapes-32px-12-6-seed0")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "macs", "params"]
+
+
+def test_json_leaves_figures_alone_on_standard_output(trained):
+    result = invoke("eval", trained[0], trained[0].parent / "shapes-32px-12-6-seed0", "--json")
+    figures = json.loads(result.stdout)
+    assert figures["top1"] == read_card(trained[0]).provenance["metrics"]["top1"]
+    assert "next: espalier" in result.stderr
+
+
+def test_a_finished_training_leaves_no_folder(tmp_path):
+    with training_folder(tmp_path / "net.safetensors", ShapesData(), force=False) as folder:
+        assert (folder / "config.json").is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(out, settings):
+    with contextlib.suppress(KeyboardInterrupt), training_folder(out, settings, force=False) as folder:
+        (folder / "last_checkpoint").touch()
+        raise KeyboardInterrupt
+
+
+def test_a_killed_training_finds_its_folder_again(tmp_path):
+    interrupt(tmp_path / "net.safetensors", ShapesData())
+    with training_folder(tmp_path / "net.safetensors", ShapesData(), force=False) as folder:
+        assert (folder / "last_checkpoint").exists()
+
+
+def test_another_config_does_not_go_on_in_a_killed_trainings_folder(tmp_path):
+    interrupt(tmp_path / "net.safetensors", ShapesData())
+    changed = ShapesData(seed=1)
+    with (
+        pytest.raises(ValueError, match=r"net.training: left by a training with another config"),
+        training_folder(tmp_path / "net.safetensors", changed, force=False),
+    ):
+        pass
+    with training_folder(tmp_path / "net.safetensors", changed, force=True) as folder:
+        assert not (folder / "last_checkpoint").exists()
+
+
+def test_importing_the_commands_loads_no_torch():
+    code = "import sys, classify.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from classify.config import ClassifierTraining, Dense, Finetune, FolderData, Part, ShapesData, read_config
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted((ROOT / "configs/classify").glob("*.py"))
+SHAPES = ROOT / "configs/classify/resnet18_shapes.py"
+
+
+class Inner(Part):
+    number: int = Field(1, ge=1)
+    path: Path = Path("here")
+
+
+class Outer(Part):
+    inner: Inner = Inner()
+    numbers: tuple[int, ...] = ()
+    name: str = ""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read a config of the given text as an Outer."""
+
+    def read_text(text, *overrides):
+        (tmp_path / "c.py").write_text(text)
+        return read_config(tmp_path / "c.py", overrides, Outer)
+
+    return read_text
+
+
+def refused(*overrides):
+    with pytest.raises(ValueError, match=r"^.+$") as caught:
+        read_config(SHAPES, overrides, ClassifierTraining)
+    return str(caught.value).removeprefix(f"{SHAPES}: ")
+
+
+def test_an_empty_config_is_all_defaults(read):
+    assert read("") == Outer()
+
+
+def test_values_are_read_into_their_types(read):
+    assert read("inner = dict(path='a/b')\nnumbers = [1, 2]") == Outer(inner=Inner(path=Path("a/b")), numbers=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("inner.number=3", Outer(inner=Inner(number=3))),
+        ("numbers=(4, 5)", Outer(numbers=(4, 5))),
+        ("name=resnet18", Outer(name="resnet18")),
+        ("name=a=b", Outer(name="a=b")),
+        ("name=", Outer(name="")),
+    ],
+)
+def test_an_override_is_a_literal_or_else_a_text(read, override, expected):
+    assert read("", override) == expected
+
+
+def test_an_override_leaves_its_neighbours(read):
+    assert read("inner = dict(number=2, path='p')", "inner.number=3").inner == Inner(number=3, path=Path("p"))
+
+
+@pytest.mark.parametrize("override", ["name", "=3"])
+def test_an_override_without_key_and_value_is_refused(read, override):
+    with pytest.raises(ValueError, match=rf"--set {override}: no key and value; expected a.b=value"):
+        read("", override)
+
+
+def test_an_override_below_a_plain_value_is_refused(read):
+    with pytest.raises(ValueError, match=r"--set name.x=1: name has no parts; expected a key of the config"):
+        read("name = 'n'", "name.x=1")
+
+
+def test_a_missing_config_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none.py: no such file; expected a config"):
+        read_config(tmp_path / "none.py", (), Outer)
+
+
+def test_a_config_that_is_not_python_is_refused_in_one_line(read):
+    with pytest.raises(ValueError, match=r"^.*c.py: cannot be read, [^\n]*; expected Python$"):
+        read("inner = dict(")
+
+
+def test_an_unknown_key_tells_the_nearest_of_its_own_place():
+    assert refused("schedule.epoch=3") == "unknown key schedule.epoch; nearest valid ones: epochs"
+    assert refused("start.nme=3") == "unknown key start.nme; nearest valid ones: name"
+
+
+def test_an_unknown_key_in_a_chosen_kind_tells_that_kinds_keys():
+    assert refused("data.num_trian=3") == "unknown key data.num_trian; nearest valid ones: num_train, num_val"
+
+
+def test_an_unknown_key_like_no_other_tells_all_of_its_place():
+    assert refused("xyz=3") == "unknown key xyz; nearest valid ones: start, data, image_size, schedule, seed"
+
+
+def test_a_misspelt_key_is_told_before_the_one_it_leaves_missing(tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text(SHAPES.read_text().replace("schedule =", "shedule ="))
+    with pytest.raises(ValueError, match="unknown key shedule; nearest valid ones: schedule"):
+        read_config(config, (), ClassifierTraining)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.num_train=0", "data.num_train: Input should be greater than or equal to 1, got 0"),
+        ("schedule.lr=-1", "schedule: lr: not above 0, got -1.0; expected a learning rate above 0"),
+        ("start.name=resnet9", "start.name: unknown, got 'resnet9'; expected one of resnet18, resnet34,"),
+        ("data.type=cifar", "data.type: unknown, got 'cifar'; expected one of 'shapes', 'folder'"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key(override, message):
+    assert refused(override).startswith(message)
+
+
+def test_a_missing_key_is_told(tmp_path):
+    (tmp_path / "c.py").write_text("start = dict(type='finetune')\ndata = dict(type='shapes')\nschedule = dict()")
+    with pytest.raises(ValueError, match=r"start.file: Field required"):
+        read_config(tmp_path / "c.py", (), ClassifierTraining)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid(path):
+    assert read_config(path, (), ClassifierTraining).schedule.epochs >= 1
+
+
+def test_imagenet_has_the_papers_schedule():
+    config = read_config(ROOT / "configs/classify/resnet34_imagenet.py", (), ClassifierTraining)
+    schedule = config.schedule
+    assert config.start == Dense(name="resnet34")
+    assert isinstance(config.data, FolderData)
+    assert (schedule.optimizer, schedule.lr, schedule.batch_size, schedule.epochs) == ("SGD", 0.1, 256, 90)
+    assert [round(share * schedule.epochs) for share in schedule.milestones] == [30, 60]
+    assert (schedule.weight_decay, schedule.momentum) == (1e-4, 0.9)
+
+
+def test_kinds_are_told_apart_by_their_type():
+    assert isinstance(read_config(SHAPES, (), ClassifierTraining).data, ShapesData)
+    finetune = read_config(SHAPES.with_name("resnet18_shapes_finetune.py"), (), ClassifierTraining)
+    assert isinstance(finetune.start, Finetune)
+
+
+def test_the_file_of_a_dense_start_is_its_weights():
+    assert Dense().file is None
+    assert Dense(weights=Path("w.pth")).file == Path("w.pth")

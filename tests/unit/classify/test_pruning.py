@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from classify.backbones import Architecture, build_classifier
+from classify.checkpoint import ModelCard, load_classifier, save_model
+from classify.pruning import prune_classifier
+from prune import masked_model
+
+
+@pytest.fixture
+def dense():
+    torch.manual_seed(0)
+    arch = Architecture("resnet18", 3, 16)
+    card = ModelCard("classifier", arch.to_dict(), ("a", "b", "c"), {"image_size": 32})
+    return build_classifier(arch).eval(), card
+
+
+def test_a_slim_classifier_is_its_masked_dense_one_after_save_and_load(dense, tmp_path):
+    slim, card, pruned = prune_classifier(*dense, 0.5)
+    save_model(tmp_path / "slim.safetensors", slim, card)
+    loaded, _ = load_classifier(tmp_path / "slim.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), masked_model(dense[0], pruned.spec)(images), atol=1e-5, rtol=1e-4)
+
+
+def test_the_card_holds_the_spec(dense):
+    _, card, pruned = prune_classifier(*dense, 0.5, skip=("layer1.*",))
+    assert card.prune_spec == pruned.spec
+    # (inputs, outputs): layer3 has 16 * 4 channels, layer4 16 * 8, and half of each stays
+    assert card.backbone.widths["layer4.0.conv1"] == (32, 64)
+
+
+def test_a_slim_classifier_is_refused(dense):
+    slim, card, _ = prune_classifier(*dense, 0.5)
+    with pytest.raises(ValueError, match="classifier: slim already; expected a dense one to prune"):
+        prune_classifier(slim, card, 0.5)

@@ -1,0 +1,233 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from classify.backbones import Architecture
+from classify.checkpoint import load_classifier, read_card, read_weights
+from deploy import OnnxRunner
+from detect import DetectorSettings, load_detector, new_detector, save_detector
+from experiment import cli
+from experiment.cli import app, main
+
+ROOT = Path(__file__).parents[3]
+HALF = ROOT / "configs/prune/l1_half.py"
+CONFIG = """
+start = dict(type="dense", name="resnet18", base_channels=16)
+data = dict(type="shapes", num_train=12, num_val=6)
+image_size = 32
+schedule = dict(epochs=1, batch_size=6, lr=1e-3)
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `main` as the shell would; return exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The model file that `classify train` writes."""
+    folder = tmp_path_factory.mktemp("classifier")
+    (folder / "c.py").write_text(CONFIG)
+    invoke("classify", "train", folder / "c.py", "--out", folder / "net.safetensors")
+    return folder / "net.safetensors"
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """The model file of an untrained detector."""
+    settings = DetectorSettings((64, 96), fpn_channels=16, head_channels=32, num_proposals=20, roi_samples=16)
+    path = tmp_path_factory.mktemp("detector") / "det.safetensors"
+    save_detector(path, *new_detector(Architecture("resnet18", 1, 16), ("cat", "dog"), settings, seed=0))
+    return path
+
+
+@pytest.fixture(scope="module")
+def slim(classifier):
+    """The slim classifier's file, and what `prune` said."""
+    result = invoke("prune", HALF, classifier)
+    return classifier.with_name("net-l1-0.5.safetensors"), result
+
+
+def test_prune_writes_a_slim_classifier_beside_the_dense_one(slim, classifier):
+    net, card = load_classifier(slim[0])
+    dense, _ = load_classifier(classifier)
+    assert net.layer4[0].conv1.out_channels == dense.layer4[0].conv1.out_channels / 2
+    assert card.prune_spec is not None
+    assert f"wrote {slim[0]}\nnext: espalier classify train " in slim[1].stderr
+
+
+def test_prune_shows_every_group_with_its_reason_and_the_costs(slim):
+    text = " ".join(slim[1].stdout.replace("│", " ").split())
+    assert "layer4.0.conv1, layer4.0.bn1 128 64" in text
+    assert "fc 6 6 its channels are an output" in text
+    assert "macs: " in text
+    assert "params: " in text
+
+
+def test_prunes_json_is_alone_on_standard_output(classifier, tmp_path):
+    result = invoke("prune", HALF, classifier, "--out", tmp_path / "s.safetensors", "--json")
+    figures = json.loads(result.stdout)
+    params = sum(tensor.numel() for name, tensor in load_classifier(tmp_path / "s.safetensors")[0].named_parameters())
+    assert figures["params"] == params
+    assert figures["mac_reduction"] == figures["dense_macs"] / figures["macs"] > 1
+    assert figures["groups"][0]["layers"][0] == "conv1"
+
+
+def test_the_slim_model_knows_its_parent(slim, classifier):
+    provenance = read_card(slim[0]).provenance
+    assert len(provenance["parent"]) == 64
+    assert provenance["config"]["prune_ratio"] == 0.5
+
+
+def test_prune_takes_the_classifiers_layer_names_for_a_detector_too(detector, tmp_path):
+    overrides = ("--set", "skip=('layer1.*',)", "--set", "ratios={'layer4.*': 0.75}")
+    result = invoke("prune", HALF, detector, "--out", tmp_path / "s.safetensors", "--json", *overrides)
+    reasons = {group["group"]: group["reason"] for group in json.loads(result.stdout)["groups"]}
+    kept = {group["group"]: group["num_kept"] for group in json.loads(result.stdout)["groups"]}
+    assert reasons["backbone.net.layer1.0.conv1"] == "skipped as asked (backbone.net.layer1.*)"
+    assert kept["backbone.net.layer4.0.conv1"] == 32
+    assert load_detector(tmp_path / "s.safetensors")[1].spec is not None
+    assert (tmp_path / "s.py").is_file()
+
+
+def test_a_slim_classifier_trains_on_and_is_exported(slim, tmp_path):
+    config = tmp_path / "finetune.py"
+    config.write_text(CONFIG.replace('"dense", name="resnet18", base_channels=16', f'"finetune", file="{slim[0]}"'))
+    tuned = tmp_path / "tuned.safetensors"
+    invoke("classify", "train", config, "--out", tuned)
+    result = invoke("deploy", "export", tuned, "--batch", 2)
+    onnx = tmp_path / "tuned.deploy/model.onnx"
+    assert read_weights(tuned)["conv1.weight"].shape == read_weights(slim[0])["conv1.weight"].shape
+    assert f"wrote {onnx}\nnext: espalier deploy bench {onnx}\n" in result.stderr
+    assert json.loads((onnx.parent / "deploy.json").read_text())["inputs"] == {"image": [2, 3, 32, 32]}
+
+
+def test_an_exported_classifier_normalises_inside(classifier, tmp_path):
+    invoke("deploy", "export", classifier, "--out", tmp_path / "d")
+    net, card = load_classifier(classifier)
+    mean, std = (torch.tensor(card.preprocessing[name]).view(3, 1, 1) for name in ("mean_rgb", "std_rgb"))
+    image = torch.randint(0, 256, (1, 3, 32, 32)).float()
+    scores = OnnxRunner(tmp_path / "d/model.onnx").run({"image": image.numpy()})["scores"]
+    np.testing.assert_allclose(scores, net((image - mean) / std).detach(), atol=1e-5)
+
+
+def test_a_detector_is_exported_with_its_description(detector, tmp_path):
+    invoke("deploy", "export", detector, "--out", tmp_path / "d", "--batch", 2)
+    description = json.loads((tmp_path / "d/deploy.json").read_text())
+    assert description["inputs"] == {"image": [2, 3, 64, 96], "image_hw": [2, 2]}
+    assert description["classes"] == ["cat", "dog"]
+    assert description["model"] == "det.safetensors"
+
+
+def test_a_slim_model_is_not_pruned_again(slim, command, tmp_path):
+    code, out, err = command("prune", HALF, slim[0], "--out", tmp_path / "s.safetensors")
+    assert (code, out) == (2, "")
+    assert err == f"espalier: {slim[0]}: slim already; expected a dense model to prune\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.py"], "none.py: no such file; expected a config, as those in configs/"),
+        (["report", "none"], "none/results.json: no such file; expected a finished run"),
+        (["prune", HALF, "none.safetensors"], "none.safetensors: no such file; expected a model file"),
+        (["prune", HALF, __file__], "not an espalier model file; expected a .safetensors written by espalier"),
+        (["prune", HALF, "x.safetensors", "--set", "prune_ratio=1"], "would remove all channels or more, got 1"),
+        (
+            ["prune", HALF, "x.safetensors", "--set", "criterio=l1"],
+            "unknown key criterio; nearest valid ones: criterion",
+        ),
+        (["prune", HALF, "x.safetensors", "--out", "x.pth"], "got the ending '.pth'; expected .safetensors"),
+        (["deploy", "export", "none.safetensors"], "none.safetensors: no such file; expected a model file"),
+        (["deploy", "build", "none.onnx"], "none.onnx: no such file"),
+        (["classify", "train", "none.py"], "none.py: no such file; expected a config"),
+        (["classify", "eval", "none.safetensors", "."], "none.safetensors: no such file; expected a model file"),
+        (["detect", "train", "none.py"], "none.py: no such file; expected a config"),
+        (["detect", "eval", "none.safetensors", "a.json", "."], "none.safetensors: no such file"),
+        (["detect", "predict", "none.safetensors", "none.jpg"], "none.jpg: no such file; expected an image"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("espalier: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["prune"], ["nope"], ["classify", "nope"], ["detect", "nope"], ["run", "c.py", "--nope"], ["deploy", "export"]],
+)
+def test_a_wrong_use_of_the_command_is_exit_code_2(command, arguments):
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: espalier" in err
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError, 2), (FileNotFoundError, 2), (RuntimeError, 1), (OSError, 1)])
+def test_what_fails_is_told_in_one_line(command, monkeypatch, error, code):
+    def fail():
+        raise error("net: broken,\n  got 1; expected 2")
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert command() == (code, "", "espalier: net: broken, got 1; expected 2\n")
+
+
+@pytest.mark.parametrize("arguments", [("prune", HALF), ("deploy", "build"), ("deploy", "export")])
+def test_existing_output_is_refused(command, detector, tmp_path, arguments):
+    out = tmp_path / "s.safetensors"
+    out.mkdir() if arguments[-1] == "export" else out.touch()
+    code, _, err = command(*arguments, detector, "--out", out)
+    assert (code, err) == (2, f"espalier: {out}: exists already; give another --out, or --force to replace it\n")
+
+
+def test_the_shell_gets_exit_code_and_line():
+    espalier = Path(sys.executable).with_name("espalier")
+    done = subprocess.run([espalier, "classify", "train", "none.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "espalier: none.py: no such file; expected a config, as those in configs/\n"
+
+
+def test_help_names_every_command_without_loading_torch():
+    code = "import sys, experiment.cli as c\ntry: c.app(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    environment = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0
+    named = {line.split()[1] for line in done.stdout.decode().splitlines() if line.startswith("│ ")}
+    assert {"run", "report", "doctor", "prune", "classify", "detect", "deploy"} <= named
+
+
+@pytest.mark.parametrize(
+    ("room", "commands"),
+    [
+        ("classify", {"train", "eval"}),
+        ("detect", {"train", "eval", "predict"}),
+        ("deploy", {"export", "build", "bench"}),
+    ],
+)
+def test_every_room_lists_its_commands(room, commands):
+    named = {line.split()[1] for line in invoke(room, "--help").stdout.splitlines() if line.startswith("│ ")}
+    assert commands <= named
