@@ -189,7 +189,7 @@ def test_a_wrong_use_of_the_command_is_exit_code_2(command, arguments):
 
 @pytest.mark.parametrize(("error", "code"), [(ValueError, 2), (FileNotFoundError, 2), (RuntimeError, 1), (OSError, 1)])
 def test_what_fails_is_told_in_one_line(command, monkeypatch, error, code):
-    def fail():
+    def fail(**_):
         raise error("net: broken,\n  got 1; expected 2")
 
     monkeypatch.setattr(cli, "app", fail)
