@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from classify.checkpoint import ModelCard
@@ -18,7 +19,16 @@ from classify.train import make_runner, silent
 from detect.data import CocoSet, read_annotations
 from detect.train import coco_loader
 
-__all__ = ["Detections", "Graph", "coco_map", "coco_rows", "detections_by_graph", "evaluate_detector", "fit_image"]
+__all__ = [
+    "Detections",
+    "Graph",
+    "aligned_detections",
+    "coco_map",
+    "coco_rows",
+    "detections_by_graph",
+    "evaluate_detector",
+    "fit_image",
+]
 
 Graph = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 """A fixed-shape detector: {"image", "image_hw"} -> {"boxes_xyxy", "scores", "labels"}."""
@@ -90,6 +100,29 @@ def detections_by_graph(graph: Graph, coco: CocoSet, size_hw: tuple[int, int]) -
         found = outputs["labels"] >= 0
         boxes = (outputs["boxes_xyxy"][found] / scale_xyxy).astype(np.float32)
         yield Detections(row["id"], boxes, outputs["scores"][found], outputs["labels"][found])
+
+
+def aligned_detections(expected: dict[str, NDArray[Any]], actual: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return a graph's outputs with each image's detections in the order of the most similar expected ones.
+
+    Detections are sorted by score, and two whose scores agree to the last digits may come in either order.
+
+    Args:
+        expected: {"boxes_xyxy", "scores", "labels"} of the module, with their batch dimension.
+        actual: The same of the exported file.
+    """
+    order = np.stack([_matching(expected, actual, image) for image in range(len(expected["scores"]))])
+    rows = np.arange(len(order))[:, None]
+    return {name: value[rows, order] if value.ndim > 1 else value for name, value in actual.items()}
+
+
+def _matching(expected: dict[str, NDArray[Any]], actual: dict[str, NDArray[Any]], image: int) -> NDArray[np.intp]:
+    boxes, scores, labels = (
+        np.abs(expected[name][image, :, None].astype(np.float64) - actual[name][image, None])
+        for name in ("boxes_xyxy", "scores", "labels")
+    )
+    _, order = linear_sum_assignment(boxes.sum(-1) + scores + 1e4 * (labels > 0))
+    return np.asarray(order)
 
 
 def fit_image(

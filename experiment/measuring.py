@@ -26,7 +26,7 @@ from deploy.graph import input_specs, load_onnx, precision_of
 from deploy.record import installed_versions
 from detect import load_detector
 from detect.data import CocoSet, read_annotations
-from detect.evaluate import coco_map, coco_rows, detections_by_graph, fit_image
+from detect.evaluate import aligned_detections, coco_map, coco_rows, detections_by_graph, fit_image
 from detect.fixed_shape import FixedShapeDetector
 from experiment.config import Latency
 from experiment.stages import Figures, Report, figures_in
@@ -98,7 +98,8 @@ def write_deployment(
     Returns:
         The largest differences from PyTorch by output.
     """
-    differences = onnx_from_module(graph, inputs, folder / ONNX, output_names)
+    align = aligned_detections if card.kind == "detector" else None
+    differences = onnx_from_module(graph, inputs, folder / ONNX, output_names, align=align)
     model = load_onnx(folder / ONNX)
     description = {
         "inputs": {name: list(spec.shape) for name, spec in input_specs(model).items()},

@@ -7,7 +7,15 @@ from mmdet.datasets.transforms import Resize
 from PIL import Image
 
 from detect.data import read_annotations
-from detect.evaluate import Detections, coco_map, coco_rows, detections_by_graph, evaluate_detector, fit_image
+from detect.evaluate import (
+    Detections,
+    aligned_detections,
+    coco_map,
+    coco_rows,
+    detections_by_graph,
+    evaluate_detector,
+    fit_image,
+)
 from detect.fixed_shape import FixedShapeDetector
 
 ZEROS = {"map": 0.0, "map50": 0.0, "map75": 0.0}
@@ -171,3 +179,16 @@ def test_a_detector_that_finds_nothing_scores_zero(tiny, scenes, tmp_path):
     detector, card = tiny()
     detector.roi_head.test_cfg.score_thr = 1.0
     assert evaluate_detector(detector, card, scenes, tmp_path) == ZEROS
+
+
+def test_detections_with_swapped_near_equal_scores_are_aligned():
+    boxes = np.array([[[0, 0, 9, 9], [0, 0, 5, 5], [1, 1, 2, 2]]], np.float32)
+    expected = {"boxes_xyxy": boxes, "scores": np.array([[0.9, 0.5, 0.5]]), "labels": np.array([[0, 1, 2]])}
+    actual = {name: value[:, [0, 2, 1]] for name, value in expected.items()}
+    aligned = aligned_detections(expected, actual)
+    assert all((aligned[name] == value).all() for name, value in expected.items())
+
+
+def test_a_wrong_label_is_not_aligned_away():
+    expected = {"boxes_xyxy": np.zeros((1, 1, 4)), "scores": np.ones((1, 1)), "labels": np.array([[1]])}
+    assert aligned_detections(expected, {**expected, "labels": np.array([[2]])})["labels"].tolist() == [[2]]
