@@ -139,8 +139,8 @@ def export(
     with loading("torch and mmdet"):
         from experiment.commands import export_file
     with Console(stderr=True).status("Exporting ..."):
-        differences = export_file(model, out, batch)
-    typer.echo(f"largest difference from PyTorch: {max(differences.values()):.1e}", err=True)
+        parity = export_file(model, out, batch)
+    typer.echo(f"compared with PyTorch: {json.dumps(parity)}", err=True)
     closing(f"wrote {out}/model.onnx", f"espalier deploy bench {out}/model.onnx")
 
 

@@ -75,21 +75,21 @@ def prune_table(figures: dict[str, Any]) -> Table:
     return table
 
 
-def export_file(model: Path, folder: Path, batch: int) -> dict[str, float]:
+def export_file(model: Path, folder: Path, batch: int) -> dict[str, Any]:
     """Write `model.onnx` and `deploy.json` into `folder`: boxes of a detector, class scores of a classifier.
 
     Returns:
-        The largest differences from PyTorch by output, on random images.
+        How it compares with PyTorch on random images; see `write_deployment`.
     """
     if read_card(model).kind == "detector":
         detector, card = load_detector(model)
         graph = FixedShapeDetector(detector, card.preprocessing["image_size_hw"])
-        inputs = dict(zip(graph.input_names, graph.example_inputs(batch), strict=True))
-        return write_deployment(graph, inputs, graph.output_names, card, model.name, folder)
+        examples = [dict(zip(graph.input_names, graph.example_inputs(batch), strict=True)) for _ in range(4)]
+        return write_deployment(graph, examples, graph.output_names, card, model.name, folder)
     net, card = load_classifier(model)
     images = torch.rand(batch, 3, card.preprocessing["image_size"], card.preprocessing["image_size"]) * 255
     scores = nn.Sequential(_normalization(), net).eval()
-    return write_deployment(scores, {"image": images}, ("scores",), card, model.name, folder)
+    return write_deployment(scores, [{"image": images}], ("scores",), card, model.name, folder)
 
 
 def _cost(model: nn.Module, card: ModelCard) -> Cost:

@@ -27,12 +27,12 @@ __all__ = [
     "Detection",
     "ExperimentConfig",
     "FolderData",
-    "Latency",
     "PruneConfig",
     "Pruning",
     "Ratio",
     "ScenesData",
     "ShapesData",
+    "Timing",
     "load_config",
 ]
 
@@ -107,7 +107,7 @@ class PruneConfig(_Cut):
     """Layer pattern of the classifier -> its own ratio; the first match counts."""
 
 
-class Latency(Part):
+class Timing(Part):
     """How time is taken."""
 
     warmup: int = Field(10, ge=1)
@@ -124,7 +124,7 @@ class ExperimentConfig(Part):
     classification: Classification
     detection: Detection
     pruning: Pruning = Pruning()
-    latency: Latency = Latency()
+    latency: Timing = Timing()
     orderings: tuple[str, ...] = tuple(ORDERINGS)
     """The dense reference is always run."""
     budgets: tuple[Budget, ...] = ("scratch_e", "scratch_b")

@@ -3,16 +3,16 @@
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
 from deploy import (
+    ModuleRunner,
     OnnxRunner,
     measure,
     onnx_from_module,
@@ -26,9 +26,9 @@ from deploy.graph import input_specs, load_onnx, precision_of
 from deploy.record import installed_versions
 from detect import load_detector
 from detect.data import CocoSet, read_annotations
-from detect.evaluate import aligned_detections, coco_map, coco_rows, detections_by_graph, fit_image
+from detect.evaluate import agreement, coco_map, coco_rows, detections_by_graph, fitted_images
 from detect.fixed_shape import FixedShapeDetector
-from experiment.config import Latency
+from experiment.config import Timing
 from experiment.stages import Figures, Report, figures_in
 from experiment.steps import MODEL
 from prune import cost_of
@@ -40,6 +40,9 @@ DETECTIONS = "detections.json"
 """COCO result rows of the exported graph on the validation set."""
 RECORD = "latency.json"
 
+_NUM_COMPARED = 8
+_LEAST_AGREED = 0.95
+
 _PREPROCESSING = {
     "detector": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
     "classifier": "RGB 0..255, the shorter side scaled to the input's, the centre cut out; normalised inside",
@@ -50,72 +53,88 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
     """Write the detector in `source` as one fixed-shape ONNX file with `deploy.json`, and score that very file.
 
     Returns:
-        `map`, `map50`, `map75` of the ONNX file on `val`, `macs` and `params` of its graph, and the largest
-        differences from PyTorch by output.
+        `map`, `map50`, `map75` of the ONNX file on `val`, `macs` and `params` of its graph, and how many of PyTorch's
+        detections on a few images of `val` it finds too.
     """
     detector, card = load_detector(source / MODEL)
-    height, width = card.preprocessing["image_size_hw"]
-    graph = FixedShapeDetector(detector, (height, width)).eval()
-    images = read_annotations(val.annotations)["images"]
-    with Image.open(val.images / images[0]["file_name"]) as image:
-        photograph = np.asarray(image.convert("RGB"))
-    inputs = {name: torch.from_numpy(value) for name, value in fit_image(photograph, (height, width))[0].items()}
-    differences = write_deployment(graph, inputs, graph.output_names, card, source.name, folder)
-    cost = cost_of(graph, tuple(inputs.values()))
+    size_hw = tuple(card.preprocessing["image_size_hw"])
+    graph = FixedShapeDetector(detector, size_hw)
+    few = itertools.islice(fitted_images(val, size_hw), _NUM_COMPARED)
+    examples = [{name: torch.from_numpy(value) for name, value in inputs.items()} for _, inputs, _ in few]
+    parity = write_deployment(graph, examples, graph.output_names, card, source.name, folder)
+    cost = cost_of(graph, tuple(examples[0].values()))
     runner = OnnxRunner(folder / ONNX, num_threads=torch.get_num_threads())
-    category_ids = [category["id"] for category in read_annotations(val.annotations)["categories"]]
+    truth = read_annotations(val.annotations)
+    category_ids = [category["id"] for category in truth["categories"]]
     rows = []
-    for i, detections in enumerate(detections_by_graph(runner.run, val, (height, width))):
+    for i, detections in enumerate(detections_by_graph(runner.run, val, size_hw)):
         rows += coco_rows(detections, category_ids)
-        progress(i + 1, len(images))
+        progress(i + 1, len(truth["images"]))
     (folder / DETECTIONS).write_text(json.dumps(rows))
-    return {
-        **coco_map(val.annotations, rows),
-        "macs": cost.macs,
-        "params": cost.params,
-        "difference": differences,
-    }
+    return {**coco_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
 
 
 def write_deployment(
     graph: nn.Module,
-    inputs: Mapping[str, Tensor],
+    examples: Sequence[Mapping[str, Tensor]],
     output_names: Sequence[str],
     card: ModelCard,
     source: str,
     folder: Path,
-) -> dict[str, float]:
-    """Write `model.onnx`, checked on the inputs, and `deploy.json` that says how to feed it.
+) -> Figures:
+    """Write `model.onnx`, checked against PyTorch, and `deploy.json` that says how to feed it.
 
     Args:
         graph: What `onnx_from_module` takes, its inputs and output names too.
-        inputs: Example tensors by name.
+        examples: Tensors by input name; the first is exported with, all are compared on.
         output_names: One for each tensor the graph gives.
         card: Of the model inside.
         source: What the model is called.
         folder: Created.
 
     Returns:
-        The largest differences from PyTorch by output.
+        The largest differences from PyTorch by output; for detectors, how many detections agree of how many.
+
+    Raises:
+        RuntimeError: If the file does not give what PyTorch gives.
     """
-    align = aligned_detections if card.kind == "detector" else None
-    differences = onnx_from_module(graph, inputs, folder / ONNX, output_names, align=align)
+    is_detector = card.kind == "detector"
+    tolerance = math.inf if is_detector else 1e-4  # of two near-equal boxes either may be kept: agreement counts
+    figures: Figures = {}
+    figures["difference"] = onnx_from_module(graph, examples[0], folder / ONNX, output_names, tolerance=tolerance)
+    if is_detector:
+        figures = _agreement(graph, examples, output_names, folder / ONNX)
     model = load_onnx(folder / ONNX)
     description = {
         "inputs": {name: list(spec.shape) for name, spec in input_specs(model).items()},
         "preprocessing": _PREPROCESSING[card.kind],
         "classes": card.classes,
         "precision": precision_of(model),
+        "parity": figures,
         "versions": installed_versions(),
         "sha256": {ONNX: hashlib.sha256((folder / ONNX).read_bytes()).hexdigest()},
         "model": source,
     }
     with written_atomically(folder / "deploy.json") as path:
         path.write_text(json.dumps(description, indent=1))
-    return differences
+    return figures
 
 
-def measure_latency(exports: Mapping[str, Path], settings: Latency, folder: Path, progress: Report) -> Figures:
+def _agreement(
+    graph: nn.Module, examples: Sequence[Mapping[str, Tensor]], output_names: Sequence[str], file: Path
+) -> Figures:
+    torch_runner, onnx_runner = ModuleRunner(graph, output_names), OnnxRunner(file)
+    num_agreed = num_expected = 0
+    for example in examples:
+        inputs = {name: tensor.numpy() for name, tensor in example.items()}
+        agreed, expected = agreement(torch_runner.run(inputs), onnx_runner.run(inputs))
+        num_agreed, num_expected = num_agreed + agreed, num_expected + expected
+    if num_agreed < _LEAST_AGREED * num_expected:
+        raise RuntimeError(f"{file}: finds {num_agreed} of PyTorch's {num_expected} detections; expected 95 % or more")
+    return {"num_agreed": num_agreed, "num_detections": num_expected}
+
+
+def measure_latency(exports: Mapping[str, Path], settings: Timing, folder: Path, progress: Report) -> Figures:
     """Time every exported file alternately in one process; the first is the reference. Writes the record.
 
     Returns:

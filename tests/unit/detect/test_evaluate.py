@@ -9,7 +9,7 @@ from PIL import Image
 from detect.data import read_annotations
 from detect.evaluate import (
     Detections,
-    aligned_detections,
+    agreement,
     coco_map,
     coco_rows,
     detections_by_graph,
@@ -181,14 +181,24 @@ def test_a_detector_that_finds_nothing_scores_zero(tiny, scenes, tmp_path):
     assert evaluate_detector(detector, card, scenes, tmp_path) == ZEROS
 
 
-def test_detections_with_swapped_near_equal_scores_are_aligned():
-    boxes = np.array([[[0, 0, 9, 9], [0, 0, 5, 5], [1, 1, 2, 2]]], np.float32)
-    expected = {"boxes_xyxy": boxes, "scores": np.array([[0.9, 0.5, 0.5]]), "labels": np.array([[0, 1, 2]])}
-    actual = {name: value[:, [0, 2, 1]] for name, value in expected.items()}
-    aligned = aligned_detections(expected, actual)
-    assert all((aligned[name] == value).all() for name, value in expected.items())
+def outputs(boxes, scores, labels):
+    return {"boxes_xyxy": np.array([boxes], np.float32), "scores": np.array([scores]), "labels": np.array([labels])}
 
 
-def test_a_wrong_label_is_not_aligned_away():
-    expected = {"boxes_xyxy": np.zeros((1, 1, 4)), "scores": np.ones((1, 1)), "labels": np.array([[1]])}
-    assert aligned_detections(expected, {**expected, "labels": np.array([[2]])})["labels"].tolist() == [[2]]
+def test_detections_in_another_order_agree():
+    expected = outputs([[0, 0, 9, 9], [0, 0, 5, 5], [0, 0, 0, 0]], [0.9, 0.5, 0.0], [0, 1, -1])
+    swapped = {name: value[:, [1, 0, 2]] for name, value in expected.items()}
+    assert agreement(expected, swapped) == (2, 2)  # the unused place does not count
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        outputs([[0, 0, 9, 9.1]], [0.9], [0]),  # 0.1 px off, where a ten thousandth of 9 is 0.0009
+        outputs([[0, 0, 9, 9]], [0.9002], [0]),
+        outputs([[0, 0, 9, 9]], [0.9], [1]),
+    ],
+    ids=["box", "score", "label"],
+)
+def test_a_detection_that_differs_does_not_agree(other):
+    assert agreement(outputs([[0, 0, 9, 9]], [0.9], [0]), other) == (0, 1)
