@@ -14,8 +14,18 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from prune import narrowed_model
+from prune.modes import evaluating
 
-__all__ = ["BACKBONES", "Architecture", "Trunk", "build_classifier", "build_trunk", "initialize", "stage_shapes"]
+__all__ = [
+    "BACKBONES",
+    "HEADS",
+    "Architecture",
+    "Trunk",
+    "build_classifier",
+    "build_trunk",
+    "initialize",
+    "stage_shapes",
+]
 
 Widths = Mapping[str, tuple[int, int]]
 
@@ -88,17 +98,15 @@ class Trunk(nn.Module):
 def stage_shapes(trunk: nn.Module) -> tuple[tuple[int, int], ...]:
     """Return (channels, stride) of every stage, read from a forward pass."""
     side = 64
-    training = trunk.training
-    with torch.no_grad():
-        maps = trunk.eval()(torch.zeros(1, 3, side, side))
-    trunk.train(training)
+    with evaluating(trunk), torch.no_grad():
+        maps = trunk(torch.zeros(1, 3, side, side))
     return tuple((m.shape[1], side // m.shape[-1]) for m in maps)
 
 
 def initialize(model: nn.Module) -> None:
     """Give every layer fresh random weights in place, scaled to its own (slim) width.
 
-    Source: He initialisation with fan-out, as torchvision's and the paper's official code.
+    Convolutions as torchvision's ResNets and VGGs (He, fan-out), linear layers as torch's own default.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -155,3 +163,6 @@ BACKBONES: dict[str, _Family] = {
     ),
 }
 """Name in a config -> how to build it."""
+
+HEADS = tuple(sorted({f"{family.head}." for family in BACKBONES.values()}))
+"""Prefixes of the parameters that a detector leaves behind."""

@@ -25,6 +25,7 @@ __all__ = [
     "FolderData",
     "Part",
     "Scratch",
+    "Seed",
     "ShapesData",
     "check_name",
     "read_config",
@@ -34,6 +35,10 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 """pydantic's names for a key that a description does not have."""
 
 with_config(ConfigDict(extra="forbid"))(Schedule)
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of random numbers."""
 
 
 class Part(BaseModel):
@@ -92,7 +97,7 @@ class ShapesData(Part):
     type: Literal["shapes"] = "shapes"
     num_train: int = Field(1200, ge=1)
     num_val: int = Field(300, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class FolderData(Part):
@@ -111,7 +116,7 @@ class ClassifierTraining(Part):
     image_size: int = Field(224, ge=32)
     """Side of the training crops in pixels."""
     schedule: Schedule
-    seed: int = 0
+    seed: Seed = 0
 
 
 def read_config(path: Path | str, overrides: Sequence[str], model: type[T]) -> T:

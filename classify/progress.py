@@ -1,5 +1,6 @@
 """Progress and time left of long work: a live bar on a terminal, a line now and then elsewhere."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 __all__ = ["RunProgress"]
 
 _LINE_EVERY_S = 15.0
+_DRAW_EVERY_S = 0.2
 
 
 class RunProgress:
@@ -27,6 +29,7 @@ class RunProgress:
         self._clock = clock
         self._started = self._now()
         self._last_line = 0.0
+        self._drawn = -math.inf
         self._index = -1
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -34,6 +37,7 @@ class RunProgress:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
+            auto_refresh=False,  # its thread would run beside what is being timed
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=1.0, note="")
@@ -58,7 +62,7 @@ class RunProgress:
         """Tell that `done` of `total` parts of the current stage are done."""
         share = done / max(total, 1)
         note = f"{share:4.0%} of step {self._position()}, {_left(self.left_s(share))}"
-        self._bar.update(self._task, completed=share, description=self._name, note=note)
+        self._bar.update(self._task, completed=share, description=self._name, note=note, refresh=self._is_due())
         if not self._console.is_terminal and self._now() - self._last_line >= _LINE_EVERY_S:
             self._last_line = self._now()
             self._console.print(f"{self._position()} {self._name} {share:.0%}, {_left(self.left_s(share))}")
@@ -70,6 +74,13 @@ class RunProgress:
         if done <= 0 or elapsed < 2:
             return None
         return elapsed / done * (sum(self._costs) - done)
+
+    def _is_due(self) -> bool:
+        """Return whether the bar was last drawn a while ago; drawing costs time, too."""
+        if self._now() - self._drawn < _DRAW_EVERY_S:
+            return False
+        self._drawn = self._now()
+        return True
 
     def _position(self) -> str:
         return f"[{self._index + 1}/{len(self._costs)}]".replace("[", "\\[")

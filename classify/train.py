@@ -6,6 +6,7 @@
 import contextlib
 import io
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,19 @@ from torch.utils.data import Dataset
 
 from classify.data import MEAN, STD
 
-__all__ = ["ClassifierModel", "Progress", "Schedule", "collate", "fit", "make_runner", "silent", "train_classifier"]
+__all__ = [
+    "OPTIMIZERS",
+    "ClassifierModel",
+    "Progress",
+    "Schedule",
+    "collate",
+    "fit",
+    "make_runner",
+    "silent",
+    "train_classifier",
+]
+
+OPTIMIZERS = ("AdamW", "Adam", "SGD")
 
 Progress = Callable[[int, int], None]
 """Called after every iteration with (iterations done, iterations in all)."""
@@ -35,7 +48,7 @@ class Schedule:
     lr: float
     """Peak learning rate."""
     optimizer: str = "AdamW"
-    """A torch optimizer's name."""
+    """One of `OPTIMIZERS`."""
     weight_decay: float = 1e-4
     momentum: float = 0.9
     """Of SGD; other optimizers keep their own."""
@@ -55,8 +68,12 @@ class Schedule:
                 raise ValueError(f"{name}: too small, got {getattr(self, name)}; expected at least {least}")
         if not self.lr > 0:
             raise ValueError(f"lr: not above 0, got {self.lr}; expected a learning rate above 0")
-        if not hasattr(torch.optim, self.optimizer):
-            raise ValueError(f"optimizer: unknown, got {self.optimizer!r}; expected a name in torch.optim, as AdamW")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: unknown, got {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay: below 0, got {self.weight_decay}; expected 0 or more")
+        if not all(0 < share < 1 for share in self.milestones):
+            raise ValueError(f"milestones: got {self.milestones}; expected shares of the training, between 0 and 1")
 
 
 class ClassifierModel(BaseModel):
@@ -127,7 +144,7 @@ def fit(
         optim_wrapper=_optim_wrapper(schedule),
         param_scheduler=_param_scheduler(schedule),
         custom_hooks=[_EpochSeed(seed), _Watch(progress)],
-        resume=(work_dir / "last_checkpoint").exists(),
+        **_resumption(work_dir),
     )
     with silent():
         runner.train()
@@ -167,12 +184,19 @@ def collate(batch: Sequence[tuple[Tensor, int]]) -> dict[str, Any]:
     return {"inputs": list(images), "data_samples": torch.tensor(labels)}
 
 
+def _resumption(work_dir: Path) -> dict[str, Any]:
+    """Return the Runner's arguments for going on from the newest whole checkpoint in the folder, if there is one."""
+    checkpoints = sorted(work_dir.glob("epoch_*.pth"), key=lambda path: int(path.stem.removeprefix("epoch_")))
+    whole = [path for path in checkpoints if zipfile.is_zipfile(path)]  # a kill can leave the newest one cut short
+    return {"resume": True, "load_from": str(whole[-1])} if whole else {}
+
+
 class _EpochSeed(Hook):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        set_random_seed(self.seed * 100_003 + runner.epoch)
+        set_random_seed((self.seed * 100_003 + runner.epoch) % 2**32)
 
 
 class _Watch(Hook):

@@ -112,14 +112,15 @@ def load_engine(engine_path: str | Path) -> Any:
     """Return the backend's engine object, ready to run on this machine's GPU.
 
     Raises:
-        RuntimeError: If another version built it, there is no GPU, or the backend refuses it.
+        ValueError: If another version built it.
+        RuntimeError: If there is no GPU, or the backend refuses it.
     """
     import torch
 
     info = read_engine_info(engine_path)
     trt = _backend_module(info.backend)
     if trt.__version__ != info.backend_version:
-        raise RuntimeError(
+        raise ValueError(
             f"{engine_path}: built by another version, got {info.backend} {info.backend_version}; "
             f"expected the installed {trt.__version__}, {_REBUILD}"
         )

@@ -109,9 +109,9 @@ def foreign_operators(model: ModelProto) -> list[str]:
 def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
     """Return arrays without a single zero: zeros draw less power and can be skipped, so they flatter a time.
 
-    Floats are standard normal, as normalised images are; integers lie in [1, 127); booleans are True. An input whose
-    name ends in `_hw` is a size and gets height and width of the first 4-D input: a random one would make a detector
-    take nearly all of its image for padding, which is zeros again.
+    Floats are uniform in [0, 255), the pixels our graphs take and normalise; integers lie in [1, 127); booleans are
+    True. An input whose name ends in `_hw` is a size and gets height and width of the first 4-D input: a random one
+    would make a detector take nearly all of its image for padding, which is zeros again.
 
     Raises:
         ValueError: If a shape has a free dimension.
@@ -164,5 +164,5 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
 def _random_array(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> npt.NDArray[np.generic]:
     if "int" in dtype:
         return rng.integers(1, 127, shape).astype(dtype)
-    array = rng.standard_normal(shape).astype(dtype)
+    array = rng.uniform(0, 255, shape).astype(dtype)
     return np.where(array == 0, np.ones_like(array), array)

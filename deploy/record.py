@@ -22,6 +22,7 @@ __all__ = [
     "Conditions",
     "Device",
     "Record",
+    "cpu_model",
     "git_commit",
     "installed_versions",
     "load_record",
@@ -224,11 +225,12 @@ def _device(runners: Mapping[str, Runner]) -> Device:
         raise ValueError(f"runners: on different devices or threads, got {places}; expected the same for all")
     device, num_threads = places.pop()
     if device == "cpu":
-        return Device(is_gpu=False, name=_cpu_model(), num_threads=num_threads)
+        return Device(is_gpu=False, name=cpu_model(), num_threads=num_threads)
     return _gpu(device)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -278,8 +280,11 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the current folder, ending in -dirty where files differ from it; None outside a checkout."""
-    return _command_line("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    """Return the commit this code is of, ending in -dirty where files differ from it; None outside a checkout."""
+    in_code = ("git", "-C", str(Path(__file__).parent))
+    if _command_line(*in_code, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None  # installed into an environment inside somebody else's checkout
+    return _command_line(*in_code, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _command_line(*command: str) -> str | None:

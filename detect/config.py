@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator, with_config
 
-from classify.config import Dense, Finetune, Part
+from classify.config import Dense, Finetune, Part, Seed
 from classify.train import Schedule
 from detect.data import CocoSet, check_coco
 from detect.model import DetectorSettings
@@ -21,7 +21,7 @@ class ScenesData(Part):
     type: Literal["scenes"] = "scenes"
     num_train: int = Field(300, ge=1)
     num_val: int = Field(60, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class CocoData(Part):
@@ -78,7 +78,7 @@ class DetectorTraining(Part):
     model: DetectorSettings = DetectorSettings()
     """What is built around the backbone; a detector that is fine-tuned has its own."""
     schedule: Schedule
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _settings_count(self) -> "DetectorTraining":

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from classify.backbones import Architecture, build_trunk, stage_shapes
+from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes
 from classify.checkpoint import ModelCard, load_weights, read_card, read_weights, save_model
 from classify.train import silent
 
@@ -55,6 +55,9 @@ class DetectorSettings:
         """Refuse a shape the feature pyramid cannot halve five times."""
         if any(side < 32 or side % 32 for side in self.image_size_hw):
             raise ValueError(f"image_size_hw: got {self.image_size_hw}; expected multiples of 32")
+        for name in ("fpn_channels", "head_channels", "num_proposals", "roi_samples", "anchor_scale"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: too small, got {getattr(self, name)}; expected at least 1")
 
 
 def detector_config(backbone: Architecture, num_classes: int, settings: DetectorSettings) -> dict[str, Any]:
@@ -110,8 +113,7 @@ def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subj
         ValueError: If the classifier is of another architecture than the backbone.
     """
     backbone: Any = detector.backbone
-    heads = ("fc.", "classifier.")
-    weights = {name: w for name, w in classifier_weights.items() if not name.startswith(heads)}
+    weights = {name: w for name, w in classifier_weights.items() if not name.startswith(HEADS)}
     load_weights(backbone.net, weights, subject)
 
 

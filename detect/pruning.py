@@ -14,6 +14,7 @@ from prune import Decision, Pruned, prune_model, slim_model
 __all__ = ["prune_detector"]
 
 _PREFIX = "backbone.net."
+_NECK = "in the neck; its own channels stay whole"
 
 
 def prune_detector(
@@ -42,7 +43,8 @@ def prune_detector(
     slim = build_detector(config)
     slim.load_state_dict(slim_model(detector, pruned.spec).state_dict())
     spec = json.loads(backbone_spec.to_json())
-    pruned = replace(pruned, decisions=(*pruned.decisions, *_heads(detector)))
+    decisions = [replace(d, reason=_NECK) if d.group.startswith("neck.") else d for d in pruned.decisions]
+    pruned = replace(pruned, decisions=(*decisions, *_heads(detector)))
     return slim, replace(card, architecture=backbone.to_dict(), detector=config, spec=spec), pruned
 
 

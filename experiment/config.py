@@ -6,11 +6,11 @@ at the current folder.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from classify.config import Backbone, FolderData, Part, ShapesData, check_name, read_config
+from classify.config import Backbone, FolderData, Part, Seed, ShapesData, check_name, read_config
 from classify.train import Schedule
 from detect import DetectorSettings
 from detect.config import CocoData, ScenesData
@@ -47,6 +47,13 @@ def _in_range(ratio: float) -> float:
 
 Ratio = Annotated[float, AfterValidator(_in_range)]
 """Share of channels removed, in [0, 1)."""
+
+
+def _check_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    # ratios are told apart in names by six digits
+    if len({f"{value:g}" if isinstance(value, float) else value for value in values}) < len(values):
+        raise ValueError(f"repeats a value, got {values}; expected each once")
+    return values
 
 
 class CropsData(Part):
@@ -94,7 +101,7 @@ class _Cut(Part):
 class Pruning(_Cut):
     """What is cut, in the classifier and in the detector alike."""
 
-    prune_ratios: tuple[Ratio, ...] = (0.5,)
+    prune_ratios: Annotated[tuple[Ratio, ...], AfterValidator(_check_once)] = (0.5,)
     """Shares of channels removed from every group."""
 
 
@@ -125,10 +132,10 @@ class ExperimentConfig(Part):
     detection: Detection
     pruning: Pruning = Pruning()
     latency: Timing = Timing()
-    orderings: tuple[str, ...] = tuple(ORDERINGS)
+    orderings: Annotated[tuple[str, ...], AfterValidator(_check_once)] = tuple(ORDERINGS)
     """The dense reference is always run."""
-    budgets: tuple[Budget, ...] = ("scratch_e", "scratch_b")
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    budgets: Annotated[tuple[Budget, ...], AfterValidator(_check_once)] = ("scratch_e", "scratch_b")
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(_check_once)] = Field((0,), min_length=1)
 
     @field_validator("orderings")
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["Box", "Panel", "Picture", "legend", "prepare"]
 
@@ -93,7 +93,7 @@ def _image_uri(path: Path) -> str:
     if not path.is_file():
         return ""
     with Image.open(path) as image:
-        small = image.convert("RGB")
+        small = ImageOps.exif_transpose(image).convert("RGB")  # boxes and `size_hw` are of the upright photograph
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     data = io.BytesIO()
     small.save(data, "webp", quality=80)

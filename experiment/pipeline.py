@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.record import cpu_model, installed_versions
 from detect.orderings import ORDERINGS, steps
 from experiment.config import ExperimentConfig
 from experiment.data import Data, plan_data
@@ -93,7 +94,9 @@ class _Planner:
             return measure_latency(folders, settings, folder, progress)
 
         stages = tuple(exports.values())
-        return Stage("latency", {**settings.model_dump(), "names": list(exports)}, stages, work, cost=5.0)
+        conditions = {"cpu": cpu_model(), "onnxruntime": installed_versions()["onnxruntime"]}
+        described = {**settings.model_dump(), **conditions, "names": list(exports)}
+        return Stage("latency", described, stages, work, cost=5.0)
 
     def _step(self, step: str, leaf: Leaf, parent: Stage | None) -> Stage:
         source = self.store.folder(parent) if parent else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import re
 from dataclasses import dataclass
 
@@ -34,12 +33,12 @@ DIRECTIONS = [(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -
 
 @dataclass(frozen=True)
 class Point:
-    """One detector as the plots need it; a figure that was not measured is NaN, a missing spread 0."""
+    """One detector as the plots need it; `map_spread` is 0 where there is one seed."""
 
     label: str
     ordering: str
-    map: float
     map_spread: float
+    map: float
     latency_ms: float
     latency_p90_ms: float
     speedup: float
@@ -49,15 +48,12 @@ class Point:
 
 
 def accuracy_plot(points: list[Point]) -> Markup:
-    """Return mAP against latency as SVG, empty where no point has both.
+    """Return mAP against latency as SVG.
 
     Whiskers reach from the median to the 90th percentile, and one standard deviation over seeds up and down.
     """
-    shown = [point for point in points if math.isfinite(point.map + point.latency_ms)]
-    if not shown:
-        return Markup("")
-    figure, axes = _figure(height_inches=3.4 + 0.2 * len(shown))
-    for point in shown:
+    figure, axes = _figure(height_inches=3.4 + 0.2 * len(points))
+    for point in points:
         colour, marker = STYLE[point.ordering]
         tail = [[0.0], [_length(point.latency_ms, point.latency_p90_ms)]]
         axes.errorbar(point.latency_ms, point.map, point.map_spread, tail, marker, color=colour, markersize=8)
@@ -68,24 +64,23 @@ def accuracy_plot(points: list[Point]) -> Markup:
     # Labels are placed in pixels, so the layout is fixed first.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    taken = [_covered(axes, point) for point in shown]
-    for point in sorted(shown, key=lambda point: -point.map):
+    taken = [_covered(axes, point) for point in points]
+    for point in sorted(points, key=lambda point: -point.map):
         taken.append(_place_label(axes, point, taken))
     return _svg(figure)
 
 
 def speedup_plot(points: list[Point]) -> Markup:
-    """Return measured speedup and MAC reduction of each slim detector as SVG, empty where none has both."""
+    """Return measured speedup and MAC reduction of each slim detector as SVG, empty where there is none."""
     slim = [point for point in points if point.ordering != "dense"]
-    shown = [point for point in slim if math.isfinite(point.speedup + point.mac_reduction)]
-    if not shown:
+    if not slim:
         return Markup("")
-    figure, axes = _figure(height_inches=1.2 + 0.55 * len(shown))
-    for y, point in enumerate(shown):
+    figure, axes = _figure(height_inches=1.2 + 0.55 * len(slim))
+    for y, point in enumerate(slim):
         _draw_pair(axes, y, point)
     axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.margins(x=0.15)
-    axes.set_ylim(len(shown) - 0.5, -0.7)
+    axes.set_ylim(len(slim) - 0.5, -0.7)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("times better than dense (x); the dashed line is dense")
@@ -172,5 +167,5 @@ def _svg(figure: Figure) -> Markup:
 
 
 def _length(start: float, end: float) -> float:
-    """Return how far a whisker reaches, 0 where an end was not measured."""
+    """Return how far a whisker reaches, 0 where the end does not lie beyond the start."""
     return end - start if end > start else 0.0

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Callable
@@ -22,22 +21,21 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from deploy.files import written_atomically
 from experiment import pictures, plots
 
-__all__ = ["table_markdown", "table_text", "write_report"]
+__all__ = ["read_results", "table_markdown", "table_text", "write_report"]
 
 Row = dict[str, Any]
-# Rows that agree in all of these differ only by seed; the second ones are shown only where they tell rows apart.
-ALWAYS_SHOWN = ("ordering", "budget")
-SHOWN_IF_VARIED = ("method", "prune_ratio", "runtime", "device", "precision")
 UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
+# So that the table fits a terminal of 80 columns; every word has its own line there.
+SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "MAC reduction (x)": "MACs cut (x)"}
 # fmt: off
-CSV_COLUMNS = (
-    "name", "ordering", "budget", "method", "prune_ratio", "seed", "map", "map50", "map_framework", "top1", "macs",
-    "params", "latency_ms", "latency_p90_ms", "latency_p99_ms", "speedup", "speedup_low", "speedup_high",
-    "mac_reduction", "runtime", "device", "precision", "widths", "train_epochs_classify", "train_epochs_detect",
-    "model", "onnx", "error",
-)
+KEYS = {"experiment", "created", "command", "versions", "config", "dataset", "rows", "latency", "pictures", "notes",
+        "wall_s"}
+ROW_KEYS = {"name", "ordering", "budget", "prune_ratio", "seed", "map", "map50", "map_framework", "macs", "params",
+            "latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction", "train_epochs",
+            "model", "onnx"}
 # fmt: on
 
 
@@ -48,13 +46,17 @@ class _Line:
     label: str
     rows: list[Row]
 
+    @property
+    def is_dense(self) -> bool:
+        return bool(self.first("ordering") == "dense")
+
     def first(self, key: str) -> Any:
-        """Return what the first row has under the key, None where it has nothing."""
-        return self.rows[0].get(key)
+        """Return what the first row has under the key."""
+        return self.rows[0][key]
 
     def values(self, key: str) -> list[float]:
-        """Return the key's figure of every row that has one."""
-        return [row[key] for row in self.rows if row.get(key) is not None]
+        """Return the key's figure of every row that has one: the reference has no speedup interval."""
+        return [row[key] for row in self.rows if row[key] is not None]
 
     def mean(self, key: str) -> float:
         """Return the mean over seeds, NaN where no row has a figure."""
@@ -65,9 +67,7 @@ class _Line:
         return statistics.stdev(self.values(key)) if len(self.values(key)) > 1 else 0.0
 
     def number(self, key: str, decimals: int, unit: float = 1.0) -> str:
-        """Return the mean in a unit, with the spread where the seeds differ; a dash where nothing was measured."""
-        if not self.values(key):
-            return "-"
+        """Return the mean in a unit, with the spread where the seeds differ."""
         mean, spread = self.mean(key) / unit, self.spread(key) / unit
         return f"{mean:.{decimals}f}" + (f" ± {spread:.{decimals}f}" if spread else "")
 
@@ -80,14 +80,32 @@ class _Column(NamedTuple):
     is_number: bool = True
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a run's `results.json`.
+
+    Raises:
+        ValueError: If the file holds anything else.
+    """
+    try:
+        results: dict[str, Any] = json.loads(path.read_bytes())
+        missing = (KEYS - {*results}) | (ROW_KEYS - {*results["rows"][0]})  # a run writes all its rows alike
+    except (ValueError, TypeError, KeyError, IndexError):
+        missing = {"rows"}
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"{path}: not results of a run, got no {names}; expected results.json of espalier run")
+    return results
+
+
 def write_report(results: dict[str, Any], folder: Path) -> Path:
     """Write `results.csv` and `report.html`, each whole or not at all, and return the latter's path.
 
     The results are what `results.json` holds; relative paths in them are relative to the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "results.csv", _csv_text(results["rows"]))
-    return _write(folder / "report.html", _page(results, folder))
+    for name, text in (("results.csv", _csv_text(results["rows"])), ("report.html", _page(results, folder))):
+        with written_atomically(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return folder / "report.html"
 
 
 def table_text(results: dict[str, Any]) -> Table:
@@ -97,11 +115,11 @@ def table_text(results: dict[str, Any]) -> Table:
     title, caption = Text(_device_sentence(results["latency"])), Text(_finding(lines))
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column in columns:
-        header = Text(column.header.replace(" ", "\n"))
+        header = Text(SHORT_HEADERS.get(column.header, column.header).replace(" ", "\n"))
         table.add_column(header, justify="right" if column.is_number else "left", overflow="fold")
+    table.columns[0].no_wrap = True  # where it is narrow, orderings are the last to be folded
     for line in lines:
-        style = "red" if line.first("error") else "bold" if line.first("ordering") == "dense" else ""
-        table.add_row(*(Text(column.cell(line)) for column in columns), style=style)
+        table.add_row(*(Text(column.cell(line)) for column in columns), style="bold" if line.is_dense else "")
     return table
 
 
@@ -118,33 +136,33 @@ def table_markdown(results: dict[str, Any]) -> str:
 
 
 def _lines(rows: list[Row]) -> list[_Line]:
-    """Gather rows that differ only by seed, dense first; a failed row stands alone, so that no mean hides it."""
+    """Gather rows that differ only by seed, dense first."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for index, row in enumerate(rows):
-        same = [row.get(key) for key in ALWAYS_SHOWN + SHOWN_IF_VARIED]
-        groups.setdefault((*same, index if row.get("error") else None), []).append(row)
-    lines = [_Line(_label(group[0], _varied(rows)), group) for group in groups.values()]
-    return sorted(lines, key=lambda line: line.first("ordering") != "dense")
+    for row in rows:
+        groups.setdefault((row["ordering"], row["budget"], row["prune_ratio"]), []).append(row)
+    lines = [_Line(_label(group[0], _has_ratios(rows)), group) for group in groups.values()]
+    return sorted(lines, key=lambda line: not line.is_dense)
 
 
-def _varied(rows: list[Row]) -> list[str]:
-    slim = [row for row in rows if row["ordering"] != "dense"]
-    return [key for key in SHOWN_IF_VARIED if len({row.get(key) for row in slim}) > 1]
+def _has_ratios(rows: list[Row]) -> bool:
+    return len({row["prune_ratio"] for row in rows if row["ordering"] != "dense"}) > 1
 
 
-def _label(row: Row, varied: list[str]) -> str:
-    details = [str(row[key]) for key in ["budget", *varied] if row.get(key) is not None]
-    return f"{row['ordering']} ({', '.join(details)})" if details and row["ordering"] != "dense" else row["ordering"]
+def _label(row: Row, has_ratios: bool) -> str:
+    if row["ordering"] == "dense":
+        return "dense"
+    ratio = f", {row['prune_ratio']}" if has_ratios else ""
+    return f"{row['ordering']} ({row['budget']}{ratio})"
 
 
 def _columns(lines: list[_Line]) -> list[_Column]:
     rows = [row for line in lines for row in line.rows]
-    columns = [_text_column(key) for key in [*ALWAYS_SHOWN, *_varied(rows)]]
-    if len({row.get("seed") for row in rows}) > 1:
+    columns = [_text_column(key) for key in ("ordering", "budget", *(["prune_ratio"] if _has_ratios(rows) else []))]
+    if len({row["seed"] for row in rows}) > 1:
         columns.append(_Column("seeds", _seeds, is_number=False))
     return [
         *columns,
-        _Column("mAP", lambda line: "failed" if line.first("error") else line.number("map", 3)),
+        _Column("mAP", lambda line: line.number("map", 3)),
         _Column("AP50", lambda line: line.number("map50", 3)),
         _scaled_column("MACs", "macs", ("G", "M"), lines),
         _scaled_column("params", "params", ("G", "M"), lines),
@@ -161,14 +179,14 @@ def _text_column(key: str) -> _Column:
 
 def _scaled_column(name: str, key: str, units: tuple[str, ...], lines: list[_Line]) -> _Column:
     """Choose the largest unit that fits, and the decimals that give the smallest figure three digits, at most three."""
-    values = [value for line in lines for value in line.values(key) if value > 0] or [1.0]
+    values = [value for line in lines for value in line.values(key)]
     unit = next((unit for unit in units if max(values) >= UNITS[unit]), units[-1])
     decimals = 2 - math.floor(math.log10(min(values) / UNITS[unit]))
     return _Column(f"{name} ({unit})", lambda line: line.number(key, min(3, max(0, decimals)), UNITS[unit]))
 
 
 def _seeds(line: _Line) -> str:
-    return f"n={len(line.rows)} ({', '.join(str(row.get('seed')) for row in line.rows)})"
+    return f"n={len(line.rows)} ({', '.join(str(row['seed']) for row in line.rows)})"
 
 
 def _interval(line: _Line) -> str:
@@ -184,20 +202,17 @@ def _device_sentence(latency: dict[str, Any]) -> str:
 
 def _finding(lines: list[_Line]) -> str:
     """Say which slim detector has the highest mAP, what it buys, and which differences mean nothing."""
-    slim = [line for line in lines if line.first("ordering") != "dense" and line.values("map")]
+    dense, *slim = lines
     if not slim:
-        return "No slim detector finished."
-    best = max(slim, key=lambda line: (line.mean("map"), max(line.values("speedup"), default=0.0)))
-    dense = next((line.number("map", 3) for line in lines if line.first("ordering") == "dense"), "not measured")
+        return "Only the dense detector was run."
+    best = max(slim, key=lambda line: (line.mean("map"), line.mean("speedup")))
     noise = "One seed: differences below the noise between seeds, which one seed cannot show, mean nothing."
     if len(best.rows) > 1:
         noise = f"Means over {len(best.rows)} seeds ± sample standard deviation: differences of that size mean nothing."
-    return f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense}){_gain(best)}. {noise}"
+    return f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense.number('map', 3)}){_gain(best)}. {noise}"
 
 
 def _gain(line: _Line) -> str:
-    if not (line.values("speedup") and line.values("mac_reduction")):
-        return ""
     interval = "" if _interval(line) == "-" else f" (95% interval {_interval(line)})"
     doubt = ", no gain by the clock" if line.mean("speedup_low") <= 1 else ""
     speedup, macs = line.number("speedup", 2), line.number("mac_reduction", 2)
@@ -205,10 +220,11 @@ def _gain(line: _Line) -> str:
 
 
 def _csv_text(rows: list[Row]) -> str:
-    flat = [{**row, **{f"train_epochs_{k}": v for k, v in (row.get("train_epochs") or {}).items()}} for row in rows]
-    others = sorted({key for row in flat for key in row} - {*CSV_COLUMNS, "train_epochs"})
+    flat = [{**row, **{f"train_epochs.{stage}": num for stage, num in row["train_epochs"].items()}} for row in rows]
+    stages = sorted({f"train_epochs.{stage}" for row in rows for stage in row["train_epochs"]})
+    columns = [*(key for key in rows[0] if key != "train_epochs"), *stages]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*CSV_COLUMNS, *others], extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()
@@ -218,8 +234,10 @@ def _page(results: dict[str, Any], folder: Path) -> str:
     lines = _lines(results["rows"])
     names, classes = [row["name"] for line in lines for row in line.rows], results["dataset"]["classes"]
     drawn = [pictures.prepare(picture, classes, names, folder) for picture in results["pictures"]]
-    points = [_point(line) for line in lines]
-    gaps = [abs(line.mean("map") - line.mean("map_framework")) for line in lines]
+    points = [
+        plots.Point(line.label, line.first("ordering"), line.spread("map"), *map(line.mean, plots.FIGURES))
+        for line in lines
+    ]
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         results=results,
@@ -232,18 +250,6 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         pictures=drawn,
         legend=pictures.legend(drawn),
         least_score=pictures.LEAST_SCORE,
-        largest_gap=max(filter(math.isfinite, gaps), default=None),
+        largest_gap=max(abs(line.mean("map") - line.mean("map_framework")) for line in lines),
         config_text=json.dumps(results["config"], indent=2, default=str, ensure_ascii=False),
     )
-
-
-def _point(line: _Line) -> plots.Point:
-    figures = {key: line.mean(key) for key in plots.FIGURES}
-    return plots.Point(line.label, line.first("ordering"), map_spread=line.spread("map"), **figures)
-
-
-def _write(path: Path, text: str) -> Path:
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-    return path

@@ -1,6 +1,7 @@
 """A whole experiment: check, run what is not finished, gather the result."""
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from classify.backbones import Architecture, build_classifier
+from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
 from classify.progress import RunProgress
 from deploy import Record, load_record
 from deploy.files import written_atomically
 from deploy.record import git_commit, installed_versions
-from detect.data import CocoSet, read_annotations
+from detect import new_detector
+from detect.data import read_annotations
+from detect.fixed_shape import FixedShapeDetector
 from experiment.config import ExperimentConfig
 from experiment.data import check_data
 from experiment.measuring import DETECTIONS, ONNX, RECORD
@@ -44,6 +47,7 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
     """
     check_data(config)
     _check_backbone(config)
+    _check_detector(config)
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if free < _MIN_FREE_BYTES:
@@ -58,7 +62,8 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
     Raises:
         ValueError: If another run holds the folder, or something that `check_experiment` finds is wrong.
     """
-    check_experiment(config, folder)
+    with console.status("Checking data and settings ..."):
+        check_experiment(config, folder)
     with locked(folder):
         store = StageStore(folder / "stages")
         plan = make_plan(config, store)
@@ -78,9 +83,8 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
             with progress.stage(stage.name):
                 store.run(stage, progress)
         if not left and (folder / RESULTS).is_file():
-            about = {**about, "created": json.loads((folder / RESULTS).read_text())["created"]}
-        wall_s = sum(store.wall_s(stage) for stage in plan.stages)
-        results = {**about, **_results(config, plan, store, folder), "wall_s": round(wall_s, 1)}
+            about["command"] = json.loads((folder / RESULTS).read_text())["command"]
+        results = {**about, **_results(config, plan, store, folder)}
         _write_json(folder / RESULTS, results)
         write_report(results, folder)
     return results
@@ -91,10 +95,17 @@ def _check_backbone(config: ExperimentConfig) -> None:
     net = build_classifier(Architecture(config.backbone.name, 2, config.backbone.base_channels))
     weights, pruning = config.backbone.weights, config.pruning
     if weights:
-        load_weights(net, read_weights(weights), str(weights), optional=("fc.", "classifier."))
+        load_weights(net, read_weights(weights), str(weights), optional=HEADS)
     side = config.classification.image_size
     for ratio in pruning.prune_ratios:
         prune_model(net, (torch.zeros(1, 3, side, side),), ratio, round_to=pruning.round_to, skip=pruning.skip)
+
+
+def _check_detector(config: ExperimentConfig) -> None:
+    """Build and export-check the detector once: a setting that only the last step refuses would waste all before it."""
+    backbone = Architecture(config.backbone.name, 1, config.backbone.base_channels)
+    detector, _ = new_detector(backbone, ("any",), config.detection.model, seed=0)
+    FixedShapeDetector(detector, config.detection.model.image_size_hw)
 
 
 def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Path) -> dict[str, Any]:
@@ -103,6 +114,11 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
     val = read_annotations(plan.data.val.annotations)
     classes = [category["name"] for category in val["categories"]]
     return {
+        # of the measurement, which may be older than this command
+        "created": record.created.isoformat(),
+        "git_commit": record.git_commit,
+        "versions": record.versions,
+        "wall_s": round(sum(store.wall_s(stage) for stage in plan.stages), 1),
         "dataset": {
             "name": Path(config.detection.data.root).name
             if config.detection.data.type == "coco"
@@ -113,7 +129,7 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
         },
         "rows": [_row(config, leaf, store, folder, times[leaf.name], record) for leaf in plan.leaves],
         "latency": _conditions(record),
-        "pictures": _pictures(plan, store, plan.data.val),
+        "pictures": _pictures(plan, store, folder),
         "notes": _notes(plan, store),
     }
 
@@ -138,7 +154,7 @@ def _row(
         "map": exported["map"],
         "map50": exported["map50"],
         "map_framework": figures[-1]["map"],
-        "top1": [figure["top1"] for figure in figures if "top1" in figure][-1],
+        "top1": next((figure["top1"] for figure in reversed(figures) if "top1" in figure), None),
         "macs": exported["macs"],
         "params": exported["params"],
         **{key: value for key, value in time_row.items() if key != "name"},
@@ -165,8 +181,9 @@ def _conditions(record: Record) -> dict[str, Any]:
     }
 
 
-def _pictures(plan: Plan, store: StageStore, val: CocoSet) -> list[dict[str, Any]]:
+def _pictures(plan: Plan, store: StageStore, folder: Path) -> list[dict[str, Any]]:
     """Return a few validation images with ground truth and what every detector of the first seed found."""
+    val = plan.data.val
     data = read_annotations(val.annotations)
     labels = {category["id"]: label for label, category in enumerate(data["categories"])}
     first_seed = [leaf for leaf in plan.leaves if leaf.seed == plan.leaves[0].seed and leaf.export]
@@ -178,7 +195,7 @@ def _pictures(plan: Plan, store: StageStore, val: CocoSet) -> list[dict[str, Any
     images = data["images"][:: max(1, len(data["images"]) // _NUM_PICTURES)][:_NUM_PICTURES]
     return [
         {
-            "file": str((val.images / image["file_name"]).resolve()),
+            "file": os.path.relpath(val.images / image["file_name"], folder),
             "size_hw": [image["height"], image["width"]],
             "truth": _boxes(data["annotations"], image["id"], labels),
             "detections": {name: _boxes(rows, image["id"], labels) for name, rows in found.items()},

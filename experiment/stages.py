@@ -93,7 +93,10 @@ class StageStore:
 
     def _work(self, stage: Stage, folder: Path, progress: Report) -> None:
         started = time.monotonic()
-        figures = stage.work(folder, progress)
+        try:
+            figures = stage.work(folder, progress)
+        except (AssertionError, LookupError, TypeError, ValueError) as error:
+            raise RuntimeError(f"{stage.name}: {error}") from error  # the request was checked before: the work failed
         record = {
             "name": stage.name,
             "settings": stage.settings,

@@ -3,6 +3,8 @@
 Every step is a function (job, folder, progress) -> figures. `job.source` is the folder of the step before.
 """
 
+import fnmatch
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from classify.backbones import Architecture, build_classifier, initialize
+from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, load_classifier, load_weights, read_weights, save_model
 from classify.data import MEAN, STD, class_names, image_folder
@@ -66,8 +68,12 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     net = build_classifier(arch)
     card = ModelCard("classifier", arch.to_dict(), classes, _classifier_preprocessing(job))
     if backbone.weights:
-        load_weights(net, read_weights(backbone.weights), str(backbone.weights), optional=("fc.", "classifier."))
-        return _finished_classifier(job, folder, net.eval(), card)
+        weights = read_weights(backbone.weights)
+        load_weights(net, weights, str(backbone.weights), optional=HEADS)
+        figures = _finished_classifier(job, folder, net.eval(), card)
+        head = [name for name in net.state_dict() if name.startswith(HEADS)]
+        has_head = all(name in weights and weights[name].shape == net.state_dict()[name].shape for name in head)
+        return figures if has_head else {**figures, "top1": None}  # of a random head it would mean nothing
     return _trained_classifier(job, folder, net, card, job.config.classification.train, progress)
 
 
@@ -132,7 +138,7 @@ def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
         job.prune_ratio,
         criterion=pruning.criterion,
         round_to=pruning.round_to,
-        skip=tuple(f"backbone.net.{pattern}" for pattern in pruning.skip),
+        skip=_skip_in(detector, pruning.skip),
     )
     save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))
     return {"untouched": [asdict(d) for d in pruned.untouched]}
@@ -187,10 +193,16 @@ def _classifier_preprocessing(job: Job) -> dict[str, Any]:
     return {"image_size": job.config.classification.image_size, "mean_rgb": list(MEAN), "std_rgb": list(STD)}
 
 
+def _skip_in(detector: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the classifier's patterns as the detector's; one of the head, which a detector lacks, falls away."""
+    names = [name for name, _ in detector.named_modules()]
+    return tuple(p for p in (f"backbone.net.{pattern}" for pattern in patterns) if fnmatch.filter(names, p))
+
+
 def _provenance(job: Job, metrics: Figures) -> dict[str, Any]:
     """What led to a model: enough to find its parent and to do it again."""
     return {
-        "parent": job.source.name if job.source else None,
+        "parent": hashlib.sha256(job.source_model.read_bytes()).hexdigest() if job.source else None,
         "config": job.config.model_dump(mode="json"),
         "seed": job.seed,
         "data": job.data.fingerprint,

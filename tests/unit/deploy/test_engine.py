@@ -77,7 +77,7 @@ def test_an_engine_of_another_version_says_how_to_rebuild(engine_path):
     sidecar = engine_path.with_name("net.engine.json")
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"backend_version": "1.2.3"}))
     with pytest.raises(
-        RuntimeError, match=r"got tensorrt_rtx 1\.2\.3; expected the installed .*, rebuild it with: espal"
+        ValueError, match=r"got tensorrt_rtx 1\.2\.3; expected the installed .*, rebuild it with: espal"
     ):
         load_engine(engine_path)
 

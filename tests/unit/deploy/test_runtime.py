@@ -13,7 +13,7 @@ def test_session_and_module_agree(net, tensors, tmp_path):
     expected = ModuleRunner(net.eval(), ["scores", "labels"]).run(inputs)
     outputs = session.run(inputs)
     assert list(outputs) == list(expected) == ["scores", "labels"]
-    np.testing.assert_allclose(outputs["scores"], expected["scores"], atol=1e-5)
+    np.testing.assert_allclose(outputs["scores"], expected["scores"], rtol=1e-5)
     np.testing.assert_array_equal(outputs["labels"], expected["labels"])
 
 
