@@ -1,29 +1,40 @@
 """What the commands of classification do, and what trainings of all rooms have in common; `cli.py` asks and shows."""
 
 import hashlib
+import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import nn
 
 from classify.backbones import Architecture, build_classifier, initialize
 from classify.checkpoint import ModelCard, load_classifier, load_weights, read_weights, save_model
 from classify.config import ClassifierTraining, Dense, FolderData, Part, Scratch, ShapesData
-from classify.data import MEAN, STD, check_folder, class_names, image_folder
+from classify.data import MEAN, STD, check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.progress import RunProgress
 from classify.synthetic import SHAPES, write_shapes
 from classify.train import silent, train_classifier
 from prune import cost_of
 
-__all__ = ["check_classes", "evaluate_file", "generated", "provenance", "train_to_file", "training_folder"]
+__all__ = [
+    "check_classes",
+    "evaluate_file",
+    "generated",
+    "origin",
+    "outcome",
+    "provenance",
+    "train_to_file",
+    "training_folder",
+]
 
 
 def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console: Console) -> None:
@@ -35,7 +46,9 @@ def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console:
     """
     classes = _checked_classes(settings.data)
     net, card = _start(settings, classes)
-    with training_folder(out, settings, force) as work:
+    data = (fingerprint(settings.data.root),) if isinstance(settings.data, FolderData) else ()
+    made_from = origin(settings, settings.start.file, data)
+    with training_folder(out, made_from, force) as work:
         images, side = _images(settings, out.parent), settings.image_size
         progress = RunProgress(console, [settings.schedule.epochs, 0.2])
         with progress.stage("train"):
@@ -43,7 +56,7 @@ def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console:
             train_classifier(net, train, settings.schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
             figures = evaluate_classifier(net, image_folder(images, "val", side), work / "evaluation")
-        save_model(out, net, replace(card, provenance=provenance(settings, settings.start.file, figures)))
+        save_model(out, net, replace(card, provenance={**made_from, **outcome(figures)}))
 
 
 def evaluate_file(model: Path, images: Path) -> dict[str, Any]:
@@ -63,24 +76,33 @@ def evaluate_file(model: Path, images: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def training_folder(out: Path, settings: Part, force: bool) -> Iterator[Path]:
+def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Iterator[Path]:
     """Yield the folder beside `out` that a training works in; it is deleted once the block has ended well.
 
     A killed training leaves it behind and goes on in it.
 
+    Args:
+        out: Model file that the training will write.
+        made_from: The training's `origin`.
+        force: Delete what a training of another origin left behind.
+
     Raises:
-        ValueError: If a training with another config left it behind; with `force` it is deleted instead.
+        ValueError: If another training works there, or one of another origin left it behind and `force` is not given.
     """
     folder = out.with_suffix(".training")
-    record, text = folder / "config.json", settings.model_dump_json(indent=1)
-    if record.is_file() and record.read_text() != text:
-        if not force:
-            raise ValueError(f"{folder}: left by a training with another config; give another --out, or --force")
+    record, text = folder / "config.json", json.dumps(made_from, indent=1)
+    with _alone(out):
+        if record.is_file() and record.read_text() != text:
+            if not force:
+                raise ValueError(
+                    f"{folder}: left by a training with another config, start file or data; "
+                    "give another --out, or --force"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        record.write_text(text)
+        yield folder
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(text)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def generated(folder: Path, write: Callable[[Path], object]) -> Path:
@@ -93,14 +115,23 @@ def generated(folder: Path, write: Callable[[Path], object]) -> Path:
     return folder
 
 
-def provenance(settings: Part, parent: Path | None, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what led to a model: its config, the hash of the file it started from, its figures."""
+def origin(settings: Part, parent: Path | None, data: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a model is made from: the hash of the file it starts from, its config, its data's fingerprints."""
     return {
         "parent": hashlib.sha256(parent.read_bytes()).hexdigest() if parent else None,
         "config": settings.model_dump(mode="json"),
-        "metrics": dict(figures),
-        "torch": torch.__version__,
+        "data": list(data),
     }
+
+
+def outcome(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the other half of a model's provenance: its figures, and the torch that gave them."""
+    return {"metrics": dict(figures), "torch": torch.__version__}
+
+
+def provenance(settings: Part, parent: Path | None, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what led to a model that saw no data of its own."""
+    return {**origin(settings, parent), **outcome(figures)}
 
 
 def check_classes(model: Path, card: ModelCard, classes: tuple[str, ...]) -> None:
@@ -108,6 +139,23 @@ def check_classes(model: Path, card: ModelCard, classes: tuple[str, ...]) -> Non
     if card.classes != classes:
         got, expected = (f"{len(names)} ({', '.join(names[:3])} ...)" for names in (classes, card.classes))
         raise ValueError(f"{model}: knows other classes than the data has, got {got}; expected {expected}")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold `out` for this process while the block runs; raise ValueError if another one holds it."""
+    path = out.with_suffix(".training.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{out}: in use by another training; wait for it, or give another --out") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _checked_classes(data: ShapesData | FolderData) -> tuple[str, ...]:

@@ -1,14 +1,18 @@
 """Image folders (`train/<class>/*`, `val/<class>/*`, as ImageNet's) as data sets of uint8 images."""
 
+import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-__all__ = ["MEAN", "STD", "check_folder", "class_names", "image_folder"]
+__all__ = ["MEAN", "STD", "check_folder", "class_names", "fingerprint", "image_folder"]
 
 MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean of R, G and B, 0..255; detectors normalise with the same figures."""
@@ -23,7 +27,7 @@ def image_folder(root: Path, split: str, image_size: int) -> Dataset[tuple[Tenso
         split: "train" (random crops and flips) or "val" (centre crops).
         image_size: Side S of the crop in pixels.
     """
-    return ImageFolder(str(_split_folder(root, split)), transform=_transform(split, image_size))
+    return ImageFolder(str(_split_folder(root, split)), transform=_transform(split, image_size), allow_empty=True)
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -32,7 +36,10 @@ def class_names(root: Path) -> tuple[str, ...]:
 
 
 def check_folder(root: Path) -> None:
-    """Raise ValueError or FileNotFoundError unless `root` is an image folder whose two splits have equal classes."""
+    """Raise ValueError or FileNotFoundError unless `root` has two splits of equal classes, with images in both.
+
+    Single classes may be empty.
+    """
     classes = {}
     for split in ("train", "val"):
         folder = _split_folder(root, split)
@@ -42,6 +49,25 @@ def check_folder(root: Path) -> None:
     if classes["train"] != classes["val"]:
         odd = sorted(set(classes["train"]) ^ set(classes["val"]))
         raise ValueError(f"{root}: train and val differ in the classes {odd}; expected the same class folders in both")
+    for split in ("train", "val"):
+        folder = _split_folder(root, split)
+        if not any(path.suffix.lower() in IMG_EXTENSIONS for path in _files(folder) if path.parent != folder):
+            raise ValueError(f"{folder}: holds no images, got empty class folders; expected images, as .jpg or .png")
+
+
+def fingerprint(root: Path) -> str:
+    """Return a hash of the name and the size in bytes of every file in both splits."""
+    digest = hashlib.sha256()
+    for split in ("train", "val"):
+        for path in _files(_split_folder(root, split)):
+            digest.update(os.fsencode(f"{path.relative_to(root)} {path.stat().st_size}"))
+    return digest.hexdigest()
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders.sort()
+        yield from (Path(folder, name) for name in sorted(names))
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -14,7 +14,7 @@ from torch import nn
 from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, load_classifier, read_weights
 from classify.cli import AsJson, Force, OutFile, Overrides, closing, model_output, refuse_existing, show
-from classify.commands import check_classes, generated, provenance, training_folder
+from classify.commands import check_classes, generated, origin, outcome, training_folder
 from classify.config import Dense, Finetune, read_config
 from classify.progress import RunProgress
 from classify.synthetic import SHAPES
@@ -45,15 +45,18 @@ def train(
     refuse_existing(force, out, out.with_suffix(".py"))
     classes = settings.data.check() if isinstance(settings.data, CocoData) else SHAPES
     detector, card = _start(settings, classes)
+    given = isinstance(settings.data, CocoData)
+    prints = tuple(map(fingerprint, (settings.data.train, settings.data.val))) if given else ()
+    made_from = origin(settings, settings.start.file, prints)
     progress = RunProgress(Console(stderr=True), [settings.schedule.epochs, 0.2])
-    with training_folder(out, settings, force) as work:
+    with training_folder(out, made_from, force) as work:
         train, val = _sets(settings.data, tuple(card.preprocessing["image_size_hw"]), out.parent)
         with progress.stage("train"):
             train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
             figures = evaluate_detector(detector, card, val, work / "evaluation")
-        origin = {**provenance(settings, settings.start.file, figures), "data": [fingerprint(train), fingerprint(val)]}
-        save_detector(out, detector, replace(card, provenance=origin))
+        seen = {"data": [*(prints or map(fingerprint, (train, val)))]}
+        save_detector(out, detector, replace(card, provenance={**made_from, **seen, **outcome(figures)}))
     closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", f"espalier deploy export {out}")
 
 

@@ -1,25 +1,58 @@
 """COCO-format data: checked before work starts, read by mmdet while it runs."""
 
 import hashlib
-import json
-import math
 import re
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from PIL import ExifTags, Image, ImageOps
+from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-__all__ = ["CocoSet", "check_coco", "fingerprint", "read_annotations", "write_crops"]
+__all__ = ["CocoFile", "CocoSet", "check_coco", "fingerprint", "num_crops", "read_annotations", "write_crops"]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
+_MIN_CROP_PX = 12  # smaller objects show nothing that a classifier could learn
 
-_FIELDS = {
-    "images": {"id", "file_name", "width", "height"},
-    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd"},
-    "categories": {"id", "name"},
-}
-"""What mmdet and pycocotools read of each row; a missing field would stop them in the middle of the work."""
+_Text = Annotated[str, Field(min_length=1)]
+_Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+
+
+class _Image(TypedDict):
+    id: int
+    file_name: _Text
+    width: int
+    height: int
+
+
+class _Annotation(TypedDict):
+    id: int
+    image_id: int
+    category_id: int
+    bbox: _Box
+    area: FiniteFloat
+    iscrowd: Literal[0, 1]
+
+
+class _Category(TypedDict):
+    id: int
+    name: _Text
+
+
+class CocoFile(TypedDict):
+    """What mmdet and pycocotools read of an annotation file; a fault would stop them in the middle of the work."""
+
+    images: Annotated[list[_Image], FailFast()]
+    annotations: Annotated[list[_Annotation], FailFast()]
+    categories: Annotated[list[_Category], FailFast()]
+
+
+_COCO_FILE = TypeAdapter(CocoFile)
+_EXPECTED = "expected ids whole and unique, names as text, boxes as four numbers x, y, width, height"
 
 
 @dataclass(frozen=True)
@@ -30,32 +63,39 @@ class CocoSet:
     images: Path
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
-    """Return the annotation file's content.
+def read_annotations(path: Path) -> CocoFile:
+    """Return the annotation file's content, without the fields that nothing here reads.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is not COCO detection format.
+        ValueError: If it is not COCO detection format: a field is missing or of another type, or an id is there twice.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a COCO annotation file")
     try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON; expected a COCO annotation file") from error
-    for key, fields in _FIELDS.items():
-        rows = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and fields <= row.keys() for row in rows):
-            raise ValueError(f"{path}: not COCO format, {key!r} is not a list of {sorted(fields)}; expected COCO boxes")
+        data = _COCO_FILE.validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_first_fault(error)}") from error
+    tables: dict[str, Sequence[Mapping[str, object]]] = {
+        "images": data["images"],
+        "annotations": data["annotations"],
+        "categories": data["categories"],
+    }
+    for name, rows in tables.items():
+        (most_common,) = Counter(row["id"] for row in rows).most_common(1) or [(None, 0)]
+        if most_common[1] > 1:
+            raise ValueError(f"{path}: not COCO format, {name} share an id, got {most_common[0]} twice; {_EXPECTED}")
     return data
 
 
 def check_coco(coco: CocoSet) -> tuple[str, ...]:
-    """Check the whole set without decoding pixels; return the class names in the order of their labels.
+    """Check the whole set; return the class names in the order of their labels.
+
+    Of the images only the headers are read.
 
     Raises:
         FileNotFoundError: If the annotation file, the folder or an image is missing.
-        ValueError: If the file is not COCO, an image does not decode or has another size, a box lies outside its
+        ValueError: If the file is not COCO, an image's header is none or states another size, a box lies outside its
             image or is empty, a category is not declared, or there is no box at all.
     """
     data = read_annotations(coco.annotations)
@@ -74,11 +114,17 @@ def fingerprint(coco: CocoSet) -> str:
     return digest.hexdigest()
 
 
-def write_crops(coco: CocoSet, folder: Path, min_size: int = 12) -> int:
+def num_crops(coco: CocoSet) -> int:
+    """Return how many objects `write_crops` would cut out."""
+    return sum(1 for _ in _croppable(read_annotations(coco.annotations)))
+
+
+def write_crops(coco: CocoSet, folder: Path) -> int:
     """Cut every annotated object out into `folder/<class>/*.png`, a quarter wider than its box; return how many.
 
     An image folder of a detection set's own objects: what a backbone can be trained on where no classification set of
-    the same kind of picture exists. Crowds and boxes smaller than `min_size` px are left out.
+    the same kind of picture exists. Crowds and boxes smaller than 12 px are left out; the folder of a class of which
+    nothing else is there is empty.
     """
     data = read_annotations(coco.annotations)
     names = {category["id"]: re.sub(r"[^\w -]", "_", category["name"]) for category in data["categories"]}
@@ -86,10 +132,8 @@ def write_crops(coco: CocoSet, folder: Path, min_size: int = 12) -> int:
     for name in names.values():
         (folder / name).mkdir(parents=True, exist_ok=True)
     num = 0
-    for i, box in enumerate(data["annotations"]):
+    for i, box in _croppable(data):
         x, y, w, h = box["bbox"]
-        if box.get("iscrowd") or min(w, h) < min_size:
-            continue
         side = 1.25 * max(w, h)
         left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
         with Image.open(coco.images / files[box["image_id"]]) as image:
@@ -100,7 +144,23 @@ def write_crops(coco: CocoSet, folder: Path, min_size: int = 12) -> int:
     return num
 
 
-def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    if fault["type"] == "json_invalid":
+        return "not JSON; expected a COCO annotation file"
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+    what = "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Input ")
+    return f"not COCO format, {where[1:] or 'the file'} {what}, got {reprlib.repr(fault['input'])}; {_EXPECTED}"
+
+
+def _croppable(data: CocoFile) -> Iterator[tuple[int, _Annotation]]:
+    """Yield the annotations that show one object large enough, with their places in the file."""
+    for i, row in enumerate(data["annotations"]):
+        if not row["iscrowd"] and min(row["bbox"][2:]) >= _MIN_CROP_PX:
+            yield i, row
+
+
+def _check_images(coco: CocoSet, images: list[_Image]) -> None:
     missing = [image["file_name"] for image in images if not (coco.images / image["file_name"]).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -129,17 +189,15 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if is_turned else image.size
 
 
-def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
+def _check_boxes(coco: CocoSet, data: CocoFile) -> None:
     sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
     categories = {category["id"] for category in data["categories"]}
-    for i, row in enumerate(data["annotations"]):
-        subject = f"{coco.annotations}: annotation {row.get('id', i)}"
+    for row in data["annotations"]:
+        subject = f"{coco.annotations}: annotation {row['id']}"
         if row["image_id"] not in sizes:
             raise ValueError(f"{subject}: image_id {row['image_id']} is not among the images; expected one of them")
         if row["category_id"] not in categories:
             raise ValueError(f"{subject}: category_id {row['category_id']} is not declared; expected a category's id")
-        if not _is_box(row["bbox"]):
-            raise ValueError(f"{subject}: not a box, got {row['bbox']}; expected four numbers x, y, width, height")
         x, y, w, h = row["bbox"]
         width, height = sizes[row["image_id"]]
         if w <= 0 or h <= 0:
@@ -149,8 +207,3 @@ def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
             raise ValueError(f"{subject}: box outside its image, got {row['bbox']}; expected within {width} x {height}")
     if all(row["iscrowd"] for row in data["annotations"]):
         raise ValueError(f"{coco.annotations}: holds no boxes; expected at least one that is no crowd")
-
-
-def _is_box(bbox: Any) -> bool:
-    is_four = isinstance(bbox, list) and len(bbox) == 4
-    return is_four and all(isinstance(side, int | float) and math.isfinite(side) for side in bbox)

@@ -37,8 +37,8 @@ class Point:
 
     label: str
     ordering: str
-    map_spread: float
     map: float
+    map_spread: float
     latency_ms: float
     latency_p90_ms: float
     speedup: float

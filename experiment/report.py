@@ -149,17 +149,15 @@ def _has_ratios(rows: list[Row]) -> bool:
 
 
 def _label(row: Row, has_ratios: bool) -> str:
-    if row["ordering"] == "dense":
-        return "dense"
     ratio = f", {row['prune_ratio']}" if has_ratios else ""
-    return f"{row['ordering']} ({row['budget']}{ratio})"
+    return "dense" if row["ordering"] == "dense" else f"{row['ordering']} ({row['budget']}{ratio})"
 
 
 def _columns(lines: list[_Line]) -> list[_Column]:
     rows = [row for line in lines for row in line.rows]
     columns = [_text_column(key) for key in ("ordering", "budget", *(["prune_ratio"] if _has_ratios(rows) else []))]
     if len({row["seed"] for row in rows}) > 1:
-        columns.append(_Column("seeds", _seeds, is_number=False))
+        columns.append(_Column("seeds", lambda line: ", ".join(str(row["seed"]) for row in line.rows), is_number=False))
     return [
         *columns,
         _Column("mAP", lambda line: line.number("map", 3)),
@@ -185,10 +183,6 @@ def _scaled_column(name: str, key: str, units: tuple[str, ...], lines: list[_Lin
     return _Column(f"{name} ({unit})", lambda line: line.number(key, min(3, max(0, decimals)), UNITS[unit]))
 
 
-def _seeds(line: _Line) -> str:
-    return f"n={len(line.rows)} ({', '.join(str(row['seed']) for row in line.rows)})"
-
-
 def _interval(line: _Line) -> str:
     low, high = line.mean("speedup_low"), line.mean("speedup_high")
     return f"{low:.2f}-{high:.2f}" if len(line.rows) == 1 and low < high else "-"
@@ -206,17 +200,14 @@ def _finding(lines: list[_Line]) -> str:
     if not slim:
         return "Only the dense detector was run."
     best = max(slim, key=lambda line: (line.mean("map"), line.mean("speedup")))
+    accuracy = f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense.number('map', 3)})"
+    interval = "" if _interval(best) == "-" else f" (95% interval {_interval(best)})"
+    doubt = ", no gain by the clock" if best.mean("speedup_low") <= 1 else ""
+    gain = f"{best.number('speedup', 2)}x measured speedup{interval}{doubt}"
     noise = "One seed: differences below the noise between seeds, which one seed cannot show, mean nothing."
     if len(best.rows) > 1:
         noise = f"Means over {len(best.rows)} seeds ± sample standard deviation: differences of that size mean nothing."
-    return f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense.number('map', 3)}){_gain(best)}. {noise}"
-
-
-def _gain(line: _Line) -> str:
-    interval = "" if _interval(line) == "-" else f" (95% interval {_interval(line)})"
-    doubt = ", no gain by the clock" if line.mean("speedup_low") <= 1 else ""
-    speedup, macs = line.number("speedup", 2), line.number("mac_reduction", 2)
-    return f" at {speedup}x measured speedup{interval}{doubt}, with {macs}x fewer MACs"
+    return f"{accuracy} at {gain}, with {best.number('mac_reduction', 2)}x fewer MACs. {noise}"
 
 
 def _csv_text(rows: list[Row]) -> str:
@@ -234,10 +225,7 @@ def _page(results: dict[str, Any], folder: Path) -> str:
     lines = _lines(results["rows"])
     names, classes = [row["name"] for line in lines for row in line.rows], results["dataset"]["classes"]
     drawn = [pictures.prepare(picture, classes, names, folder) for picture in results["pictures"]]
-    points = [
-        plots.Point(line.label, line.first("ordering"), line.spread("map"), *map(line.mean, plots.FIGURES))
-        for line in lines
-    ]
+    points = [_point(line) for line in lines]
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         results=results,
@@ -253,3 +241,8 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         largest_gap=max(abs(line.mean("map") - line.mean("map_framework")) for line in lines),
         config_text=json.dumps(results["config"], indent=2, default=str, ensure_ascii=False),
     )
+
+
+def _point(line: _Line) -> plots.Point:
+    figures = {key: line.mean(key) for key in plots.FIGURES}
+    return plots.Point(line.label, line.first("ordering"), map_spread=line.spread("map"), **figures)

@@ -77,6 +77,7 @@ def test_the_exported_graph_equals_the_detector(finished, name):
     figures = row(results, name)
     detector, card = load_detector(folder / figures["model"])
     module = FixedShapeDetector(detector, tuple(card.preprocessing["image_size_hw"]))
+    torch.manual_seed(0)
     inputs = dict(zip(module.input_names, module.example_inputs(1), strict=True))
     found = OnnxRunner(folder / figures["onnx"]).run({key: value.numpy() for key, value in inputs.items()})
     expected = dict(zip(module.output_names, module(*inputs.values()), strict=True))
@@ -110,11 +111,6 @@ def test_a_slim_detector_opens_with_mmdets_own_init_detector(finished):
     found = inference_detector(detector, results["pictures"][0]["file"]).pred_instances
     assert found.bboxes.shape[1] == 4
     assert tuple(detector.dataset_meta["classes"]) == tuple(results["dataset"]["classes"])
-
-
-def test_mmdets_own_map_is_reported_beside_the_map_of_the_timed_file(finished):
-    for figures in finished[1]["rows"]:
-        assert figures["map"] == pytest.approx(figures["map_framework"], abs=0.01)
 
 
 def test_results_are_also_a_table_and_a_page(finished):

@@ -5,13 +5,11 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from experiment.config import load_config
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py"))
 EXPERIMENTS = [path for path in CONFIGS if path.startswith("configs/experiment/")]
-
-
-def load_experiment(path: Path) -> object:
-    return pytest.importorskip("experiment.config").load_config(path)
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -23,7 +21,7 @@ def test_config_loads(path, monkeypatch):
 @pytest.mark.parametrize("path", EXPERIMENTS)
 def test_experiment_config_is_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    load_experiment(ROOT / path)
+    load_config(ROOT / path)
 
 
 def test_broken_config_is_found(tmp_path):
@@ -37,4 +35,4 @@ def test_experiment_config_with_an_unknown_key_is_found(tmp_path):
     config = tmp_path / "unknown.py"
     config.write_text("no_such_key = 1")
     with pytest.raises(ValueError, match="no_such_key"):
-        load_experiment(config)
+        load_config(config)

@@ -69,12 +69,3 @@ def test_an_engine_without_a_gpu_is_refused_in_one_line(onnx_files, tmp_path):
     engine_from_onnx(onnx_files[0], tmp_path / "net.engine", compute_capabilities=("8.6",))
     with pytest.raises(RuntimeError, match=r"net\.engine: no GPU to run it"):
         EngineRunner(tmp_path / "net.engine")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="running an engine needs an NVIDIA GPU")
-def test_engine_gives_what_onnx_runtime_gives(onnx_files, tmp_path):
-    engine_from_onnx(onnx_files[0], tmp_path / "net.engine")
-    engine, session = EngineRunner(tmp_path / "net.engine"), OnnxRunner(onnx_files[0])
-    inputs = random_inputs(session.inputs)
-    np.testing.assert_allclose(engine.run(inputs)["scores"], session.run(inputs)["scores"], atol=5e-3)  # TF32
-    assert engine.prepare(inputs)() > 0

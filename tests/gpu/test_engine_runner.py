@@ -1,0 +1,23 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deploy import EngineRunner, OnnxRunner, engine_from_onnx, onnx_from_module, random_inputs
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="running an engine needs an NVIDIA GPU")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_an_engine_gives_what_onnx_runtime_gives_and_tells_its_time(backend, tmp_path):
+    pytest.importorskip(backend)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))
+    onnx_from_module(net, {"image": torch.rand(1, 3, 32, 32)}, tmp_path / "net.onnx", ["scores"])
+    engine_from_onnx(tmp_path / "net.onnx", tmp_path / "net.engine", backend=backend)
+    engine, session = EngineRunner(tmp_path / "net.engine"), OnnxRunner(tmp_path / "net.onnx")
+    inputs = random_inputs(session.inputs)
+    expected = session.run(inputs)["scores"]
+    limit = 5e-3 * abs(expected).max()  # TF32
+    np.testing.assert_allclose(engine.run(inputs)["scores"], expected, atol=limit)
+    assert engine.prepare(inputs)() > 0
