@@ -108,7 +108,7 @@ def test_a_slim_detector_opens_with_mmdets_own_init_detector(finished):
     folder, results = finished
     path = folder / row(results, "transfer_prune-finetune")["model"]
     detector = init_detector(str(path.with_suffix(".py")), str(path), device="cpu")
-    found = inference_detector(detector, results["pictures"][0]["file"]).pred_instances
+    found = inference_detector(detector, str(folder / results["pictures"][0]["file"])).pred_instances
     assert found.bboxes.shape[1] == 4
     assert tuple(detector.dataset_meta["classes"]) == tuple(results["dataset"]["classes"])
 
