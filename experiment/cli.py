@@ -83,12 +83,12 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")] = False,
 ) -> None:
     """Write a run's report again from its results, and print its table."""
-    from experiment.report import table_markdown, table_text, write_report
+    from experiment.report import read_results, table_markdown, table_text, write_report
 
     path = folder / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a finished run, made by espalier run CONFIG")
-    results = json.loads(path.read_text())
+    results = read_results(path)
     written = write_report(results, folder)
     if as_json:
         print(json.dumps(results["rows"], indent=1))
