@@ -43,19 +43,19 @@ def train(
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
     refuse_existing(force, out, out.with_suffix(".py"))
-    classes = settings.data.check() if isinstance(settings.data, CocoData) else SHAPES
+    data = settings.data
+    classes = data.check() if isinstance(data, CocoData) else SHAPES
     detector, card = _start(settings, classes)
-    given = isinstance(settings.data, CocoData)
-    prints = tuple(map(fingerprint, (settings.data.train, settings.data.val))) if given else ()
+    prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
     made_from = origin(settings, settings.start.file, prints)
     progress = RunProgress(Console(stderr=True), [settings.schedule.epochs, 0.2])
     with training_folder(out, made_from, force) as work:
-        train, val = _sets(settings.data, tuple(card.preprocessing["image_size_hw"]), out.parent)
+        train, val = _sets(data, tuple(card.preprocessing["image_size_hw"]), out.parent)
         with progress.stage("train"):
             train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
             figures = evaluate_detector(detector, card, val, work / "evaluation")
-        seen = {"data": [*(prints or map(fingerprint, (train, val)))]}
+        seen = {"data": prints or [fingerprint(train), fingerprint(val)]}
         save_detector(out, detector, replace(card, provenance={**made_from, **seen, **outcome(figures)}))
     closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", f"espalier deploy export {out}")
 

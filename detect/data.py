@@ -4,22 +4,22 @@ import hashlib
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import ExifTags, Image, ImageOps
 from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-__all__ = ["CocoFile", "CocoSet", "check_coco", "fingerprint", "num_crops", "read_annotations", "write_crops"]
+__all__ = ["CocoSet", "check_coco", "fingerprint", "num_crops", "read_annotations", "write_crops"]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
 _MIN_CROP_PX = 12  # smaller objects show nothing that a classifier could learn
 
 _Text = Annotated[str, Field(min_length=1)]
-_Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+_Box = Annotated[list[FiniteFloat | int], Field(min_length=4, max_length=4)]
 
 
 class _Image(TypedDict):
@@ -43,7 +43,7 @@ class _Category(TypedDict):
     name: _Text
 
 
-class CocoFile(TypedDict):
+class _CocoFile(TypedDict):
     """What mmdet and pycocotools read of an annotation file; a fault would stop them in the middle of the work."""
 
     images: Annotated[list[_Image], FailFast()]
@@ -51,7 +51,7 @@ class CocoFile(TypedDict):
     categories: Annotated[list[_Category], FailFast()]
 
 
-_COCO_FILE = TypeAdapter(CocoFile)
+_COCO_FILE: TypeAdapter[Any] = TypeAdapter(_CocoFile)
 _EXPECTED = "expected ids whole and unique, names as text, boxes as four numbers x, y, width, height"
 
 
@@ -63,7 +63,7 @@ class CocoSet:
     images: Path
 
 
-def read_annotations(path: Path) -> CocoFile:
+def read_annotations(path: Path) -> dict[str, Any]:
     """Return the annotation file's content, without the fields that nothing here reads.
 
     Raises:
@@ -73,18 +73,13 @@ def read_annotations(path: Path) -> CocoFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a COCO annotation file")
     try:
-        data = _COCO_FILE.validate_json(path.read_bytes(), strict=True)
+        data: dict[str, Any] = _COCO_FILE.validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         raise ValueError(f"{path}: {_first_fault(error)}") from error
-    tables: dict[str, Sequence[Mapping[str, object]]] = {
-        "images": data["images"],
-        "annotations": data["annotations"],
-        "categories": data["categories"],
-    }
-    for name, rows in tables.items():
-        (most_common,) = Counter(row["id"] for row in rows).most_common(1) or [(None, 0)]
-        if most_common[1] > 1:
-            raise ValueError(f"{path}: not COCO format, {name} share an id, got {most_common[0]} twice; {_EXPECTED}")
+    for name, rows in data.items():
+        shared = [number for number, count in Counter(row["id"] for row in rows).items() if count > 1]
+        if shared:
+            raise ValueError(f"{path}: not COCO format, {name} share an id, got {shared[0]} again; {_EXPECTED}")
     return data
 
 
@@ -95,7 +90,7 @@ def check_coco(coco: CocoSet) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: If the annotation file, the folder or an image is missing.
-        ValueError: If the file is not COCO, an image's header is none or states another size, a box lies outside its
+        ValueError: If the file is not COCO, an image is none or of another size, a box lies outside its
             image or is empty, a category is not declared, or there is no box at all.
     """
     data = read_annotations(coco.annotations)
@@ -148,19 +143,20 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     if fault["type"] == "json_invalid":
         return "not JSON; expected a COCO annotation file"
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+    place = [part for part in fault["loc"] if part != "float"]  # the member of a union, not a field
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     what = "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Input ")
     return f"not COCO format, {where[1:] or 'the file'} {what}, got {reprlib.repr(fault['input'])}; {_EXPECTED}"
 
 
-def _croppable(data: CocoFile) -> Iterator[tuple[int, _Annotation]]:
+def _croppable(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the annotations that show one object large enough, with their places in the file."""
     for i, row in enumerate(data["annotations"]):
         if not row["iscrowd"] and min(row["bbox"][2:]) >= _MIN_CROP_PX:
             yield i, row
 
 
-def _check_images(coco: CocoSet, images: list[_Image]) -> None:
+def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
     missing = [image["file_name"] for image in images if not (coco.images / image["file_name"]).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -189,7 +185,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if is_turned else image.size
 
 
-def _check_boxes(coco: CocoSet, data: CocoFile) -> None:
+def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
     sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
     categories = {category["id"] for category in data["categories"]}
     for row in data["annotations"]:

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from classify.data import check_folder
+from classify.data import fingerprint as folder_fingerprint
 from classify.synthetic import write_shapes
-from detect.data import CocoSet, fingerprint, read_annotations, write_crops
+from detect.data import CocoSet, fingerprint, num_crops, read_annotations, write_crops
 from detect.synthetic import write_scenes
-from experiment.config import CocoData, ExperimentConfig, FolderData, ScenesData, ShapesData
+from experiment.config import CocoData, CropsData, ExperimentConfig, FolderData, ScenesData, ShapesData
 from experiment.stages import Figures, Stage, StageStore
 
 __all__ = ["Data", "check_data", "plan_data"]
@@ -46,6 +45,10 @@ def check_data(config: ExperimentConfig) -> None:
         boxes.check()
     if isinstance(images, FolderData):
         check_folder(images.root)
+    if isinstance(images, CropsData) and isinstance(boxes, CocoData):
+        for coco in (boxes.train, boxes.val):
+            if num_crops(coco) == 0:
+                raise ValueError(f"{coco.annotations}: no object is large enough to be cut out; give an image folder")
 
 
 def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
@@ -63,8 +66,8 @@ def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
         boxes_print = stages[0].hash
         num_scenes, num_objects = boxes.num_train, 3 * boxes.num_train
     if isinstance(images, FolderData):
-        images_root, images_print = images.root, _folder_fingerprint(images.root)
-        num_images = sum(1 for _ in _files(images.root / "train"))
+        images_root, images_print = images.root, folder_fingerprint(images.root)
+        num_images = sum(1 for path in (images.root / "train").rglob("*") if path.is_file())
     else:
         if isinstance(images, ShapesData):
             made, num_images = _shapes(images, config), images.num_train
@@ -105,16 +108,3 @@ def _crops(train: CocoSet, val: CocoSet, boxes_print: str, inputs: tuple[Stage, 
         return {f"num_{split}": write_crops(coco, folder / split) for split, coco in splits.items()}
 
     return Stage("crops", {"boxes": boxes_print}, inputs, work)
-
-
-def _folder_fingerprint(root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in _files(root):
-        digest.update(f"{path.relative_to(root)} {path.stat().st_size}".encode())
-    return digest.hexdigest()
-
-
-def _files(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        yield from (Path(folder, name) for name in sorted(names))

@@ -1,17 +1,21 @@
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
-from classify.checkpoint import load_classifier, read_card, read_weights
+from classify.checkpoint import load_classifier, read_card, read_weights, save_model
 from classify.cli import app
-from classify.commands import training_folder
-from classify.config import ShapesData
+from classify.commands import origin, training_folder
+from classify.config import ClassifierTraining, ShapesData, read_config
+from classify.data import fingerprint
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -120,6 +124,7 @@ def test_data_is_checked_before_training(config, tmp_path):
 def test_other_classes_are_refused(trained, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / split / "cat/x.png")
     with pytest.raises(ValueError, match=r"knows other classes than the data has, got 1 \(cat ...\); expected 6"):
         invoke("eval", trained[0], tmp_path)
 
@@ -137,33 +142,77 @@ def test_json_leaves_figures_alone_on_standard_output(trained):
 
 
 def test_a_finished_training_leaves_no_folder(tmp_path):
-    with training_folder(tmp_path / "net.safetensors", ShapesData(), force=False) as folder:
+    with training_folder(tmp_path / "net.safetensors", origin(ShapesData(), None), force=False) as folder:
         assert (folder / "config.json").is_file()
     assert list(tmp_path.iterdir()) == []
 
 
-def interrupt(out, settings):
-    with contextlib.suppress(KeyboardInterrupt), training_folder(out, settings, force=False) as folder:
+def interrupt(out, made_from):
+    with contextlib.suppress(KeyboardInterrupt), training_folder(out, made_from, force=False) as folder:
         (folder / "last_checkpoint").touch()
         raise KeyboardInterrupt
 
 
 def test_a_killed_training_finds_its_folder_again(tmp_path):
-    interrupt(tmp_path / "net.safetensors", ShapesData())
-    with training_folder(tmp_path / "net.safetensors", ShapesData(), force=False) as folder:
+    interrupt(tmp_path / "net.safetensors", origin(ShapesData(), None))
+    with training_folder(tmp_path / "net.safetensors", origin(ShapesData(), None), force=False) as folder:
         assert (folder / "last_checkpoint").exists()
 
 
-def test_another_config_does_not_go_on_in_a_killed_trainings_folder(tmp_path):
-    interrupt(tmp_path / "net.safetensors", ShapesData())
-    changed = ShapesData(seed=1)
+@pytest.mark.parametrize("changed", ["config", "parent", "data"])
+def test_what_is_made_from_something_else_does_not_go_on_in_a_killed_trainings_folder(tmp_path, changed):
+    out, parent = tmp_path / "net.safetensors", tmp_path / "parent.safetensors"
+    parent.write_bytes(b"old")
+    interrupt(out, origin(ShapesData(), parent, ["old"]))
+    if changed == "parent":
+        parent.write_bytes(b"new")
+    other = origin(ShapesData(seed=int(changed == "config")), parent, ["new" if changed == "data" else "old"])
     with (
-        pytest.raises(ValueError, match=r"net.training: left by a training with another config"),
-        training_folder(tmp_path / "net.safetensors", changed, force=False),
+        pytest.raises(ValueError, match=r"net\.training: left by a training with another config, start file or data"),
+        training_folder(out, other, force=False),
     ):
         pass
-    with training_folder(tmp_path / "net.safetensors", changed, force=True) as folder:
+    with training_folder(out, other, force=True) as folder:
         assert not (folder / "last_checkpoint").exists()
+
+
+def test_a_parent_made_anew_is_noticed(trained, config, tmp_path):
+    parent, out = tmp_path / "parent.safetensors", tmp_path / "net.safetensors"
+    shutil.copy(trained[0], parent)
+    path = start_from(config, parent, "finetune")
+    interrupt(out, origin(read_config(path, (), ClassifierTraining), parent))
+    net, card = load_classifier(trained[0])
+    save_model(parent, net, replace(card, provenance={}))
+    with pytest.raises(ValueError, match="left by a training with another config, start file or data"):
+        invoke("train", path, "--out", out)
+
+
+def test_changed_images_are_noticed(trained, config, tmp_path):
+    root, out = tmp_path / "images", tmp_path / "net.safetensors"
+    shutil.copytree(trained[0].parent / "shapes-32px-12-6-seed0", root)
+    path = config.with_name("images.py")
+    path.write_text(CONFIG.replace('type="shapes", num_train=12, num_val=6', f'type="folder", root="{root}"'))
+    interrupt(out, origin(read_config(path, (), ClassifierTraining), None, [fingerprint(root)]))
+    next(root.glob("train/*/*.png")).unlink()
+    with pytest.raises(ValueError, match="left by a training with another config, start file or data"):
+        invoke("train", path, "--out", out)
+    invoke("train", path, "--out", out, "--force")
+    assert read_card(out).provenance["data"] == [fingerprint(root)]
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_second_training_of_the_same_file_is_refused(config, tmp_path, force):
+    out = tmp_path / "net.safetensors"
+    with training_folder(out, origin(ShapesData(), None), force=False) as folder:
+        with pytest.raises(ValueError, match=r"net.safetensors: in use by another training; wait for it, or give"):
+            invoke("train", config, "--out", out, *force)
+        assert (folder / "config.json").is_file()
+
+
+def test_the_lock_of_a_killed_training_holds_nobody_up(config, tmp_path):
+    (tmp_path / "net.training.lock").touch()
+    assert invoke("train", config, "--out", tmp_path / "net.safetensors").exit_code == 0
+    assert not (tmp_path / "net.training.lock").exists()
 
 
 def test_importing_the_commands_loads_no_torch():

@@ -2,12 +2,19 @@ import pytest
 import torch
 from PIL import Image
 
-from classify.data import check_folder, class_names, image_folder
+from classify.data import check_folder, class_names, fingerprint, image_folder
 
 
 def make_folders(root, *names):
     for name in names:
         (root / name).mkdir(parents=True)
+    return root
+
+
+def save_images(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / name)
     return root
 
 
@@ -41,15 +48,13 @@ def test_training_images_are_augmented_and_follow_the_seed(shapes):
 
 
 def test_folder_with_both_splits_passes(tmp_path):
-    root = make_folders(tmp_path, "train/b", "train/a", "val/a", "val/b")
+    root = save_images(tmp_path, "train/b/x.png", "train/a/x.png", "val/a/x.png", "val/b/deeper/x.JPG")
     check_folder(root)
     assert class_names(root) == ("a", "b")
 
 
 def test_validation_may_be_spelled_out(tmp_path):
-    make_folders(tmp_path, "train/a", "validation/a")
-    check_folder(tmp_path)
-    Image.new("RGB", (8, 8)).save(tmp_path / "validation/a/x.png")
+    check_folder(save_images(tmp_path, "train/a/x.png", "validation/a/x.png"))
     assert len(image_folder(tmp_path, "val", 8)) == 1
 
 
@@ -71,3 +76,28 @@ def test_splits_with_different_classes_are_refused(tmp_path):
     make_folders(tmp_path, "train/a", "train/b", "val/a", "val/c")
     with pytest.raises(ValueError, match=r"train and val differ in the classes \['b', 'c'\]"):
         check_folder(tmp_path)
+
+
+def test_a_class_may_be_empty(tmp_path):
+    make_folders(save_images(tmp_path, "train/b/x.png", "val/b/x.png"), "train/a", "val/a")
+    check_folder(tmp_path)
+    assert [label for _, label in image_folder(tmp_path, "train", 8)] == [1]
+
+
+@pytest.mark.parametrize(("full", "empty"), [("train", "val"), ("val", "train")])
+def test_a_split_without_images_is_refused(tmp_path, full, empty):
+    save_images(tmp_path, f"{full}/a/x.png", f"{empty}/outside.png")
+    (make_folders(tmp_path, f"{empty}/a") / empty / "a/notes.txt").touch()
+    with pytest.raises(ValueError, match=f"{empty}: holds no images, got empty class folders; expected images"):
+        check_folder(tmp_path)
+
+
+def test_a_fingerprint_is_of_the_names_and_sizes_in_both_splits(tmp_path):
+    roots = [save_images(tmp_path / name, "train/a/x.png", "val/a/x.png") for name in "ab"]
+    before = fingerprint(roots[0])
+    assert fingerprint(roots[1]) == before
+    (roots[0] / "model.safetensors").touch()
+    assert fingerprint(roots[0]) == before
+    (roots[0] / "val/a/x.png").rename(roots[0] / "val/a/y.png")
+    (roots[1] / "train/a/x.png").write_bytes(b"longer than before" * 99)
+    assert len({before, *map(fingerprint, roots)}) == 3

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,13 @@ from typer.testing import CliRunner
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, read_weights, save_model
+from classify.commands import origin, training_folder
 from classify.config import read_config
 from classify.pruning import prune_classifier
 from detect import load_detector, save_detector
 from detect.cli import app
 from detect.config import CocoData, DetectorTraining
-from detect.data import read_annotations
+from detect.data import CocoSet, fingerprint, read_annotations
 from detect.evaluate import evaluate_detector
 
 ROOT = Path(__file__).parents[3]
@@ -110,6 +113,40 @@ def test_train_on_coco_files(config, scenes, tmp_path):
     }
     data = ", ".join(f"{key}={value!r}" for key, value in {"type": "coco", "root": "/", **files}.items())
     assert invoke("train", config(data=data), "--out", tmp_path / "d.safetensors").exit_code == 0
+
+
+@pytest.fixture
+def coco_config(config, scenes, tmp_path):
+    """A config that names a copy of the generated scenes, and that copy."""
+    root = tmp_path / "coco"
+    shutil.copytree(scenes.annotations.parent, root)
+    places = ", ".join(f"{s}_annotations='{scenes.annotations.name}', {s}_images='images'" for s in ("train", "val"))
+    return config(data=f"type='coco', root='{root}', {places}"), CocoSet(
+        root / scenes.annotations.name, root / "images"
+    )
+
+
+def test_changed_coco_data_is_noticed(coco_config, tmp_path):
+    path, coco = coco_config
+    out = tmp_path / "d.safetensors"
+    made_from = origin(read_config(path, (), DetectorTraining), None, [fingerprint(coco)] * 2)
+    with contextlib.suppress(KeyboardInterrupt), training_folder(out, made_from, force=False):
+        raise KeyboardInterrupt
+    coco.annotations.write_text(coco.annotations.read_text() + " ")
+    with pytest.raises(ValueError, match=r"d\.training: left by a training with another config, start file or data"):
+        invoke("train", path, "--out", out)
+    invoke("train", path, "--out", out, "--force")
+    assert load_detector(out)[1].provenance["data"] == [fingerprint(coco)] * 2
+
+
+def test_a_second_training_of_the_same_file_is_refused(config, tmp_path):
+    out = tmp_path / "d.safetensors"
+    made_from = origin(read_config(config(), (), DetectorTraining), None)
+    with (
+        training_folder(out, made_from, force=False),
+        pytest.raises(ValueError, match=r"d\.safetensors: in use by another training; wait for it, or give"),
+    ):
+        invoke("train", config(), "--out", out)
 
 
 def test_data_is_checked_before_training(config, tmp_path):

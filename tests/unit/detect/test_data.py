@@ -6,7 +6,8 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from detect.data import CocoSet, check_coco, fingerprint, read_annotations, write_crops
+from classify.data import check_folder, image_folder
+from detect.data import CocoSet, check_coco, fingerprint, num_crops, read_annotations, write_crops
 
 BOX = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0}
 TURNED = 6  # EXIF: the first row of the file is the right side of the picture
@@ -69,24 +70,77 @@ def test_a_file_that_is_not_json_is_refused(tmp_path, content):
         check_coco(CocoSet(tmp_path / "a.json", tmp_path))
 
 
-@pytest.mark.parametrize("content", [[], {}, {"images": {}}, {"images": [{"id": 1}]}, {"images": ["a.png"]}])
-def test_json_that_is_not_coco_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], r"the file should be an object, got \[\]"),
+        ({}, r"images is missing, got {}"),
+        ({"images": {}}, r"images should be a valid array, got {}"),
+        ({"images": [{"id": 1}]}, r"images\[0\]\.file_name is missing, got {'id': 1}"),
+        ({"images": ["a.png"]}, r"images\[0\] should be an object, got 'a.png'"),
+    ],
+)
+def test_json_that_is_not_coco_is_refused(tmp_path, content, message):
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"a\.json: not COCO format, 'images' is not a list of .*'file_name'"):
+    with pytest.raises(ValueError, match=rf"a\.json: not COCO format, {message}; expected ids whole and unique, .*"):
         check_coco(CocoSet(tmp_path / "a.json", tmp_path))
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_the_missing_part_of_a_coco_file_is_named(write_coco, key):
-    with pytest.raises(ValueError, match=f"not COCO format, '{key}' is not a list"):
+    with pytest.raises(ValueError, match=f"not COCO format, {key} should be a valid array, got None; expected"):
         check_coco(write_coco(**{key: None}))
 
 
-@pytest.mark.parametrize("field", ["id", "area", "iscrowd"])
+@pytest.mark.parametrize("field", list(BOX))
 def test_boxes_without_a_field_that_training_or_evaluation_reads_are_refused(write_coco, field):
     row = {name: value for name, value in BOX.items() if name != field}
-    with pytest.raises(ValueError, match=f"'annotations' is not a list of .*'{field}'"):
-        check_coco(write_coco(annotations=[row]))
+    with pytest.raises(
+        ValueError, match=rf"not COCO format, annotations\[1\]\.{field} is missing, got {{.*}}; expected"
+    ):
+        check_coco(write_coco(annotations=[BOX, row]))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("images", {"file_name": 5}, r"images\[0\]\.file_name should be a valid string, got 5"),
+        ("images", {"width": "100"}, r"images\[0\]\.width should be a valid integer, got '100'"),
+        ("annotations", {"id": [1]}, r"annotations\[0\]\.id should be a valid integer, got \[1\]"),
+        ("annotations", {"image_id": "7"}, r"annotations\[0\]\.image_id should be a valid integer, got '7'"),
+        ("annotations", {"area": "big"}, r"annotations\[0\]\.area should be a valid number, got 'big'"),
+        ("annotations", {"area": "5"}, r"annotations\[0\]\.area should be a valid number, got '5'"),
+        ("annotations", {"iscrowd": 2}, r"annotations\[0\]\.iscrowd should be 0 or 1, got 2"),
+        ("annotations", {"bbox": None}, r"annotations\[0\]\.bbox should be a valid array, got None"),
+        ("annotations", {"bbox": [10, 20, 30]}, r"annotations\[0\]\.bbox List .* at least 4 .*, got \[10, 20, 30\]"),
+        ("annotations", {"bbox": [1, float("nan"), 3, 4]}, r"bbox\[1\] should be a finite number, got nan"),
+        ("annotations", {"bbox": [1, 2, "3", 4]}, r"bbox\[2\] should be a valid number, got '3'"),
+        ("categories", {"name": 5}, r"categories\[0\]\.name should be a valid string, got 5"),
+        ("categories", {"name": ""}, r"categories\[0\]\.name String should have at least 1 character, got ''"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_in_one_line(write_coco, key, change, message):
+    (row,) = read_annotations(write_coco().annotations)[key]
+    coco = write_coco(**{key: [{**row, **change}]})
+    with pytest.raises(ValueError, match=f"a.json: not COCO format, .*{message}.*; expected .* four numbers") as caught:
+        check_coco(coco)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_two_rows_with_one_id_are_refused(write_coco, key):
+    (row,) = read_annotations(write_coco().annotations)[key]
+    coco = write_coco(**{key: [row, row]})
+    with pytest.raises(ValueError, match=f"not COCO format, {key} share an id, got {row['id']} again; expected ids"):
+        check_coco(coco)
+
+
+def test_fields_that_nothing_reads_are_left_out(write_coco):
+    coco = write_coco(annotations=[{**BOX, "segmentation": "anything"}], info=5)
+    data = read_annotations(coco.annotations)
+    assert data["annotations"] == [BOX]
+    assert all(isinstance(side, int) for side in data["annotations"][0]["bbox"])
+    assert set(data) == {"images", "annotations", "categories"}
 
 
 def test_a_missing_image_folder_is_refused(write_coco, tmp_path):
@@ -133,9 +187,6 @@ def test_a_photograph_taken_sideways_has_the_size_at_which_mmdet_loads_it(write_
         ({"bbox": [10, 40, 30, 12]}, r"annotation 1: box outside its image, got \[10"),
         ({"bbox": [10, 20, 0, 15]}, r"annotation 1: empty box, got .*; expected width and height above 0"),
         ({"bbox": [10, 20, 30, -1]}, "annotation 1: empty box"),
-        ({"bbox": [10, 20, 30]}, r"annotation 1: not a box, got \[10, 20, 30\]; expected four numbers"),
-        ({"bbox": None}, "annotation 1: not a box, got None"),
-        ({"bbox": [10, float("nan"), 30, 15]}, r"annotation 1: not a box, got \[10, nan"),
         ({"category_id": 9}, "annotation 1: category_id 9 is not declared; expected a category's id"),
         ({"image_id": 8}, "annotation 1: image_id 8 is not among the images; expected one of them"),
         ({"iscrowd": 1}, "holds no boxes; expected at least one that is no crowd"),
@@ -180,10 +231,24 @@ def test_crops_are_an_image_folder_of_every_object(scenes, classes, tmp_path):
 
 
 def test_crowds_and_tiny_boxes_give_no_crops(write_coco, save_image, tmp_path):
-    sizes = [[12, 12], [11, 40], [40, 11]]
-    boxes = [{**BOX, "bbox": [0, 0, *size]} for size in sizes] + [{**BOX, "iscrowd": 1}]
-    assert write_crops(save_image(write_coco(annotations=boxes)), tmp_path / "crops") == 1
+    changes = [{"bbox": [0, 0, *size]} for size in ([12, 12], [11, 40], [40, 11])] + [{"iscrowd": 1}]
+    coco = save_image(write_coco(annotations=[{**BOX, "id": i, **change} for i, change in enumerate(changes)]))
+    assert num_crops(coco) == 1
+    assert write_crops(coco, tmp_path / "crops") == 1
     assert [path.name for path in (tmp_path / "crops" / "cat").iterdir()] == ["0000000.png"]
+
+
+def test_a_class_without_crops_keeps_its_label(write_coco, save_image, tmp_path):
+    categories = [{"id": 3, "name": "b"}, {"id": 4, "name": "a"}]
+    coco = save_image(write_coco(categories=categories))
+    for split in ("train", "val"):
+        write_crops(coco, tmp_path / "crops" / split)
+    check_folder(tmp_path / "crops")
+    assert [label for _, label in image_folder(tmp_path / "crops", "val", 16)] == [1]
+
+
+def test_a_set_of_tiny_objects_has_no_crops(write_coco):
+    assert num_crops(write_coco(annotations=[{**BOX, "bbox": [0, 0, 40, 11]}])) == 0
 
 
 def test_a_crop_is_a_square_a_quarter_wider_than_its_box(write_coco, save_image, tmp_path):
