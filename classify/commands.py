@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import nn
 
@@ -20,6 +19,7 @@ from classify.checkpoint import ModelCard, load_classifier, load_weights, read_w
 from classify.config import ClassifierTraining, Dense, FolderData, Part, Scratch, ShapesData
 from classify.data import MEAN, STD, check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
+from classify.locks import locked
 from classify.progress import RunProgress
 from classify.synthetic import SHAPES, write_shapes
 from classify.train import silent, train_classifier
@@ -91,7 +91,7 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Ite
     """
     folder = out.with_suffix(".training")
     record, text = folder / "config.json", json.dumps(made_from, indent=1)
-    with _alone(out):
+    with locked(folder):
         if record.is_file() and record.read_text() != text:
             if not force:
                 raise ValueError(
@@ -99,7 +99,7 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Ite
                     "give another --out, or --force"
                 )
             shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
+            folder.mkdir()
         record.write_text(text)
         yield folder
         shutil.rmtree(folder)
@@ -139,23 +139,6 @@ def check_classes(model: Path, card: ModelCard, classes: tuple[str, ...]) -> Non
     if card.classes != classes:
         got, expected = (f"{len(names)} ({', '.join(names[:3])} ...)" for names in (classes, card.classes))
         raise ValueError(f"{model}: knows other classes than the data has, got {got}; expected {expected}")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold `out` for this process while the block runs; raise ValueError if another one holds it."""
-    path = out.with_suffix(".training.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"{out}: in use by another training; wait for it, or give another --out") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 def _checked_classes(data: ShapesData | FolderData) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
+from classify.locks import locked
 from classify.progress import RunProgress
 from deploy import Record, load_record
 from deploy.files import written_atomically
@@ -26,7 +27,7 @@ from experiment.data import check_data
 from experiment.measuring import DETECTIONS, ONNX, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
 from experiment.report import write_report
-from experiment.stages import StageStore, locked
+from experiment.stages import StageStore
 from experiment.steps import MODEL
 from prune import prune_model
 

@@ -8,18 +8,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from deploy.files import written_atomically
 
-__all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in", "locked"]
+__all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in"]
 
 Figures = dict[str, Any]
 """What a stage found out; plain JSON."""
@@ -112,22 +109,3 @@ def figures_in(folder: Path) -> Figures:
     """Return what the work that made this stage folder returned."""
     figures: Figures = json.loads((folder / _RECORD).read_text())["figures"]
     return figures
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process.
-
-    Raises:
-        ValueError: If another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"{folder}: in use by another run; wait for it, or give another folder with --out") from error
-    try:
-        yield
-    finally:
-        lock.release()

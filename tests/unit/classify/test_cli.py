@@ -204,15 +204,16 @@ def test_changed_images_are_noticed(trained, config, tmp_path):
 def test_a_second_training_of_the_same_file_is_refused(config, tmp_path, force):
     out = tmp_path / "net.safetensors"
     with training_folder(out, origin(ShapesData(), None), force=False) as folder:
-        with pytest.raises(ValueError, match=r"net.safetensors: in use by another training; wait for it, or give"):
+        with pytest.raises(ValueError, match=r"net\.training: in use by another run; wait for it, or give"):
             invoke("train", config, "--out", out, *force)
         assert (folder / "config.json").is_file()
 
 
 def test_the_lock_of_a_killed_training_holds_nobody_up(config, tmp_path):
-    (tmp_path / "net.training.lock").touch()
+    (tmp_path / "net.training").mkdir()
+    (tmp_path / "net.training/.lock").touch()
     assert invoke("train", config, "--out", tmp_path / "net.safetensors").exit_code == 0
-    assert not (tmp_path / "net.training.lock").exists()
+    assert not (tmp_path / "net.training").exists()
 
 
 def test_importing_the_commands_loads_no_torch():

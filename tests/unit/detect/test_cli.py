@@ -144,7 +144,7 @@ def test_a_second_training_of_the_same_file_is_refused(config, tmp_path):
     made_from = origin(read_config(config(), (), DetectorTraining), None)
     with (
         training_folder(out, made_from, force=False),
-        pytest.raises(ValueError, match=r"d\.safetensors: in use by another training; wait for it, or give"),
+        pytest.raises(ValueError, match=r"d\.training: in use by another run; wait for it, or give"),
     ):
         invoke("train", config(), "--out", out)
 

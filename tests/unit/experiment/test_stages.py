@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from experiment.stages import CHECKPOINTS, Stage, StageStore, figures_in, locked
+from experiment.stages import CHECKPOINTS, Stage, StageStore, figures_in
 
 
 def stage(name="train", settings=None, inputs=(), work=lambda folder, progress: {"map": 0.5}):
@@ -65,10 +65,3 @@ def test_the_record_names_the_inputs(tmp_path):
     store.run(data, nothing)
     store.run(train, nothing)
     assert json.loads((store.folder(train) / "stage.json").read_text())["inputs"] == [store.folder(data).name]
-
-
-def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
-    with locked(tmp_path), pytest.raises(ValueError, match="in use by another run"), locked(tmp_path):
-        pass
-    with locked(tmp_path):
-        pass  # free again
