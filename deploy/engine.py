@@ -160,7 +160,7 @@ def _backend_module(backend: str) -> Any:
         return importlib.import_module(backend)
     except ModuleNotFoundError as error:
         extra = backend.replace("_", "-")
-        raise RuntimeError(f'{backend} is not installed; engines need it: pip install "espalier[{extra}]"') from error
+        raise RuntimeError(f'{backend} is not installed; engines need it: pip install -e ".[{extra}]"') from error
 
 
 @cache

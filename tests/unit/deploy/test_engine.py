@@ -64,7 +64,7 @@ def test_an_unknown_compute_capability_is_refused_with_the_known_ones(onnx_files
 
 def test_a_missing_backend_says_what_to_install(onnx_files, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(RuntimeError, match=r'tensorrt is not installed; .*: pip install "espalier\[tensorrt\]"'):
+    with pytest.raises(RuntimeError, match=r'tensorrt is not installed; .*: pip install -e "\.\[tensorrt\]"'):
         engine_from_onnx(onnx_files[0], tmp_path / "net.engine", backend="tensorrt")
 
 
