@@ -12,7 +12,7 @@ def running_means(backbone):
 
 
 def test_mmdet_builds_the_backbone_by_its_name():
-    backbone = MODELS.build({"type": "TrunkBackbone", "name": "resnet18", "base_channels": 8})
+    backbone = MODELS.build({"type": "mmdet.TrunkBackbone", "name": "resnet18", "base_channels": 8})
     assert isinstance(backbone, TrunkBackbone)
 
 
