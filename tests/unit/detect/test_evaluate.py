@@ -185,6 +185,11 @@ def outputs(boxes, scores, labels):
     return {"boxes_xyxy": np.array([boxes], np.float32), "scores": np.array([scores]), "labels": np.array([labels])}
 
 
+def test_a_detection_too_many_counts_against_the_graph():
+    expected = outputs([[0, 0, 9, 9], [0, 0, 0, 0]], [0.9, 0.0], [0, -1])
+    assert agreement(expected, outputs([[0, 0, 9, 9], [0, 0, 5, 5]], [0.9, 0.5], [0, 1])) == (1, 2)
+
+
 def test_detections_in_another_order_agree():
     expected = outputs([[0, 0, 9, 9], [0, 0, 5, 5], [0, 0, 0, 0]], [0.9, 0.5, 0.0], [0, 1, -1])
     swapped = {name: value[:, [1, 0, 2]] for name, value in expected.items()}
