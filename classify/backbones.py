@@ -4,15 +4,20 @@ A `Trunk` is a network without its head: it keeps the parameter names, so that w
 a classifier and a detector unchanged.
 """
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.convnext import CNBlock
+from torchvision.models.resnet import ResNet
+from torchvision.models.vgg import cfgs, make_layers
 
+from classify.cifar import CifarResNet, cifar_vgg16
 from prune import narrowed_model
 from prune.modes import evaluating
 
@@ -28,6 +33,7 @@ __all__ = [
 ]
 
 Widths = Mapping[str, tuple[int, int]]
+_Build = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Architecture:
     """A key of `BACKBONES`."""
     num_classes: int
     base_channels: int = 64
-    """Channels of the stem; the stages follow in proportion. Only ResNets can differ from 64."""
+    """Channels of the stem; the stages follow in proportion. Only torchvision's ResNets can differ from 64."""
     widths: Widths = field(default_factory=dict)
     """(inputs, outputs) of the layers that a slim network has narrower than the dense one."""
 
@@ -49,30 +55,42 @@ class Architecture:
 
 @dataclass(frozen=True)
 class _Family:
-    build: Callable[[int, int], nn.Module]
+    build: _Build
+    """Takes `num_classes`."""
     head: str
-    steps: tuple[str, ...]
-    stages: tuple[str, ...]
-    """The steps after which a feature map leaves, strides 4, 8, 16 and 32."""
+    """The layers that are no use to a detector; what comes before them is the trunk."""
+    steps: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    """The steps after which a feature map leaves, strides 4, 8, 16 and 32; none if the network has no such strides."""
+    narrow: Callable[[Any, int], None] | None = None
+    """Gives the network another number of base channels, in place."""
 
 
 def build_classifier(arch: Architecture) -> nn.Module:
     """Return the classifier with random weights.
 
     Raises:
-        ValueError: If the name is unknown or the widths do not fit the network.
+        ValueError: If the name is unknown, or base channels or widths do not fit the network.
     """
-    net = _family(arch.name).build(arch.num_classes, arch.base_channels)
-    return narrowed_model(net, arch.widths) if arch.widths else net
+    return _slim(_dense(arch), arch.widths)
 
 
 def build_trunk(arch: Architecture) -> "Trunk":
-    """Return the classifier without its head, with random weights."""
+    """Return the classifier without its head, with random weights.
+
+    Raises:
+        ValueError: As `build_classifier`, or if the network has no feature maps of strides 4 to 32.
+    """
     family = _family(arch.name)
-    net = family.build(arch.num_classes, arch.base_channels)
+    if not family.stages:
+        known = sorted(name for name, other in BACKBONES.items() if other.stages)
+        raise ValueError(
+            f"backbone: has no feature maps of strides 4 to 32, got {arch.name!r}; expected one of {known}"
+        )
+    net = _dense(arch)
     setattr(net, family.head, nn.Identity())
     widths = {name: width for name, width in arch.widths.items() if name.split(".")[0] != family.head}
-    return Trunk(narrowed_model(net, widths), family.steps, family.stages)
+    return Trunk(_slim(net, widths), family.steps, family.stages)
 
 
 class Trunk(nn.Module):
@@ -106,15 +124,18 @@ def stage_shapes(trunk: nn.Module) -> tuple[tuple[int, int], ...]:
 def initialize(model: nn.Module) -> None:
     """Give every layer fresh random weights in place, scaled to its own (slim) width.
 
-    Convolutions as torchvision's ResNets and VGGs (He, fan-out), linear layers as torch's own default.
+    Convolutions as torchvision's ResNets and VGGs (He, fan-out), linear layers as torch's own default; normalisation
+    layers and ConvNeXt's layer scale start where they always do.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d | nn.Linear):
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.Linear):
             module.reset_parameters()
+        elif isinstance(module, CNBlock):
+            nn.init.constant_(module.layer_scale, 1e-6)
 
 
 def _family(name: str) -> _Family:
@@ -123,46 +144,119 @@ def _family(name: str) -> _Family:
     return BACKBONES[name]
 
 
-def _resnet(block: type[BasicBlock | Bottleneck], num_blocks: tuple[int, ...]) -> _Family:
-    def build(num_classes: int, base_channels: int) -> nn.Module:
-        net = ResNet(block, list(num_blocks), num_classes)
-        if base_channels != 64:  # torchvision's constructor knows 64 only
-            _narrow(net, block, num_blocks, base_channels)
-            initialize(net)
-        return net
+def _dense(arch: Architecture) -> nn.Module:
+    family = _family(arch.name)
+    if arch.base_channels == 64:
+        return family.build(num_classes=arch.num_classes)
+    if family.narrow is None:
+        raise ValueError(f"{arch.name}: base_channels cannot differ from 64, got {arch.base_channels}; expected 64")
+    net = family.build(num_classes=arch.num_classes)
+    family.narrow(net, arch.base_channels)
+    initialize(net)
+    return net
 
-    stages = ("layer1", "layer2", "layer3", "layer4")
-    return _Family(build, "fc", ("conv1", "bn1", "relu", "maxpool", *stages), stages)
+
+def _slim(net: nn.Module, widths: Widths) -> nn.Module:
+    return narrowed_model(net, widths) if widths else net
 
 
-def _narrow(net: ResNet, block: type[BasicBlock | Bottleneck], num_blocks: tuple[int, ...], base_channels: int) -> None:
+def _narrow_resnet(net: ResNet, base_channels: int) -> None:
+    """Do what torchvision's constructor, which knows 64 only, does not."""
+    step = 64 // net.base_width if net.groups > 1 else 1  # one channel per group of the first grouped convolutions
+    if base_channels % step:
+        raise ValueError(
+            f"base_channels: do not fill {net.groups} groups, got {base_channels}; expected a multiple of {step}"
+        )
     net.inplanes = base_channels
     net.conv1 = nn.Conv2d(3, base_channels, 7, stride=2, padding=3, bias=False)
     net.bn1 = nn.BatchNorm2d(base_channels)
-    for i, num in enumerate(num_blocks):
-        layer = net._make_layer(block, base_channels * 2**i, num, stride=1 if i == 0 else 2)
-        setattr(net, f"layer{i + 1}", layer)
-    net.fc = nn.Linear(base_channels * 8 * block.expansion, net.fc.out_features)
+    for i, name in enumerate(_RESNET_LAYERS):
+        blocks = getattr(net, name)
+        layer = net._make_layer(type(blocks[0]), base_channels * 2**i, len(blocks), stride=1 if i == 0 else 2)
+        setattr(net, name, layer)
+    net.fc = nn.Linear(net.inplanes, net.fc.out_features)
 
 
-def _vgg16_bn(num_classes: int, base_channels: int) -> nn.Module:
-    if base_channels != 64:
-        raise ValueError(f"vgg16_bn: base_channels cannot differ from 64, got {base_channels}; expected 64")
-    return models.vgg16_bn(num_classes=num_classes)
+def _vgg16_gap(num_classes: int) -> nn.Module:
+    """VGG-16 with global average pooling before a single linear layer.
+
+    Source: Luo et al., ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, ICCV 2017; theirs
+    lacks the last max pooling, which a detector needs for its stride of 32. Parameters and macs are the same.
+    """
+    layers = OrderedDict(
+        features=make_layers(cfgs["D"]),
+        avgpool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(512, num_classes),
+    )
+    return nn.Sequential(layers)
+
+
+def _initialized(build: _Build) -> _Build:
+    def build_initialized(num_classes: int) -> nn.Module:
+        net = build(num_classes=num_classes)
+        initialize(net)
+        return net
+
+    return build_initialized
+
+
+def _inside(parent: str, names: Iterable[object]) -> tuple[str, ...]:
+    return tuple(f"{parent}.{name}" for name in names)
+
+
+_RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4")
+_DENSENET_STEPS = (
+    "conv0 norm0 relu0 pool0 denseblock1 transition1 denseblock2 transition2 denseblock3 transition3 denseblock4 norm5"
+)
+
+
+def _resnet(build: _Build) -> _Family:
+    steps = ("conv1", "bn1", "relu", "maxpool", *_RESNET_LAYERS)
+    return _Family(build, "fc", steps, _RESNET_LAYERS, _narrow_resnet)
+
+
+def _regnet(build: _Build) -> _Family:
+    stages = _inside("trunk_output", ("block1", "block2", "block3", "block4"))
+    return _Family(build, "fc", ("stem", *stages), stages)
+
+
+def _features(build: _Build, steps: Iterable[object], *stages: object) -> _Family:
+    """Steps and stages by their names in the network's `features`."""
+    return _Family(build, "classifier", _inside("features", steps), _inside("features", stages))
 
 
 BACKBONES: dict[str, _Family] = {
-    "resnet18": _resnet(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": _resnet(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": _resnet(Bottleneck, (3, 4, 6, 3)),
-    "vgg16_bn": _Family(
-        _vgg16_bn,
-        "classifier",
-        tuple(f"features.{i}" for i in range(44)),
-        ("features.22", "features.32", "features.42", "features.43"),  # before the pools, and after the last
+    "resnet18": _resnet(models.resnet18),
+    "resnet34": _resnet(models.resnet34),
+    "resnet50": _resnet(models.resnet50),
+    "resnet101": _resnet(models.resnet101),
+    "resnext50_32x4d": _resnet(models.resnext50_32x4d),
+    "wide_resnet50_2": _resnet(models.wide_resnet50_2),
+    "vgg11_bn": _features(models.vgg11_bn, range(29), 13, 20, 27, 28),
+    "vgg16": _features(models.vgg16, range(31), 15, 22, 29, 30),
+    "vgg16_bn": _features(models.vgg16_bn, range(44), 22, 32, 42, 43),
+    "vgg16_gap": _features(_initialized(_vgg16_gap), range(31), 15, 22, 29, 30),
+    "mobilenet_v2": _features(models.mobilenet_v2, range(19), 3, 6, 13, 18),
+    "mobilenet_v3_large": _features(models.mobilenet_v3_large, range(17), 3, 6, 12, 16),
+    "efficientnet_b0": _features(models.efficientnet_b0, range(9), 2, 3, 5, 8),
+    "densenet121": _features(
+        models.densenet121, _DENSENET_STEPS.split(), "denseblock1", "denseblock2", "denseblock3", "norm5"
     ),
+    "regnet_x_400mf": _regnet(models.regnet_x_400mf),
+    "regnet_y_400mf": _regnet(models.regnet_y_400mf),
+    "convnext_tiny": _features(models.convnext_tiny, range(8), 1, 3, 5, 7),
+    "resnet20_cifar": _Family(_initialized(partial(CifarResNet, 20)), "linear"),
+    "resnet56_cifar": _Family(_initialized(partial(CifarResNet, 56)), "linear"),
+    "resnet110_cifar": _Family(_initialized(partial(CifarResNet, 110)), "linear"),
+    "vgg16_cifar": _Family(_initialized(cifar_vgg16), "classifier"),
 }
-"""Name in a config -> how to build it."""
+"""Name in a config -> how to build it.
+
+A stage is the last feature map of its stride: a VGG's before its pools (and after the last one), a MobileNet's or
+EfficientNet's last with the convolution that widens it for the head (as in torchvision's MobileNet detector), a
+DenseNet's last with its normalisation.
+"""
 
 HEADS = tuple(sorted({f"{family.head}." for family in BACKBONES.values()}))
 """Prefixes of the parameters that a detector leaves behind."""

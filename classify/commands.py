@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from classify.backbones import Architecture, build_classifier, initialize
+from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.checkpoint import ModelCard, load_classifier, load_weights, read_weights, save_model
 from classify.config import ClassifierTraining, Dense, FolderData, Part, Scratch, ShapesData
 from classify.data import MEAN, STD, check_folder, class_names, fingerprint, image_folder
@@ -163,7 +163,7 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
         arch = Architecture(start.name, len(classes), start.base_channels)
         net, card = build_classifier(arch), ModelCard("classifier", arch.to_dict(), classes)
         if start.weights:
-            load_weights(net, read_weights(start.weights), str(start.weights), optional=("fc.", "classifier."))
+            load_weights(net, read_weights(start.weights), str(start.weights), optional=HEADS)
     else:
         net, card = load_classifier(start.file)
         check_classes(start.file, card, classes)

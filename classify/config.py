@@ -54,7 +54,7 @@ class Backbone(Part):
     """The classification network."""
 
     name: str = "resnet18"
-    """A torchvision ResNet or VGG: see `classify.backbones.BACKBONES`."""
+    """One of `classify.backbones.BACKBONES`: torchvision's name, or a network for CIFAR."""
     base_channels: int = Field(64, ge=8)
     """Channels of the stem; the stages follow in proportion."""
     weights: Path | None = None

@@ -60,7 +60,6 @@ def examine() -> list[Finding]:
         _openmmlab("onedl-mmcv", "mmcv"),
         _finding("mmcv operators", _mmcv_operators, _pip("--force-reinstall", "--no-deps", _requirement("onedl-mmcv"))),
         _openmmlab("onedl-mmdetection", "mmdet"),
-        _library("torch-pruning", "torch_pruning"),
         _library("pycocotools", "pycocotools.mask"),
         _library("onnx", "onnx"),
         _finding("ONNX Runtime", _onnxruntime, _pip(_requirement("onnxruntime"))),

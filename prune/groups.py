@@ -1,26 +1,24 @@
-"""Channels that must be cut together, found once per model by torch-pruning's dependency graph.
+"""Channels that must be cut together, found once per model by following them through a forward pass.
 
-Only `find_groups` knows torch-pruning. What leaves this file is plain data: layer names and channel indices.
+What leaves this file is plain data: layer names and channel indices.
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch_pruning
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from prune.modes import evaluating
+from prune.nodes import ChannelNodes, Side, is_producer
+from prune.trace import traced
 
-__all__ = ["CUTTABLE", "Group", "Member", "find_groups", "has_channels"]
+__all__ = ["Group", "Member", "find_groups", "has_channels"]
 
-CUTTABLE = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
-"""Layer types that surgery can cut."""
-
-_OUTPUT = "_output"
+_UNREACHED = "not reached by the forward pass on the example input"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +30,7 @@ class Member:
     """
 
     layer: str
+    """A layer, or a parameter outside the layers that surgery knows (a scale per channel)."""
     side: Literal["out", "in"]
     channels: Tensor
     roots: Tensor
@@ -39,13 +38,24 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Channels cut together; named after its first convolution or linear layer in the model's own order."""
+    """Channels cut together; named after its first convolution or linear layer in the model's own order.
+
+    A channel of the group is what can be cut by itself. In a grouped convolution that is one of its groups, with
+    all it reads and writes: `unit` channels of its layers.
+    """
 
     name: str
     num_channels: int
     members: tuple[Member, ...]
     obstacle: str | None = None
     """Why this group cannot be pruned, or None."""
+    unit: int = 1
+    """Channels of the layers per channel of the group."""
+
+    @property
+    def width(self) -> int:
+        """All channels, as the layers count them."""
+        return self.num_channels * self.unit
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -60,107 +70,82 @@ def find_groups(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Group
     pruned says so in `obstacle`, and so does a layer that the forward pass never reached.
 
     Args:
-        model: Any module; traced in eval mode with gradients on for all parameters, both restored afterwards.
+        model: Any module; run once in eval mode, which is restored afterwards.
         example_inputs: Positional arguments of `model`, batch first.
 
-    Source: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023.
+    Raises:
+        ValueError: If the forward pass fails on the example input.
     """
-    wrapper = _MarkedOutputs(model)
-    with _traceable(model):
-        wrapper.mark(example_inputs)
-        graph = torch_pruning.DependencyGraph()
-        graph.build_dependency(wrapper, example_inputs, verbose=False)
-        raw_groups = list(graph.get_all_groups())
+    channels = traced(model, example_inputs)
+    groups = _grouped(model, channels)
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    groups = [_group_from_raw(raw, graph, model, order) for raw in raw_groups if not _is_marker(raw, wrapper)]
-    groups += _unreached(model, groups)
-    return sorted(groups, key=lambda group: order[group.name])
+    return sorted(groups + _unreached(model, channels), key=lambda group: order[group.name])
 
 
 def has_channels(module: nn.Module) -> bool:
     """Return whether the module is a convolution or linear layer, that is, one a criterion can score."""
-    return isinstance(module, nn.Conv2d | nn.Linear)
+    return is_producer(module)
 
 
-class _MarkedOutputs(nn.Module):
-    """Lets a one-channel layer read each output, so that a group that reaches an output has it as a member."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._output = nn.ModuleList()
-
-    def mark(self, example_inputs: tuple[Any, ...]) -> None:
-        for output in _tensors(self.model(*example_inputs)):
-            num_channels = output.shape[1]
-            marker = nn.Conv2d(num_channels, 1, 1) if output.ndim == 4 else nn.Linear(output.shape[-1], 1)
-            self._output.append(marker.to(output.device))
-
-    def forward(self, *inputs: Any) -> list[Tensor]:
-        outputs = _tensors(self.model(*inputs))
-        return [marker(output) for marker, output in zip(self._output, outputs, strict=True)]
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.ndim >= 2 else []
-    values = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, list | tuple) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
-
-
-@contextmanager
-def _traceable(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients on everywhere: a frozen parameter is invisible to autograd, hence to the graph."""
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch-pruning's advice to its own users
-            yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
-def _is_marker(raw: Any, wrapper: _MarkedOutputs) -> bool:
-    return any(raw[0].dep.target.module is marker for marker in wrapper._output)
-
-
-def _group_from_raw(raw: Any, graph: Any, model: nn.Module, order: dict[str, int]) -> Group:
-    members: list[Member] = []
-    obstacles: list[str] = []
-    for item in raw:
-        module = item.dep.target.module
-        name = graph._module2name.get(module, "").removeprefix("model.")
-        if name.startswith(_OUTPUT):
-            obstacles.append("its channels are an output of the model")
-        elif isinstance(module, nn.Parameter):
-            obstacles.append("coupled to a parameter outside any layer")
-        elif isinstance(module, torch_pruning.ops._SplitOp):
-            obstacles.append("its channels are split at fixed places by the forward pass")
-        elif not type(module).__module__.startswith("torch_pruning."):
-            side: Literal["out", "in"] = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-            members.append(Member(name, side, torch.tensor(item.idxs), torch.tensor(item.root_idxs)))
-            obstacles += _cannot_cut(name, module)
-    members.sort(key=lambda member: order[member.layer])
-    producers = [member.layer for member in members if member.side == "out"]
-    name = next((layer for layer in producers if has_channels(model.get_submodule(layer))), producers[0])
-    return Group(name, len(raw[0].idxs), tuple(members), obstacles[0] if obstacles else None)
-
-
-def _cannot_cut(name: str, module: nn.Module) -> list[str]:
-    if not isinstance(module, CUTTABLE):
-        return [f"coupled to {name}, a {type(module).__name__}, which surgery cannot cut"]
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return [f"coupled to {name}, a grouped convolution, which surgery cannot cut"]
-    return []
-
-
-def _unreached(model: nn.Module, groups: list[Group]) -> list[Group]:
-    reached = {name for group in groups for name in group.producers}
+def _grouped(model: nn.Module, nodes: ChannelNodes) -> list[Group]:
+    """Nodes -> channels (nodes joined) -> groups (channels that one layer writes)."""
+    producers = [side for side in _producers(model, nodes) if side.layer in nodes.reached]
+    channel_of = _components(nodes.num_nodes, nodes.joined)
+    rows = [channel_of[side.nodes] for side in producers]
+    group_of = _components(len(channel_of), [(row[:1].expand(len(row) - 1), row[1:]) for row in rows])
+    root_of = torch.full_like(group_of, -1)
+    written: dict[int, list[Side]] = {}
+    counts: Counter[int] = Counter()
+    for side, row in zip(producers, rows, strict=True):
+        group = int(group_of[row[0]])
+        written.setdefault(group, []).append(side)
+        new = torch.tensor(list(dict.fromkeys(row[root_of[row] < 0].tolist())), dtype=torch.long)
+        root_of[new] = counts[group] + torch.arange(len(new))
+        counts[group] += len(new)
+    members = _members(nodes, group_of[channel_of], root_of[channel_of])
+    reasons = _reasons(nodes, group_of[channel_of])
     return [
-        Group(name, module.weight.shape[0], (), "not reached by the forward pass on the example input")
-        for name, module in model.named_modules()
-        if has_channels(module) and name not in reached
+        Group(sides[0].layer, counts[group], tuple(members[group]), reasons.get(group), _unit(sides, counts[group]))
+        for group, sides in written.items()
     ]
+
+
+def _unit(sides: list[Side], num_channels: int) -> int:
+    """Return how many channels of a layer go together in all layers that write every channel of the group."""
+    return math.gcd(*(len(side.nodes) // num_channels for side in sides)) or 1
+
+
+def _members(nodes: ChannelNodes, group_of: Tensor, root_of: Tensor) -> dict[int, list[Member]]:
+    members: dict[int, list[Member]] = {}
+    for side in nodes.sides:
+        groups, roots = group_of[side.nodes], root_of[side.nodes]
+        for group in groups[roots >= 0].unique().tolist():
+            places = torch.nonzero((groups == group) & (roots >= 0)).flatten()
+            members.setdefault(group, []).append(Member(side.layer, side.side, places, roots[places]))
+    return members
+
+
+def _reasons(nodes: ChannelNodes, group_of: Tensor) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    for pinned, reason in nodes.pinned:
+        for group in group_of[pinned[pinned >= 0]].unique().tolist():
+            reasons.setdefault(group, reason)
+    return reasons
+
+
+def _components(num: int, joined: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the component of every one of `num` nodes."""
+    one = torch.cat([pair[0] for pair in joined] or [torch.empty(0, dtype=torch.long)]).numpy()
+    other = torch.cat([pair[1] for pair in joined] or [torch.empty(0, dtype=torch.long)]).numpy()
+    graph = coo_array((torch.ones(len(one), dtype=torch.int8).numpy(), (one, other)), shape=(num, num))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+
+
+def _producers(model: nn.Module, nodes: ChannelNodes) -> list[Side]:
+    layers = dict(model.named_modules())
+    return [side for side in nodes.sides if side.side == "out" and is_producer(layers.get(side.layer))]
+
+
+def _unreached(model: nn.Module, nodes: ChannelNodes) -> list[Group]:
+    sides = [side for side in _producers(model, nodes) if side.layer not in nodes.reached]
+    return [Group(side.layer, len(side.nodes), (), _UNREACHED) for side in sides]

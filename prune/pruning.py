@@ -1,18 +1,18 @@
 """One pruning step: groups -> scores -> kept channels -> slim model, with a report of every group."""
 
-import difflib
-import fnmatch
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prune.allocate import check_ratio, kept_channels, num_kept
-from prune.criteria import CRITERIA
+from prune.allocate import Share, allocate, kept_channels
+from prune.cost import Cost, cost_of
+from prune.criteria import Criterion, group_scores, make_criterion
+from prune.forecast import Forecast
 from prune.groups import Group, find_groups
 from prune.modes import evaluating
+from prune.recipe import Recipe
 from prune.spec import PruneSpec
 from prune.surgery import slim_model
 
@@ -27,9 +27,12 @@ class Decision:
     layers: tuple[str, ...]
     """Layers that write the group's channels."""
     num_channels: int
+    """All, as its layers count them."""
     num_kept: int
     reason: str | None
     """Why it is untouched, or None where it was pruned."""
+    before_rounding: int | None = None
+    """What would be kept without rounding, or None where nothing was decided."""
 
 
 @dataclass(frozen=True)
@@ -45,80 +48,99 @@ class Pruned:
         """The groups that were not pruned, each with its reason."""
         return tuple(decision for decision in self.decisions if decision.reason)
 
+    @property
+    def num_rounded(self) -> int:
+        """How many channels rounding added, less those it took."""
+        return sum(d.num_kept - d.before_rounding for d in self.decisions if d.before_rounding is not None)
+
 
 def prune_model(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
-    prune_ratio: float,
+    prune_ratio: float | None = None,
     *,
-    criterion: str = "l1",
-    round_to: int = 1,
-    ratios: Mapping[str, float] | None = None,
-    skip: Sequence[str] = (),
+    criterion: str | Criterion = "l1",
+    reduction: str = "sum",
+    dense_cost: Cost | None = None,
+    **budget: Any,
 ) -> Pruned:
     """Prune every group that can be pruned; the given model is not changed.
 
     Args:
-        model: Any module of convolutions, linear layers and BatchNorm; see `find_groups`.
+        model: Any module; see `find_groups`.
         example_inputs: Positional arguments of `model`, batch first.
-        prune_ratio: Share of channels removed from each group, [0, 1).
-        criterion: A key of `CRITERIA`.
-        round_to: Kept channels are moved to the nearest multiple of it.
-        ratios: Layer pattern -> its own ratio, for the group that holds the layer; the first match counts.
-        skip: Layer patterns (`layer1.*`) whose groups stay whole.
+        prune_ratio: Share of channels removed, [0, 1); None where a limit is given.
+        criterion: A criterion, or the name of one that needs no data; see `prune.criteria`.
+        reduction: How the scores of coupled layers become one; see `group_scores`.
+        dense_cost: Cost that a limit refers to, where `example_inputs` are not what the model is deployed with.
+        budget: The other fields of `Recipe`: limits, ranking, rounding, exceptions.
 
     Raises:
-        ValueError: If a ratio lies outside [0, 1), a pattern matches no layer, the criterion is unknown, or a
-            weight is not finite.
+        ValueError: If the recipe does not fit the model, the criterion cannot rank a group, or the forward pass fails.
     """
-    check_ratio(prune_ratio)
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion: unknown, got {criterion!r}; expected one of {sorted(CRITERIA)}")
-    ratios = ratios or {}
-    for pattern, ratio in ratios.items():
-        check_ratio(ratio, f"ratios[{pattern!r}]")
+    recipe = Recipe(prune_ratio, **budget)
+    ranker = make_criterion(criterion, model) if isinstance(criterion, str) else criterion
     groups = find_groups(model, example_inputs)
-    _check_patterns(groups, [*ratios, *skip])
-    kept: dict[str, Tensor] = {}
-    decisions = []
-    for group in groups:
-        reason = group.obstacle or _skip_reason(group, skip)
-        ratio = next((r for pattern, r in ratios.items() if _matches(group, pattern)), prune_ratio)
-        num = group.num_channels if reason else num_kept(group.num_channels, ratio, round_to)
-        if num < group.num_channels:
-            kept[group.name] = kept_channels(CRITERIA[criterion]().scores(model, group), num)
-        elif reason is None:
-            reason = f"prune_ratio {ratio} rounded to a multiple of {round_to} keeps all {num} channels"
-        decisions.append(Decision(group.name, group.producers, group.num_channels, num, reason))
+    recipe.check_patterns(groups)
+    free = [group for group in groups if not (group.obstacle or recipe.skip_reason(group))]
+    scores = {group.name: group_scores(ranker, model, group, reduction) for group in free}
+    shares = _shares(model, example_inputs, free, scores, recipe, ranker.comparable, dense_cost)
+    kept = {
+        group.name: kept_channels(scores[group.name], shares[group.name].num_kept)
+        for group in free
+        if shares[group.name].num_kept < group.num_channels
+    }
     spec = PruneSpec.from_kept(model, kept, groups)
     slim = slim_model(model, spec)
     _check_runs(slim, example_inputs)
-    return Pruned(slim, spec, tuple(decisions))
+    return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in groups))
+
+
+def _shares(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    groups: list[Group],
+    scores: dict[str, Tensor],
+    recipe: Recipe,
+    comparable: bool,
+    dense_cost: Cost | None,
+) -> dict[str, Share]:
+    ranking = scores if comparable else {name: s / s.mean().clamp_min(1e-12) for name, s in scores.items()}
+    if recipe.limit is None:
+        return allocate(groups, ranking, recipe, lambda kept: {})
+    forecast = Forecast(model, groups, scores, dense_cost or cost_of(model, example_inputs))
+    return allocate(groups, ranking, recipe, forecast.cost)
+
+
+def _decision(group: Group, recipe: Recipe, share: Share | None) -> Decision:
+    reason = group.obstacle or recipe.skip_reason(group)
+    if share is None:
+        return Decision(group.name, group.producers or (group.name,), group.width, group.width, reason)
+    kept, exact = share.num_kept * group.unit, share.before_rounding * group.unit
+    if share.num_kept == group.num_channels:
+        reason = _whole(group, recipe, exact)
+    return Decision(group.name, group.producers, group.width, kept, reason, exact)
+
+
+def _whole(group: Group, recipe: Recipe, exact: int) -> str:
+    if exact < group.width:
+        return f"{_asked(group, recipe)} rounded to a multiple of {recipe.round_to} keeps all {group.width} channels"
+    return f"{_asked(group, recipe)} keeps all {group.width} channels"
+
+
+def _asked(group: Group, recipe: Recipe) -> str:
+    if recipe.own_width(group) is not None:
+        return "widths"
+    own = recipe.own_ratio(group)
+    name, value = recipe.limit or ("prune_ratio", recipe.prune_ratio)
+    return f"{name} {value}" if own is None else f"ratio {own}"
 
 
 def _check_runs(slim: nn.Module, example_inputs: tuple[Any, ...]) -> None:
-    """A sum with the model's input or with a constant ties channels where no layer shows it."""
+    """What a forward pass holds fixed beyond its layers, such as the sizes of a split, shows only when it runs."""
     try:
         with evaluating(slim), torch.no_grad():
             slim(*example_inputs)
     except RuntimeError as error:
         cause = str(error).splitlines()[0]
-        raise ValueError(
-            f"model: its slim copy does not run, {cause}; skip the layers tied to an input or constant"
-        ) from error
-
-
-def _matches(group: Group, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in (group.name, *group.producers))
-
-
-def _skip_reason(group: Group, skip: Sequence[str]) -> str | None:
-    return next((f"skipped as asked ({pattern})" for pattern in skip if _matches(group, pattern)), None)
-
-
-def _check_patterns(groups: Sequence[Group], patterns: Sequence[str]) -> None:
-    names = [name for group in groups for name in (group.producers or (group.name,))]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-            raise ValueError(f"{pattern}: no layer of the model matches; nearest names: {', '.join(near) or 'none'}")
+        raise ValueError(f"model: its slim copy does not run, {cause}; skip the layers it comes from") from error

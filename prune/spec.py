@@ -4,11 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from prune.groups import Group
 
-__all__ = ["LayerCut", "PruneSpec", "layer_widths"]
+__all__ = ["LayerCut", "PruneSpec", "layer_of", "layer_widths"]
 
 _VERSION = 1
 
@@ -27,7 +30,10 @@ class LayerCut:
 
 @dataclass(frozen=True)
 class PruneSpec:
-    """Kept indices per layer name; layers that are absent are untouched."""
+    """Kept indices per layer name; layers that are absent are untouched.
+
+    A parameter outside the layers that surgery knows (a scale per channel) stands under its own name.
+    """
 
     layers: Mapping[str, LayerCut]
 
@@ -37,16 +43,19 @@ class PruneSpec:
 
         A side that two groups share (after a concatenation) keeps what neither removes.
         """
-        removed: dict[tuple[str, str], set[int]] = {}
+        stays: dict[str, dict[str, Tensor]] = {}
         for group in groups:
             if group.name not in kept:
                 continue
-            is_kept = set(kept[group.name].tolist())
+            is_kept = torch.zeros(group.num_channels, dtype=torch.bool).index_fill_(0, kept[group.name], True)
             for member in group.members:
-                pairs = zip(member.channels.tolist(), member.roots.tolist(), strict=True)
-                removed.setdefault((member.layer, member.side), set()).update(c for c, r in pairs if r not in is_kept)
-        names = [name for name, _ in model.named_modules() if (name, "out") in removed or (name, "in") in removed]
-        return cls({name: _layer_cut(model.get_submodule(name), name, removed) for name in names})
+                num = layer_widths(layer_of(model, member.layer))[member.side == "out"]
+                sides = stays.setdefault(member.layer, {})
+                sides.setdefault(member.side, torch.ones(num, dtype=torch.bool))
+                sides[member.side][member.channels] &= is_kept[member.roots]
+        names = [name for name, _ in model.named_modules() if name in stays]
+        names += [name for name, _ in model.named_parameters() if name in stays]
+        return cls({name: _layer_cut(layer_of(model, name), stays[name]) for name in names})
 
     def to_json(self) -> str:
         """Return the spec as JSON text."""
@@ -78,29 +87,46 @@ class PruneSpec:
         return {name: (_size(c.kept_in, c.num_in), _size(c.kept_out, c.num_out)) for name, c in self.layers.items()}
 
 
-def layer_widths(layer: nn.Module) -> tuple[int, int]:
-    """Return (inputs, outputs) of a convolution, linear or batch normalisation layer."""
-    if isinstance(layer, nn.Conv2d):
+def layer_of(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
+    """Return the layer or the parameter of that name.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    owner, _, key = name.rpartition(".")
+    try:
+        found = getattr(model.get_submodule(owner), key)
+    except AttributeError:
+        found = None
+    if not isinstance(found, nn.Module | nn.Parameter):
+        raise ValueError(f"{name}: the spec is for another model; {type(model).__name__} has no such layer")
+    return found
+
+
+def layer_widths(layer: nn.Module | nn.Parameter) -> tuple[int, int]:
+    """Return (inputs, outputs) of a convolution, linear or batch normalisation layer, or of a scale per channel.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    if isinstance(layer, _ConvNd):
         return layer.in_channels, layer.out_channels
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(layer, _BatchNorm):
         return layer.num_features, layer.num_features
+    if isinstance(layer, nn.Parameter):
+        return layer.numel(), layer.numel()
     raise TypeError(f"layer: has no widths, got {type(layer).__name__}; expected a convolution, linear or BatchNorm")
 
 
-def _layer_cut(layer: nn.Module, name: str, removed: Mapping[tuple[str, str], set[int]]) -> LayerCut:
+def _layer_cut(layer: nn.Module | nn.Parameter, stays: Mapping[str, Tensor]) -> LayerCut:
     num_in, num_out = layer_widths(layer)
-    return LayerCut(
-        kept_out=_complement(num_out, removed.get((name, "out"))),
-        kept_in=_complement(num_in, removed.get((name, "in"))),
-        num_out=num_out,
-        num_in=num_in,
-    )
+    return LayerCut(_indices(stays.get("out")), _indices(stays.get("in")), num_out, num_in)
 
 
-def _complement(num: int, removed: set[int] | None) -> tuple[int, ...] | None:
-    return None if removed is None else tuple(i for i in range(num) if i not in removed)
+def _indices(stays: Tensor | None) -> tuple[int, ...] | None:
+    return None if stays is None else tuple(stays.nonzero().flatten().tolist())
 
 
 def _cut_from_json(cut: dict[str, list[int] | int | None]) -> LayerCut:

@@ -5,27 +5,35 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
-from prune.spec import LayerCut, PruneSpec, layer_widths
+from prune.spec import LayerCut, PruneSpec, layer_of, layer_widths
 
 __all__ = ["masked_model", "narrowed_model", "slim_model"]
 
 
 def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
-    """Return a copy of `model` that holds only the kept channels.
+    """Return a copy of `model` that holds only the kept channels; what two layers share they share again.
+
+    No more memory is taken than the slim model needs.
 
     Raises:
         ValueError: If a layer of the spec is missing or has other widths than the spec was made for.
     """
-    slim = copy.deepcopy(model)
+    cut_of: dict[int, Tensor] = {}  # in the form of copy.deepcopy's memory: what stands here is not copied
     for name, cut in spec.layers.items():
-        layer = _layer(slim, name)
+        layer = layer_of(model, name)
         if layer_widths(layer) != (cut.num_in, cut.num_out):
             raise ValueError(
                 f"{name}: the spec is for another model, got {layer_widths(layer)} (in, out); "
                 f"expected {(cut.num_in, cut.num_out)}"
             )
-        _cut_layer(layer, _tensor(cut.kept_in), _tensor(cut.kept_out))
+        for tensor, kept_by_dim in _cuts(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
+            cut_of[id(tensor)] = _selected(tensor, kept_by_dim)
+    slim = copy.deepcopy(model, dict(cut_of))
+    for name in spec.layers:
+        _store_widths(layer_of(slim, name))
     return slim
 
 
@@ -37,7 +45,7 @@ def narrowed_model(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> n
     """
     layers = {}
     for name, (num_in, num_out) in widths.items():
-        has_in, has_out = layer_widths(_layer(model, name))
+        has_in, has_out = layer_widths(layer_of(model, name))
         if num_in > has_in or num_out > has_out:
             raise ValueError(
                 f"{name}: cannot be widened, got {(num_in, num_out)}; expected at most {(has_in, has_out)}"
@@ -47,53 +55,59 @@ def narrowed_model(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> n
 
 
 def masked_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
-    """Return a copy of full width whose removed output channels are zero: the slim model's twin for checks.
+    """Return a copy of full width whose removed channels are zero: the slim model's twin for checks.
 
-    In eval mode both give the same outputs. Weights, biases and BatchNorm's weight and bias are zeroed.
+    In eval mode both give the same outputs. A removed channel is neither written (weights, biases and BatchNorm's
+    weight and bias are zero) nor read (so are the weights of its inputs).
     """
     masked = copy.deepcopy(model)
     for name, cut in spec.layers.items():
-        if cut.kept_out is not None:
-            removed = sorted(set(range(cut.num_out)) - set(cut.kept_out))
-            for parameter in _layer(masked, name).parameters():
-                parameter.data[removed] = 0
+        layer = layer_of(masked, name)
+        for tensor, kept_by_dim in _cuts(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
+            for dim, kept in kept_by_dim.items() if isinstance(tensor, nn.Parameter) else ():
+                removed = torch.ones(tensor.shape[dim], dtype=torch.bool).index_fill_(0, kept, False).nonzero()[:, 0]
+                tensor.data.index_fill_(dim, removed.to(tensor.device), 0)
     return masked
 
 
-def _layer(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f"{name}: the spec is for another model; {type(model).__name__} has no such layer") from error
-
-
 def _tensor(kept: tuple[int, ...] | None) -> Tensor | None:
-    return None if kept is None else torch.tensor(kept)
+    return None if kept is None else torch.tensor(kept, dtype=torch.long)
 
 
-def _cut_layer(layer: nn.Module, kept_in: Tensor | None, kept_out: Tensor | None) -> None:
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _select(layer, name, 0, kept_out)
+def _cuts(
+    layer: nn.Module | nn.Parameter, kept_in: Tensor | None, kept_out: Tensor | None
+) -> list[tuple[Tensor, dict[int, Tensor]]]:
+    """Return every tensor of the layer that is cut, with the kept indices per dimension."""
+    tensors: list[tuple[Tensor | None, dict[int, Tensor | None]]]
+    if isinstance(layer, nn.Parameter):
+        tensors = [(layer, {next((dim for dim, size in enumerate(layer.shape) if size > 1), 0): kept_out})]
+    elif isinstance(layer, _BatchNorm):
+        tensors = [(t, {0: kept_out}) for t in (layer.weight, layer.bias, layer.running_mean, layer.running_var)]
     else:
-        _select(layer, "weight", 0, kept_out)
-        _select(layer, "bias", 0, kept_out)
-        _select(layer, "weight", 1, kept_in)
-    _store_widths(layer)
+        assert isinstance(layer, _ConvNd | nn.Linear)
+        out_dim = 1 if getattr(layer, "transposed", False) else 0
+        grouped = getattr(layer, "groups", 1) > 1  # each group of the convolution stays whole or goes
+        kept_by_dim = {out_dim: kept_out} if grouped else {out_dim: kept_out, 1 - out_dim: kept_in}
+        tensors = [(layer.weight, kept_by_dim), (layer.bias, {0: kept_out})]
+    found = [(t, {dim: kept for dim, kept in dims.items() if kept is not None}) for t, dims in tensors if t is not None]
+    return [(tensor, dims) for tensor, dims in found if dims]
 
 
-def _select(layer: nn.Module, name: str, dim: int, kept: Tensor | None) -> None:
-    old = getattr(layer, name)
-    if kept is None or old is None:
-        return
-    new = old.detach().index_select(dim, kept.to(old.device))
-    setattr(layer, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+def _selected(tensor: Tensor, kept_by_dim: dict[int, Tensor]) -> Tensor:
+    new = tensor.detach()
+    for dim, kept in kept_by_dim.items():
+        new = new.index_select(dim, kept.to(tensor.device))
+    return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
-def _store_widths(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Conv2d):
-        layer.out_channels, layer.in_channels = layer.weight.shape[:2]
+def _store_widths(layer: nn.Module | nn.Parameter) -> None:
+    if isinstance(layer, _ConvNd):
+        rows, columns = layer.weight.shape[:2]
+        if layer.groups > 1:
+            layer.groups = rows // (layer.out_channels // layer.groups)
+        read = columns * layer.groups
+        layer.in_channels, layer.out_channels = (rows, columns) if layer.transposed else (read, rows)
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    elif isinstance(layer, _BatchNorm):
         layer.num_features = layer.running_mean.shape[0] if layer.running_mean is not None else layer.weight.shape[0]

@@ -16,7 +16,7 @@ ALLOWED = {
 ONLY_IN = {
     "mmcv": "detect",
     "mmdet": "detect",
-    "torch_pruning": "prune",
+    "torch_pruning": "tests",
     "tensorrt": "deploy",
     "tensorrt_rtx": "deploy",
 }

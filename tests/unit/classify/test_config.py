@@ -110,7 +110,7 @@ def test_a_misspelt_key_is_told_before_the_one_it_leaves_missing(tmp_path):
     [
         ("data.num_train=0", "data.num_train: Input should be greater than or equal to 1, got 0"),
         ("schedule.lr=-1", "schedule: lr: not above 0, got -1.0; expected a learning rate above 0"),
-        ("start.name=resnet9", "start.name: unknown, got 'resnet9'; expected one of resnet18, resnet34,"),
+        ("start.name=resnet9", "start.name: unknown, got 'resnet9'; expected one of convnext_tiny, densenet121,"),
         ("data.type=cifar", "data.type: unknown, got 'cifar'; expected one of 'shapes', 'folder'"),
     ],
 )

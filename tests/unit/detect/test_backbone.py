@@ -23,6 +23,16 @@ def test_feature_maps_leave_at_strides_4_to_32(name, channels):
     assert [tuple(m.shape[1:]) for m in maps] == [(c, *hw) for c, hw in zip(channels, sizes_hw, strict=True)]
 
 
+def test_a_mobilenet_is_a_backbone_too():
+    backbone = MODELS.build({"type": "mmdet.TrunkBackbone", "name": "mobilenet_v2"})
+    assert stage_shapes(backbone) == ((24, 4), (32, 8), (96, 16), (1280, 32))
+
+
+def test_a_network_without_the_strides_is_refused():
+    with pytest.raises(ValueError, match="has no feature maps of strides 4 to 32, got 'resnet20_cifar'"):
+        TrunkBackbone("resnet20_cifar")
+
+
 def test_widths_make_the_backbone_slim():
     widths = {"layer4.1.conv1": (64, 5), "layer4.1.bn1": (5, 5), "layer4.1.conv2": (5, 64)}
     backbone = TrunkBackbone("resnet18", 8, widths)

@@ -25,7 +25,6 @@ PARTS = [
     "mmcv",
     "mmcv operators",
     "mmdet",
-    "torch-pruning",
     "pycocotools",
     "onnx",
     "ONNX Runtime",
@@ -118,7 +117,7 @@ def test_unsupported_python_is_broken(monkeypatch):
 
 @pytest.mark.parametrize(
     ("subject", "distribution"),
-    [("torch-pruning", "torch_pruning"), ("pycocotools", "pycocotools"), ("ONNX Runtime", "onnxruntime")],
+    [("onnx", "onnx"), ("pycocotools", "pycocotools"), ("ONNX Runtime", "onnxruntime")],
 )
 def test_missing_library_names_its_command(monkeypatch, subject, distribution):
     change_versions(monkeypatch, **{distribution: None})

@@ -1,5 +1,6 @@
 """Tiny nets with tricky couplings; each declares, by hand, the groups that must be found in it."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,6 +64,12 @@ def squeeze_excite():
         return net.b(features * gate)
 
     return Net(run, a=conv(3, 4), down=conv(4, 2), up=conv(2, 4), b=conv(4, 2))
+
+
+def tied_weights():
+    net = nn.Sequential(OrderedDict(a=conv(3, 4), b=conv(4, 4), c=conv(4, 4), d=conv(4, 2)))
+    net.c.weight = net.b.weight
+    return net
 
 
 def frozen():
@@ -133,22 +140,92 @@ NETS = {
     "depthwise": TinyNet(
         lambda: nn.Sequential(conv(3, 4), conv(4, 4, 3, groups=4), conv(4, 2)),
         {
-            "0": (4, "0.out 1.out 2.in", "coupled to 1, a grouped convolution, which surgery cannot cut"),
+            "0": (4, "0.out 1.in 1.out 2.in", None),
             "2": (2, "2.out", OUTPUT),
         },
+    ),
+    "depthwise_twice": TinyNet(
+        lambda: nn.Sequential(conv(3, 4), conv(4, 8, 3, groups=4), conv(8, 2)),
+        {"0": (4, "0.out 1.in 1.out 2.in", None), "2": (2, "2.out", OUTPUT)},
+    ),
+    "grouped": TinyNet(
+        lambda: nn.Sequential(conv(3, 6), conv(6, 12, 3, groups=3), conv(12, 2)),
+        {"0": (3, "0.out 1.in 1.out 2.in", None), "2": (2, "2.out", OUTPUT)},
+    ),
+    "prelu": TinyNet(
+        lambda: nn.Sequential(conv(3, 4), nn.PReLU(4), conv(4, 2)),
+        {"0": (4, "0.out 1.weight.out 2.in", None), "2": (2, "2.out", OUTPUT)},
+    ),
+    "channels_last": TinyNet(
+        lambda: Net(
+            lambda net, x: net.c(net.b(torch.relu(net.a(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)),
+            a=nn.Linear(3, 6),
+            b=nn.Linear(6, 4),
+            c=conv(4, 2),
+        ),
+        {"a": (6, "a.out b.in", None), "b": (4, "b.out c.in", None), "c": (2, "c.out", OUTPUT)},
+    ),
+    "padded_shortcut": TinyNet(
+        lambda: Net(
+            lambda net, x: net.c(nn.functional.pad(net.a(x), (0, 0, 0, 0, 1, 1)) + net.b(net.a(x))),
+            a=conv(3, 4),
+            b=conv(4, 6),
+            c=conv(6, 2),
+        ),
+        {
+            "a": (6, "a.out b.in b.out c.in", "padded with channels of zeros by the forward pass"),
+            "c": (2, "c.out", OUTPUT),
+        },
+    ),
+    "concat_with_constant": TinyNet(
+        lambda: Net(lambda net, x: net.b(torch.cat([x, net.a(x)], 1)), a=conv(3, 4), b=conv(7, 2)),
+        {"a": (4, "a.out b.in", None), "b": (2, "b.out", OUTPUT)},
+    ),
+    "shuffled": TinyNet(
+        lambda: Net(
+            lambda net, x: net.b(net.a(x).view(len(x), 2, 3, SIDE, SIDE).transpose(1, 2).flatten(1, 2)),
+            a=conv(3, 6),
+            b=conv(6, 2),
+        ),
+        {"a": (6, "a.out", "its channels are split at fixed places by the forward pass"), "b": (2, "b.out", OUTPUT)},
+    ),
+    "softmax": TinyNet(
+        lambda: Net(lambda net, x: net.b(net.a(x).softmax(1)), a=conv(3, 4), b=conv(4, 2)),
+        {"a": (4, "a.out b.in", "combined with other channels by _softmax"), "b": (2, "b.out", OUTPUT)},
+    ),
+    "unknown_operation": TinyNet(
+        lambda: Net(lambda net, x: net.b(torch.roll(net.a(x), 1, 1)), a=conv(3, 4), b=conv(4, 2)),
+        {"a": (4, "a.out", "passes through roll, whose channels cannot be followed"), "b": (2, "b.out", OUTPUT)},
+    ),
+    "written_in_place": TinyNet(
+        lambda: Net(
+            lambda net, x: net.b(x.new_zeros(len(x), 4, SIDE, SIDE).add_(net.a(x))), a=conv(3, 4), b=conv(4, 2)
+        ),
+        {
+            "a": (4, "a.out b.in", "written into a tensor of fixed size by add_"),
+            "b": (2, "b.out", OUTPUT),
+        },
+    ),
+    "tied_weights": TinyNet(
+        tied_weights,
+        {"a": (4, "a.out b.in b.out c.in c.out d.in", None), "d": (2, "d.out", OUTPUT)},
     ),
     "group_norm": TinyNet(
         lambda: nn.Sequential(conv(3, 4), nn.GroupNorm(2, 4), conv(4, 2)),
         {
-            "0": (4, "0.out 1.out 2.in", "coupled to 1, a GroupNorm, which surgery cannot cut"),
+            "0": (
+                4,
+                "0.out 1.weight.out 1.bias.out 2.in",
+                "normalised together with other channels by group_norm",
+            ),
             "2": (2, "2.out", OUTPUT),
         },
     ),
     "transposed": TinyNet(
         lambda: nn.Sequential(conv(3, 4), nn.ConvTranspose2d(4, 6, 2, 2), conv(6, 2)),
         {
-            "0": (4, "0.out 1.in", "coupled to 1, a ConvTranspose2d, which surgery cannot cut"),
-            "1": (6, "1.out 2.in", "coupled to 1, a ConvTranspose2d, which surgery cannot cut"),
+            "0": (4, "0.out 1.in", None),
+            "1": (6, "1.out 2.in", None),
             "2": (2, "2.out", OUTPUT),
         },
     ),
@@ -159,7 +236,7 @@ NETS = {
             scale=nn.Parameter(torch.ones(1, 4, 1, 1)),
             b=conv(4, 2),
         ),
-        {"a": (4, "a.out b.in", "coupled to a parameter outside any layer"), "b": (2, "b.out", OUTPUT)},
+        {"a": (4, "a.out b.in scale.out", None), "b": (2, "b.out", OUTPUT)},
     ),
     "split": TinyNet(
         lambda: Net(

@@ -2,7 +2,9 @@ from collections import Counter
 
 import pytest
 import torch
+import torch_pruning
 from torch import nn
+from torchvision import models
 
 from prune import find_groups, prune_model
 
@@ -56,7 +58,7 @@ def test_modes_and_gradients_are_restored(tiny, x):
 
 def test_modes_and_gradients_are_restored_after_a_failure(tiny):
     net = tiny("frozen").train()
-    with pytest.raises(RuntimeError, match="expected input"):
+    with pytest.raises(ValueError, match=r"model: its forward pass fails on the example input, .* expected input"):
         find_groups(net, (torch.zeros(1, 7, 8, 8),))
     assert all(layer.training for layer in net.modules())
     assert not any(p.requires_grad for p in net.parameters())
@@ -69,6 +71,41 @@ def test_finding_groups_changes_no_weight(tiny, x, same_state):
     assert [name for name, _ in net.named_modules()] == ["", "0", "1", "2", "3"]
 
 
-def test_gradients_may_be_switched_off_outside(tiny, x):
-    with torch.no_grad():
-        assert len(find_groups(tiny("fpn"), (x,))) == 5
+def test_grouped_convolution_goes_by_its_own_groups_with_all_they_read_and_write(tiny, x):
+    group = find_groups(tiny("grouped"), (x,))[0]
+    written, read, grouped, after = group.members
+    assert (group.num_channels, group.unit, group.width) == (3, 2, 6)
+    # three groups of two inputs and four outputs each
+    assert (written.side, read.side, grouped.side, after.side) == ("out", "in", "out", "in")
+    assert written.roots.tolist() == read.roots.tolist() == [0, 0, 1, 1, 2, 2]
+    assert grouped.roots.tolist() == after.roots.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_depthwise_multiplier_takes_all_outputs_of_a_channel(tiny, x):
+    outputs = find_groups(tiny("depthwise_twice"), (x,))[0].members[2]
+    assert (outputs.layer, outputs.roots.tolist()) == ("1", [0, 0, 1, 1, 2, 2, 3, 3])
+
+
+def sides_by_layer(group, is_out):
+    """Return which sides a group of torch-pruning cuts, with their channels, layers only."""
+    found = set()
+    for dep, channels in group:
+        module, name = dep.target.module, dep.target.name
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            found.add((name.split(" ")[0], "out" if is_out(dep.handler) else "in", tuple(sorted(channels))))
+    return found
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16_bn", "densenet121", "squeezenet1_1", "googlenet"])
+def test_groups_are_those_that_torch_pruning_finds(name):
+    options = {"init_weights": False} if name == "googlenet" else {}
+    net = models.get_model(name, num_classes=10, **options).eval()
+    image = torch.randn(1, 3, 64, 64)
+    graph = torch_pruning.DependencyGraph().build_dependency(net, image, verbose=False)
+    theirs = [sides_by_layer(group, graph.is_out_channel_pruning_fn) for group in graph.get_all_groups()]
+    ours = [
+        {(m.layer, m.side, tuple(m.channels.tolist())) for m in group.members}
+        for group in find_groups(net, (image,))
+        if group.members
+    ]
+    assert sorted(map(sorted, ours)) == sorted(map(sorted, theirs))

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from classify.backbones import Architecture, build_classifier, build_trunk
+from classify.checkpoint import load_weights, read_weights
+from classify.cifar import CifarResNet
+from classify.data import MEAN, STD
+from prune import cost_of
+
+SHARED = Path(__file__).parents[3].parent / "shared/data/cifar_resnet"
+IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+MODELS = {
+    # parameters, billions of MACs: of He et al.'s networks and Liu et al.'s VGG at 10 classes
+    "resnet20_cifar": (269_722, 0.0406),
+    "resnet56_cifar": (853_018, 0.1255),
+    "resnet110_cifar": (1_727_962, 0.2529),
+    "vgg16_cifar": (14_987_722, 0.3135),
+}
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """2000 test images of CIFAR-10, normalised as the shared weights expect, and their labels."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is absent: the shared data folder does not lie beside this checkout")
+    data = np.load(SHARED / "cifar10_test_2000.npz")
+    images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std, torch.from_numpy(data["labels"])
+
+
+@pytest.mark.parametrize(("name", "params", "gmacs"), [(name, *figures) for name, figures in MODELS.items()])
+def test_networks_cost_what_the_papers_say(name, params, gmacs):
+    with torch.device("meta"):
+        cost = cost_of(build_classifier(Architecture(name, 10)), (torch.zeros(1, 3, 32, 32),))
+    assert cost.params == params
+    assert round(cost.macs / 1e9, 4) == gmacs
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "percent"),
+    [("resnet20_cifar", "resnet20-12fca82f.th", 81.35), ("resnet56_cifar", "resnet56-4bfd9763.th", 83.15)],
+)
+def test_published_weights_load_and_classify_real_photographs(photographs, name, file, percent):
+    images, labels = photographs
+    net = build_classifier(Architecture(name, 10)).eval()
+    load_weights(net, read_weights(SHARED / file), file)
+    with torch.inference_mode():
+        predicted = torch.cat([net(batch).argmax(1) for batch in images.split(200)])
+    correct = (predicted == labels).double().mean().item()
+    assert 100 * correct == pytest.approx(percent, abs=0.11)  # two photographs, for other devices' rounding
+
+
+def test_resnets_have_the_parameter_names_of_the_published_weights():
+    names = [name for name, _ in CifarResNet(20, 10).named_parameters()]
+    block = ("conv1.weight", "bn1.weight", "bn1.bias", "conv2.weight", "bn2.weight", "bn2.bias")
+    blocks = [f"layer{stage}.{i}.{name}" for stage in (1, 2, 3) for i in range(3) for name in block]
+    assert names == ["conv1.weight", "bn1.weight", "bn1.bias", *blocks, "linear.weight", "linear.bias"]
+
+
+def test_shortcut_keeps_every_other_position_between_channels_of_zeros():
+    block = CifarResNet(20, 10).layer2[0].eval()
+    torch.nn.init.zeros_(block.bn2.weight)  # silences the convolutions
+    features = torch.rand(1, 16, 4, 6)
+    out = block(features)
+    assert torch.equal(out[:, 8:24], features[:, :, [0, 2]][..., [0, 2, 4]])
+    assert out[:, :8].tolist() == out[:, 24:].tolist() == torch.zeros(1, 8, 2, 3).tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_weight_learns(name):
+    net = build_classifier(Architecture(name, 7)).train()
+    out = net(IMAGE)
+    out.square().sum().backward()
+    assert out.shape == (2, 7)
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_slim_vgg_is_rebuilt_with_a_narrow_hidden_layer():
+    widths = {"classifier.0": (512, 100), "classifier.1": (100, 100), "classifier.3": (100, 10)}
+    net = build_classifier(Architecture("vgg16_cifar", 10, widths=widths)).eval()
+    assert net.classifier[1].running_mean.shape == (100,)
+    assert net(IMAGE).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_for_cifar_are_refused_as_detector_backbone(name):
+    message = f"backbone: has no feature maps of strides 4 to 32, got '{name}'; expected one of "
+    with pytest.raises(ValueError, match=message) as error:
+        build_trunk(Architecture(name, 7))
+    assert "'resnet18'" in str(error.value)
+    assert "_cifar'," not in str(error.value).partition("expected")[2]
+    assert "\n" not in str(error.value)
