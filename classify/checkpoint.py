@@ -45,7 +45,7 @@ class ModelCard:
     detector: Mapping[str, Any] | None = None
     """mmdet's model config, for detectors."""
     spec: Mapping[str, Any] | None = None
-    """The PruneSpec that made the backbone slim (layer names of the classifier), or None for a dense one."""
+    """The PruneSpec that made it slim, or None. The backbone's layers go by the classifier's names."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Parents' hashes, config, data fingerprint, metrics, versions."""
 

@@ -14,14 +14,14 @@ __all__ = ["prune_classifier"]
 
 
 def prune_classifier(
-    net: nn.Module, card: ModelCard, prune_ratio: float, **options: Any
+    net: nn.Module, card: ModelCard, prune_ratio: float | None = None, **options: Any
 ) -> tuple[nn.Module, ModelCard, Pruned]:
     """Return the slim classifier, its card, and what was done; the given network is not changed.
 
     Args:
         net: A dense classifier.
         card: Its card.
-        prune_ratio: Share of channels removed, [0, 1).
+        prune_ratio: Share of channels removed, [0, 1); None where the options hold a limit.
         options: As for `prune.prune_model`.
 
     Raises:

@@ -19,9 +19,11 @@ from detect.model import (  # noqa: E402
     save_detector,
     transfer,
 )
+from detect.slim import SlimFasterRCNN  # noqa: E402
 
 __all__ = [
     "DetectorSettings",
+    "SlimFasterRCNN",
     "TrunkBackbone",
     "build_detector",
     "detector_config",

@@ -13,11 +13,12 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from classify.cli import AsJson, Force, OutFile, Overrides, closing, loading, model_output, refuse_existing
+from classify.cli import AsJson, Force, Overrides, closing, loading, refuse_existing
 from classify.cli import app as classify_app
 from deploy.cli import app as deploy_app
+from experiment.prune_cli import app as prune_app
 
-__all__ = ["app", "doctor", "export", "main", "prune", "report", "run"]
+__all__ = ["app", "doctor", "export", "main", "report", "run"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,11 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune backbones, transfer them to Faster R-CNN, and measure what it really buys.",
 )
-
-_FINETUNE = {
-    "classifier": "classify train configs/classify/resnet18_shapes_finetune.py",
-    "detector": "detect train configs/detect/faster_rcnn_scenes_finetune.py",
-}
 
 
 class _Detect(TyperGroup):
@@ -50,6 +46,7 @@ class _Detect(TyperGroup):
 
 app.add_typer(classify_app, name="classify")
 app.add_typer(typer.Typer(cls=_Detect, no_args_is_help=True), name="detect", help="Train, evaluate and try detectors.")
+app.add_typer(prune_app, name="prune")
 app.add_typer(deploy_app, name="deploy", help="Export, build engines, measure.")
 
 
@@ -97,31 +94,6 @@ def report(
     else:
         Console().print(table_text(results))
     closing(f"wrote {written}", f"espalier deploy bench {folder}/stages/export-*/model.onnx")
-
-
-@app.command()
-def prune(
-    config: Annotated[Path, typer.Argument(help="Config, as configs/prune/l1_half.py.")],
-    model: Annotated[Path, typer.Argument(help="Model file of a dense classifier or detector.")],
-    overrides: Overrides = None,
-    out: OutFile = None,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
-    """Cut channels from a classifier, or from a detector's backbone."""
-    with loading("torch and mmdet"):
-        from classify.config import read_config
-        from experiment.commands import prune_file, prune_table
-        from experiment.config import PruneConfig
-    settings = read_config(config, overrides or (), PruneConfig)
-    out = model_output(out, model.with_name(f"{model.stem}-{settings.criterion}-{settings.prune_ratio:g}.safetensors"))
-    refuse_existing(force, out, out.with_suffix(".py"))
-    figures = prune_file(model, settings, out)
-    if as_json:
-        print(json.dumps(figures, indent=1))
-    else:
-        Console().print(prune_table(figures))
-    closing(f"wrote {out}", f"espalier {_FINETUNE[figures['kind']]} --set start.file={out}")
 
 
 @deploy_app.command()

@@ -35,18 +35,11 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
     if card.backbone.widths:
         raise ValueError(f"{model}: slim already; expected a dense model to prune")
     is_detector = card.kind == "detector"
-    load, prune = (load_detector, prune_detector) if is_detector else (load_classifier, prune_classifier)
-    prefix = "backbone.net." if is_detector else ""
-    dense, card = load(model)
-    slim, slim_card, pruned = prune(
-        dense,
-        card,
-        config.prune_ratio,
-        criterion=config.criterion,
-        round_to=config.round_to,
-        ratios={prefix + pattern: ratio for pattern, ratio in config.ratios.items()},
-        skip=tuple(prefix + pattern for pattern in config.skip),
-    )
+    dense, card = load_detector(model) if is_detector else load_classifier(model)
+    if is_detector:
+        slim, slim_card, pruned = prune_detector(dense, card, parts=config.parts, **config.options())
+    else:
+        slim, slim_card, pruned = prune_classifier(dense, card, **config.options())
     before, after = _cost(dense, card), _cost(slim, slim_card)
     figures = {
         "dense_macs": before.macs,

@@ -5,18 +5,20 @@ at the current folder.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from classify.config import Backbone, FolderData, Part, Seed, ShapesData, check_name, read_config
 from classify.train import Schedule
 from detect import DetectorSettings
 from detect.config import CocoData, ScenesData
 from detect.orderings import ORDERINGS
-from prune.allocate import check_ratio
-from prune.criteria import CRITERIA
+from detect.pruning import PARTS
+from prune.criteria import CRITERIA, REDUCTIONS
+from prune.recipe import Ranking, Recipe, check_ratio
 
 __all__ = [
     "Backbone",
@@ -87,15 +89,30 @@ class Detection(Part):
 
 class _Cut(Part):
     criterion: str = "l1"
+    reduction: str = "sum"
+    """How the scores of layers that are cut together become one: sum, mean, max or first."""
+    ranking: Ranking = "uniform"
+    """`uniform`: the same share from every group; `global`: the lowest scores of all groups together."""
     round_to: int = Field(8, ge=1)
     """Kept channels are moved to the nearest multiple of it."""
+    min_channels: int = Field(1, ge=1)
+    """Every layer keeps at least so many, where it has them."""
     skip: tuple[str, ...] = ()
     """Layer patterns of the classifier (`layer1.*`) that stay whole."""
+
+    def options(self) -> dict[str, Any]:
+        """Return what is passed on to `prune.prune_model`."""
+        return self.model_dump(exclude={"prune_ratios", "parts"})
 
     @field_validator("criterion")
     @classmethod
     def _known(cls, name: str) -> str:
         return check_name(name, CRITERIA)
+
+    @field_validator("reduction")
+    @classmethod
+    def _known_reduction(cls, name: str) -> str:
+        return check_name(name, REDUCTIONS)
 
 
 class Pruning(_Cut):
@@ -106,12 +123,44 @@ class Pruning(_Cut):
 
 
 class PruneConfig(_Cut):
-    """What `espalier prune` cuts from a model file."""
+    """What `espalier prune` cuts from a model file: a ratio, one limit, or a preset of the literature."""
 
-    prune_ratio: Ratio
-    """Share of channels removed from every group."""
+    prune_ratio: Ratio | None = None
+    """Share of channels removed: of every group, or of all together where the ranking is global."""
+    max_macs: int | None = Field(None, ge=1)
+    """Limit for one image; as much is kept as fits."""
+    max_params: int | None = Field(None, ge=1)
+    max_activations: int | None = Field(None, ge=1)
+    """Limit on the outputs' elements of all convolutions and linear layers."""
     ratios: dict[str, Ratio] = Field(default_factory=dict)
-    """Layer pattern of the classifier -> its own ratio; the first match counts."""
+    """Layer pattern -> its own ratio; the first match counts."""
+    widths: dict[str, int] = Field(default_factory=dict)
+    """Layer pattern -> channels kept, exactly; the first match counts, before `ratios`."""
+
+    parts: tuple[str, ...] = ("backbone",)
+    """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. Layers of the last three go by
+    their own names in the patterns (`neck.*`)."""
+
+    @field_validator("parts")
+    @classmethod
+    def _known_parts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_name(name, PARTS) for name in names)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "PruneConfig":
+        self.recipe()
+        return self
+
+    def recipe(self) -> Recipe:
+        """Return how much is cut, and where."""
+        return Recipe(**self.model_dump(include={field.name for field in fields(Recipe)}))
+
+    @property
+    def label(self) -> str:
+        """How a file is called that was cut so: `l1-0.5`, `l1-max_macs-1000000`."""
+        recipe = self.recipe()
+        amount = f"{self.prune_ratio:g}" if recipe.limit is None else "-".join(map(str, recipe.limit))
+        return f"{self.criterion}-{amount}"
 
 
 class Timing(Part):

@@ -80,15 +80,7 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the classifier."""
     net, card = load_classifier(job.source_model)
-    pruning = job.config.pruning
-    slim, card, pruned = prune_classifier(
-        net,
-        card,
-        job.prune_ratio,
-        criterion=pruning.criterion,
-        round_to=pruning.round_to,
-        skip=pruning.skip,
-    )
+    slim, card, pruned = prune_classifier(net, card, job.prune_ratio, **job.config.pruning.options())
     figures = _finished_classifier(job, folder, slim, card)
     dense_macs = job.source_figures()["macs"]
     return {**figures, "dense_macs": dense_macs, "untouched": [asdict(d) for d in pruned.untouched]}
@@ -131,15 +123,9 @@ def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone."""
     detector, card = load_detector(job.source_model)
-    pruning = job.config.pruning
-    slim, card, pruned = prune_detector(
-        detector,
-        card,
-        job.prune_ratio,
-        criterion=pruning.criterion,
-        round_to=pruning.round_to,
-        skip=_skip_in(detector, pruning.skip),
-    )
+    options = job.config.pruning.options()
+    skip = _skip_in(detector, options.pop("skip"))
+    slim, card, pruned = prune_detector(detector, card, job.prune_ratio, skip=skip, **options)
     save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))
     return {"untouched": [asdict(d) for d in pruned.untouched]}
 
@@ -196,7 +182,7 @@ def _classifier_preprocessing(job: Job) -> dict[str, Any]:
 def _skip_in(detector: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """Return the classifier's patterns as the detector's; one of the head, which a detector lacks, falls away."""
     names = [name for name, _ in detector.named_modules()]
-    return tuple(p for p in (f"backbone.net.{pattern}" for pattern in patterns) if fnmatch.filter(names, p))
+    return tuple(pattern for pattern in patterns if fnmatch.filter(names, f"backbone.net.{pattern}"))
 
 
 def _provenance(job: Job, metrics: Figures) -> dict[str, Any]:

@@ -84,9 +84,14 @@ def test_a_stage_can_be_skipped(tiny):
     assert reasons["backbone.net.layer4.0.conv1"] == "skipped as asked (backbone.net.layer4.*)"
 
 
-def test_a_pattern_without_the_backbones_prefix_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"layer4\.0\.conv1: no layer of the model matches; nearest names: backbone\."):
-        prune_detector(*tiny(), 0.5, skip=("layer4.0.conv1",))
+def test_backbone_layers_go_by_the_classifiers_names(tiny):
+    _, _, pruned = prune_detector(*tiny(), 0.5, skip=("layer4.0.conv1",))
+    assert [d.group for d in pruned.untouched if d.reason.startswith("skipped")] == ["backbone.net.layer4.0.conv1"]
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_names(tiny):
+    with pytest.raises(ValueError, match=r"layer9\.0\.conv1: no layer of the model matches; nearest names: backbone\."):
+        prune_detector(*tiny(), 0.5, skip=("layer9.0.conv1",))
 
 
 def test_a_slim_detector_learns_in_one_step(slim, train_loss):
@@ -111,5 +116,5 @@ def test_a_slim_detector_trains_and_evaluates_through_the_runner(slim, scenes, s
 
 
 def test_pruning_a_slim_detector_is_refused(slim):
-    with pytest.raises(ValueError, match="detector: its backbone is slim already; expected a dense one to prune"):
+    with pytest.raises(ValueError, match="detector: slim already; expected a dense one to prune"):
         prune_detector(slim[0], slim[1], 0.5)

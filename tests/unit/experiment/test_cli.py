@@ -179,7 +179,14 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(command, tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     "arguments",
-    [["prune"], ["nope"], ["classify", "nope"], ["detect", "nope"], ["run", "c.py", "--nope"], ["deploy", "export"]],
+    [
+        ["prune", "apply"],
+        ["nope"],
+        ["classify", "nope"],
+        ["detect", "nope"],
+        ["run", "c.py", "--nope"],
+        ["deploy", "export"],
+    ],
 )
 def test_a_wrong_use_of_the_command_is_exit_code_2(command, arguments):
     code, out, err = command(*arguments)

@@ -38,7 +38,7 @@ def test_overrides_reach_every_depth():
         ("classification.train.epoch=3", "classification.train.epoch; nearest valid ones: epochs"),
         ("detection.model.image_size=3", "detection.model.image_size; nearest valid ones: image_size_hw"),
         ("backbone.nme=3", "backbone.nme; nearest valid ones: name"),
-        ("pruning.prune_ratio=0.5", "pruning.prune_ratio; nearest valid ones: prune_ratios, round_to"),
+        ("pruning.prune_ratio=0.5", "pruning.prune_ratio; nearest valid ones: prune_ratios, round_to, reduction"),
     ],
 )
 def test_an_unknown_key_tells_the_nearest_of_its_place(override, message):
