@@ -53,7 +53,7 @@ def apply(
     refuse_existing(force, out, out.with_suffix(".py"))
     figures = prune_file(model, settings, out)
     if as_json:
-        print(json.dumps(figures, indent=1))
+        typer.echo(json.dumps(figures, indent=1))
     else:
         Console().print(prune_table(figures))
     closing(f"wrote {out}", f"espalier {_FINETUNE[figures['kind']]} --set start.file={out}")
