@@ -27,7 +27,13 @@ def documents() -> list[Path]:
 
 def _table(record: Path) -> str:
     content = json.loads(record.read_text())
+    if "columns" in content:
+        return _markdown([content["columns"], ["---"] * len(content["columns"]), *content["table"]])
     return table_markdown(content) if "rows" in content else table_from_record(load_record(record))
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

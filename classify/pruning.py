@@ -22,7 +22,7 @@ def prune_classifier(
         net: A dense classifier.
         card: Its card.
         prune_ratio: Share of channels removed, [0, 1); None where the options hold a limit.
-        options: As for `prune.prune_model`.
+        options: As for `prune.prune_model`; a criterion that needs data is an object made on `net`.
 
     Raises:
         ValueError: If the classifier is slim already, or an option does not fit.

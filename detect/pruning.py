@@ -40,7 +40,8 @@ def prune_detector(
         card: Its card.
         prune_ratio: Share of channels removed, [0, 1); None where the options hold a limit.
         parts: Those of `PARTS` that are cut.
-        options: As for `prune.prune_model`. In patterns the backbone's layers go by the classifier's names, others by
+        options: As for `prune.prune_model`; a criterion that needs data is an object made on `detector`, whose layers
+            have the names that are traced. In patterns the backbone's layers go by the classifier's names, others by
             the detector's (`neck.*`). A limit is on the whole detector, for one image of its size.
 
     Raises:

@@ -15,9 +15,11 @@ from classify.pruning import prune_classifier
 from detect import load_detector, save_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
+from experiment.calibration import measured_on_data
 from experiment.config import PruneConfig
 from experiment.measuring import write_deployment
-from prune import Cost, cost_of
+from prune import Cost, Decision, cost_of
+from prune.presets import PRESETS
 
 __all__ = ["export_file", "prune_file", "prune_table"]
 
@@ -26,45 +28,49 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
     """Write the slim model file.
 
     Raises:
-        ValueError: If the model is slim already, or a pattern matches no layer of it.
+        FileNotFoundError: If the model, or the data that its criterion measures on, is missing.
+        ValueError: If the model is slim already, or config or data are not for it.
 
     Returns:
-        `kind`, `macs` and `params` with those of the dense model, and `groups`: layers, channels and reason of each.
+        `kind`; `macs`, `params` and `activations` with those of the dense model; `num_rounded`, the channels that
+        rounding to `round_to` added; and `groups`: layers, channels and reason of each.
     """
     card = read_card(model)
-    if card.backbone.widths:
-        raise ValueError(f"{model}: slim already; expected a dense model to prune")
+    _check_fits(model, card, config)
     is_detector = card.kind == "detector"
     dense, card = load_detector(model) if is_detector else load_classifier(model)
+    options, data = measured_on_data(config, model, dense, card)
     if is_detector:
-        slim, slim_card, pruned = prune_detector(dense, card, parts=config.parts, **config.options())
+        slim, slim_card, pruned = prune_detector(dense, card, parts=config.parts, **options)
     else:
-        slim, slim_card, pruned = prune_classifier(dense, card, **config.options())
-    before, after = _cost(dense, card), _cost(slim, slim_card)
+        slim, slim_card, pruned = prune_classifier(dense, card, **options)
     figures = {
-        "dense_macs": before.macs,
-        "macs": after.macs,
-        "mac_reduction": before.macs / after.macs,
-        "dense_params": before.params,
-        "params": after.params,
+        **_costs(_cost(dense, card), _cost(slim, slim_card)),
+        "round_to": options["round_to"],
+        "num_rounded": pruned.num_rounded,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save = save_detector if is_detector else save_model
-    save(out, slim, replace(slim_card, provenance=provenance(config, model, figures)))
-    return {"kind": card.kind, **figures, "groups": [asdict(decision) for decision in pruned.decisions]}
+    save(out, slim, replace(slim_card, provenance={**provenance(config, model, figures), "data": list(data)}))
+    return {"kind": card.kind, **figures, "groups": [_described(d, config.preset) for d in pruned.decisions]}
 
 
 def prune_table(figures: dict[str, Any]) -> Table:
-    """Return the groups that `prune_file` tells of as a table, the costs below it."""
-    costs = [f"{name}: {figures[f'dense_{name}']:,} before, {figures[name]:,} after" for name in ("macs", "params")]
-    table = Table("layers", title="Channels cut together", caption="\n".join(costs))
-    for header in ("before", "after"):
+    """Return the groups that `prune_file` tells of as a table, the costs and what rounding did below it."""
+    caption = [
+        f"{name}: {figures[f'dense_{name}']:,} before, {figures[name]:,} after"
+        for name in ("macs", "params", "activations")
+    ]
+    step, num = figures["round_to"], figures["num_rounded"]
+    if step > 1:
+        caption.append(f"rounding to a multiple of {step} {'took' if num < 0 else 'added'} {abs(num)} channels")
+    table = Table("layers", title="Channels cut together", caption="\n".join(caption))
+    for header in ("before", "unrounded", "after"):
         table.add_column(header, justify="right")
     table.add_column("why untouched")
     for group in figures["groups"]:
-        table.add_row(
-            ", ".join(group["layers"]), str(group["num_channels"]), str(group["num_kept"]), group["reason"] or ""
-        )
+        numbers = (group["num_channels"], group["before_rounding"], group["num_kept"])
+        table.add_row(", ".join(group["layers"]), *("" if n is None else str(n) for n in numbers), group["reason"])
     return table
 
 
@@ -83,6 +89,39 @@ def export_file(model: Path, folder: Path, batch: int) -> dict[str, Any]:
     images = torch.rand(batch, 3, card.preprocessing["image_size"], card.preprocessing["image_size"]) * 255
     scores = nn.Sequential(_normalization(), net).eval()
     return write_deployment(scores, [{"image": images}], ("scores",), card, model.name, folder)
+
+
+def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:
+    """Raise ValueError if the model is slim already, or another one than the preset is for."""
+    if card.backbone.widths or "widths" in (card.detector or {}):
+        raise ValueError(f"{model}: slim already; expected a dense model to prune")
+    if config.preset:
+        name, base = card.backbone.name, card.backbone.base_channels
+        expected = PRESETS[config.preset].backbone
+        if (name, base) != (expected, 64):
+            raise ValueError(
+                f"preset: {config.preset} is for {expected}, got {name} with base_channels {base}; "
+                f"expected {expected} with base_channels 64"
+            )
+
+
+def _described(decision: Decision, preset: str | None) -> dict[str, Any]:
+    """Return the decision as JSON takes it; what a preset leaves whole is asked for by its name."""
+    reason = decision.reason and preset and decision.reason.replace("prune_ratio 0.0", preset)
+    return {**asdict(decision), "reason": reason or decision.reason}
+
+
+def _costs(dense: Cost, slim: Cost) -> dict[str, Any]:
+    before, after = (sum(layer.activations for layer in cost.layers.values()) for cost in (dense, slim))
+    return {
+        "dense_macs": dense.macs,
+        "macs": slim.macs,
+        "mac_reduction": dense.macs / slim.macs,
+        "dense_params": dense.params,
+        "params": slim.params,
+        "dense_activations": before,
+        "activations": after,
+    }
 
 
 def _cost(model: nn.Module, card: ModelCard) -> Cost:

@@ -17,12 +17,14 @@ from detect import DetectorSettings
 from detect.config import CocoData, ScenesData
 from detect.orderings import ORDERINGS
 from detect.pruning import PARTS
-from prune.criteria import CRITERIA, REDUCTIONS
-from prune.recipe import Ranking, Recipe, check_ratio
+from prune.criteria import CRITERIA, REDUCTIONS, DataDriven
+from prune.presets import PRESETS
+from prune.recipe import LIMITS, Ranking, Recipe, check_ratio
 
 __all__ = [
     "Backbone",
     "Budget",
+    "Calibration",
     "Classification",
     "CocoData",
     "CropsData",
@@ -40,6 +42,9 @@ __all__ = [
 
 Budget = Literal["scratch_e", "scratch_b"]
 """How long `scratch_transfer` trains its classifier."""
+
+_RECIPE = {field.name for field in fields(Recipe)}
+_BUDGETS = ("preset", "prune_ratio", *LIMITS)
 
 
 def _in_range(ratio: float) -> float:
@@ -87,8 +92,18 @@ class Detection(Part):
     """Of the detector pruned in `transfer_prune`."""
 
 
+class Calibration(Part):
+    """How many training images a criterion that measures on data looks at."""
+
+    num_batches: int = Field(32, ge=1)
+    """Fewer where the images run out."""
+    batch_size: int = Field(4, ge=1)
+
+
 class _Cut(Part):
     criterion: str = "l1"
+    calibration: Calibration = Calibration()
+    """Of taylor, mean_activation and average_rank; the other criteria look at no images."""
     reduction: str = "sum"
     """How the scores of layers that are cut together become one: sum, mean, max or first."""
     ranking: Ranking = "uniform"
@@ -100,9 +115,14 @@ class _Cut(Part):
     skip: tuple[str, ...] = ()
     """Layer patterns of the classifier (`layer1.*`) that stay whole."""
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether the criterion measures on training images."""
+        return issubclass(CRITERIA[self.criterion], DataDriven)
+
     def options(self) -> dict[str, Any]:
-        """Return what is passed on to `prune.prune_model`."""
-        return self.model_dump(exclude={"prune_ratios", "parts"})
+        """Return what is passed on to `prune.prune_model`, the criterion by name."""
+        return self.model_dump(include={"criterion", "reduction", *_RECIPE})
 
     @field_validator("criterion")
     @classmethod
@@ -125,6 +145,8 @@ class Pruning(_Cut):
 class PruneConfig(_Cut):
     """What `espalier prune` cuts from a model file: a ratio, one limit, or a preset of the literature."""
 
+    preset: str | None = None
+    """Name of a slim network in `prune.presets`; the criterion says which channels fill its widths."""
     prune_ratio: Ratio | None = None
     """Share of channels removed: of every group, or of all together where the ranking is global."""
     max_macs: int | None = Field(None, ge=1)
@@ -140,6 +162,15 @@ class PruneConfig(_Cut):
     parts: tuple[str, ...] = ("backbone",)
     """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. Layers of the last three go by
     their own names in the patterns (`neck.*`)."""
+    data: Annotated[ShapesData | FolderData | ScenesData | CocoData, Field(discriminator="type")] | None = None
+    """Its training images are what the calibration looks at; of a criterion that needs none, None."""
+    seed: Seed = 0
+    """Of the choice of those images, and of random scores."""
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str | None) -> str | None:
+        return name and check_name(name, PRESETS)
 
     @field_validator("parts")
     @classmethod
@@ -148,18 +179,47 @@ class PruneConfig(_Cut):
 
     @model_validator(mode="after")
     def _one_budget(self) -> "PruneConfig":
+        asked = [name for name in _BUDGETS if getattr(self, name) is not None]
+        if len(asked) != 1:
+            got = " and ".join(asked) or "none"
+            raise ValueError(f"budget: not clear, got {got}; expected one of {', '.join(_BUDGETS)}")
+        said = sorted(self.model_fields_set & {*_RECIPE - {*_BUDGETS}, "parts"})
+        if self.preset and said:
+            raise ValueError(
+                f"{said[0]}: of no use, got one with a preset; expected none, {self.preset} says all widths"
+            )
         self.recipe()
+        return self
+
+    @model_validator(mode="after")
+    def _data_counts(self) -> "PruneConfig":
+        if self.needs_data and self.data is None:
+            raise ValueError(
+                f"data: {self.criterion} measures on training images, got none; expected data=dict(type=...)"
+            )
+        if self.data and not self.needs_data:
+            raise ValueError(
+                f"data: of no use, got {self.data.type}; expected none, {self.criterion} looks at no images"
+            )
         return self
 
     def recipe(self) -> Recipe:
         """Return how much is cut, and where."""
-        return Recipe(**self.model_dump(include={field.name for field in fields(Recipe)}))
+        if self.preset:
+            return Recipe(0.0, widths=PRESETS[self.preset].kept)
+        return Recipe(**self.model_dump(include=_RECIPE))
+
+    def options(self) -> dict[str, Any]:
+        """Return what is passed on to `prune.prune_model`, the criterion by name."""
+        return {"criterion": self.criterion, "reduction": self.reduction, **vars(self.recipe())}
 
     @property
     def label(self) -> str:
-        """How a file is called that was cut so: `l1-0.5`, `l1-max_macs-1000000`."""
-        recipe = self.recipe()
-        amount = f"{self.prune_ratio:g}" if recipe.limit is None else "-".join(map(str, recipe.limit))
+        """How a file is called that was cut so: `l1-0.5`, `l1-max_macs-1000000`, `resnet34-A`."""
+        if self.preset:
+            return self.preset
+        limit = self.recipe().limit
+        amount = "-".join(map(str, limit)) if limit else f"{self.prune_ratio:g}"
         return f"{self.criterion}-{amount}"
 
 

@@ -121,7 +121,8 @@ class _Planner:
         """Return the part of the config that a step depends on, so that no other change does its work again."""
         config = self.config
         weights = config.backbone.weights
-        pruning = {**config.pruning.model_dump(mode="json", exclude={"prune_ratios"}), "prune_ratio": leaf.prune_ratio}
+        unused = {"prune_ratios", *(() if config.pruning.needs_data else ("calibration",))}
+        pruning = {**config.pruning.model_dump(mode="json", exclude=unused), "prune_ratio": leaf.prune_ratio}
         by_step: dict[str, dict[str, Any]] = {
             "train_classifier": {
                 "backbone": config.backbone.model_dump(exclude={"weights"}),

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from classify.cli import AsJson, Force, OutFile, Overrides, closing, loading, model_output, refuse_existing
 
-__all__ = ["app", "apply"]
+__all__ = ["app", "apply", "sensitivity", "show"]
 
 _FINETUNE = {
     "classifier": "classify train configs/classify/resnet18_shapes_finetune.py",
@@ -57,3 +57,54 @@ def apply(
     else:
         Console().print(prune_table(figures))
     closing(f"wrote {out}", f"espalier {_FINETUNE[figures['kind']]} --set start.file={out}")
+
+
+@app.command()
+def show(
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="NAME_OR_FILE", help="Preset, as resnet34-A; model file; or PruneSpec (.json)."),
+    ],
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width of the image; the model's or preset's own unless given.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network that a PruneSpec belongs to, as resnet34.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of that network.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a pruning did to each layer, and which layers a GPU will not run faster for it."""
+    with loading("torch and mmdet"):
+        from experiment.prune_show import shown, shown_text
+    told = shown(subject, image_size, backbone, num_classes)
+    if as_json:
+        typer.echo(json.dumps(told.to_dict(), indent=1))
+    else:
+        Console().print(shown_text(told))
+    closing(f"explained {subject}", told.next_command)
+
+
+@app.command()
+def sensitivity(
+    config: Annotated[Path, typer.Argument(help="Config, as configs/prune/sensitivity_shapes.py.")],
+    model: Annotated[Path, typer.Argument(help="Model file of a trained dense classifier or detector.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder to write; the model's name with .sensitivity unless given."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another study in that folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the layers to skip: cut each group alone, and measure what that loses and wins."""
+    with loading("torch and mmdet"):
+        from classify.config import read_config
+        from experiment.sensitivity import PICTURE, SensitivityConfig, measure_sensitivity, next_command
+        from experiment.sensitivity import sensitivity_table as table
+    settings = read_config(config, overrides or (), SensitivityConfig)
+    out = out or model.with_suffix(".sensitivity")
+    figures = measure_sensitivity(model, settings, out, force, Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1))
+    else:
+        Console().print(table(figures))
+    closing(f"wrote {out / PICTURE}, and its figures beside it", next_command(model, settings, figures))

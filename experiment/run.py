@@ -98,8 +98,9 @@ def _check_backbone(config: ExperimentConfig) -> None:
     if weights:
         load_weights(net, read_weights(weights), str(weights), optional=HEADS)
     side = config.classification.image_size
+    options = {**pruning.options(), **({"criterion": "l1"} if pruning.needs_data else {})}  # no data is there yet
     for ratio in pruning.prune_ratios:
-        prune_model(net, (torch.zeros(1, 3, side, side),), ratio, round_to=pruning.round_to, skip=pruning.skip)
+        prune_model(net, (torch.zeros(1, 3, side, side),), ratio, **options)
 
 
 def _check_detector(config: ExperimentConfig) -> None:

@@ -7,6 +7,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from torch import nn
 
 from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.budget import scratch_epochs
+from classify.calibration import classifier_losses
 from classify.checkpoint import ModelCard, load_classifier, load_weights, read_weights, save_model
 from classify.data import MEAN, STD, class_names, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.pruning import prune_classifier
 from classify.train import Schedule, train_classifier
 from detect import load_detector, new_detector, save_detector, transfer
+from detect.calibration import detector_losses
 from detect.data import read_annotations
 from detect.evaluate import evaluate_detector
 from detect.pruning import prune_detector
 from detect.train import train_detector
+from experiment.calibration import measured_options
 from experiment.config import ExperimentConfig
 from experiment.data import Data
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
@@ -80,7 +84,8 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the classifier."""
     net, card = load_classifier(job.source_model)
-    slim, card, pruned = prune_classifier(net, card, job.prune_ratio, **job.config.pruning.options())
+    options = measured_options(job.config.pruning, net, partial(classifier_losses, card, job.data.images), job.seed)
+    slim, card, pruned = prune_classifier(net, card, job.prune_ratio, **options)
     figures = _finished_classifier(job, folder, slim, card)
     dense_macs = job.source_figures()["macs"]
     return {**figures, "dense_macs": dense_macs, "untouched": [asdict(d) for d in pruned.untouched]}
@@ -123,7 +128,8 @@ def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone."""
     detector, card = load_detector(job.source_model)
-    options = job.config.pruning.options()
+    losses = partial(detector_losses, card, job.data.train)
+    options = measured_options(job.config.pruning, detector, losses, job.seed)
     skip = _skip_in(detector, options.pop("skip"))
     slim, card, pruned = prune_detector(detector, card, job.prune_ratio, skip=skip, **options)
     save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))

@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from prune.groups import Group
 from prune.recipe import LIMITS, Recipe, check_ratio
 
-__all__ = ["Share", "allocate", "kept_channels", "num_kept"]
+__all__ = ["Share", "allocate", "kept_channels", "num_kept", "protected"]
 
 Cost = Callable[[Mapping[str, int]], Mapping[str, int]]
 """Channels kept by group name -> macs, params, activations."""
@@ -39,12 +39,27 @@ def kept_channels(scores_C: Tensor, num: int) -> Tensor:
     return ranked[:num].sort().values
 
 
+def protected(group: Group, scores_C: Tensor, min_channels: int) -> Tensor:
+    """Return the scores with the best channels of each layer that writes only part of the group out of reach: infinite.
+
+    Else other layers could win all the places, and nothing would be left of that layer.
+    """
+    raised_C = scores_C.clone()
+    for member in group.members:
+        written = member.roots.unique()
+        if member.side == "out" and len(written) < group.num_channels:
+            needed = -(-min_channels * len(written) // len(member.roots))
+            raised_C[written[kept_channels(scores_C[written], needed)]] = math.inf
+    return raised_C
+
+
 @dataclass(frozen=True)
 class Share:
     """What one group keeps."""
 
     num_kept: int
     before_rounding: int
+    """What it would keep were `round_to` 1."""
 
 
 def allocate(groups: Sequence[Group], scores: Mapping[str, Tensor], recipe: Recipe, cost: Cost) -> dict[str, Share]:
@@ -54,29 +69,36 @@ def allocate(groups: Sequence[Group], scores: Mapping[str, Tensor], recipe: Reci
 
     Args:
         groups: All of them can be pruned.
-        scores: Group name -> score per channel, comparable among groups where the ranking is global.
+        scores: Group name -> score per channel, comparable among groups where the ranking is global; infinite for
+            those that stay (see `protected`).
         recipe: The budget and its exceptions.
         cost: What a choice costs; asked for limits only.
 
     Raises:
         ValueError: If the limit is below what can be reached; the message says what can.
     """
-    bounds = {group.name: _Bounds.of(group, recipe) for group in groups}
-    fixed = {group.name: share for group in groups if (share := _own_share(group, recipe, bounds[group.name]))}
+    kept = _allocated(groups, scores, recipe, cost)
+    exact = kept if recipe.round_to == 1 else _allocated(groups, scores, replace(recipe, round_to=1), cost)
+    return {name: Share(num, exact[name]) for name, num in kept.items()}
+
+
+def _allocated(groups: Sequence[Group], scores: Mapping[str, Tensor], recipe: Recipe, cost: Cost) -> dict[str, int]:
+    bounds = {group.name: _Bounds.of(group, scores[group.name], recipe) for group in groups}
+    fixed = {group.name: num for group in groups if (num := _own_number(group, recipe, bounds[group.name]))}
     levels = _Levels([group for group in groups if group.name not in fixed], scores, recipe, bounds)
     if recipe.limit is None:
         assert recipe.prune_ratio is not None
         return {**fixed, **levels.at_ratio(recipe.prune_ratio)}
     name, limit = recipe.limit
 
-    def over(shares: Mapping[str, Share]) -> int:
-        return cost({key: share.num_kept for key, share in {**fixed, **shares}.items()})[LIMITS[name]] - limit
+    def spent(kept: Mapping[str, int]) -> int:
+        return cost({**fixed, **kept})[LIMITS[name]]
 
-    level = bisect.bisect_left(range(levels.num), True, key=lambda i: over(levels[i]) <= 0)
+    level = bisect.bisect_left(range(levels.num), True, key=lambda i: spent(levels[i]) <= limit)
     if level == levels.num:
-        least = over(levels[levels.num - 1]) + limit
+        least = spent(levels[levels.num - 1])
         raise ValueError(f"{name}: below what can be reached, got {limit}; expected at least {least}")
-    return {**fixed, **_filled(levels[level], bounds, levels.urgency, over)}
+    return {**fixed, **_filled(levels[level], bounds, levels.urgency, lambda kept: spent(kept) <= limit)}
 
 
 @dataclass(frozen=True)
@@ -88,22 +110,22 @@ class _Bounds:
     step: int
 
     @classmethod
-    def of(cls, group: Group, recipe: Recipe) -> "_Bounds":
-        least = min(group.num_channels, -(-recipe.min_channels // group.unit))
-        return cls(least, group.num_channels, recipe.round_to // math.gcd(recipe.round_to, group.unit))
+    def of(cls, group: Group, scores_C: Tensor, recipe: Recipe) -> "_Bounds":
+        least = max(-(-recipe.min_channels // group.unit), int(scores_C.isinf().sum()))
+        step = recipe.round_to // math.gcd(recipe.round_to, group.unit)
+        return cls(min(group.num_channels, least), group.num_channels, step)
 
-    def share(self, exact: int) -> Share:
-        """Return the nearest allowed number; too few for `min_channels` goes up to the next multiple."""
-        rounded = _rounded(exact, self.most, self.step)
+    def nearest(self, num: int) -> int:
+        """Return the nearest allowed number; one below `least` goes up to the next multiple."""
         least = min(self.most, -(-self.least // self.step) * self.step)
-        return Share(max(rounded, least), exact)
+        return max(_rounded(num, self.most, self.step), least)
 
 
-def _own_share(group: Group, recipe: Recipe, bounds: _Bounds) -> Share | None:
+def _own_number(group: Group, recipe: Recipe, bounds: _Bounds) -> int | None:
     width, ratio = recipe.own_width(group), recipe.own_ratio(group)
     if width is not None:
-        return Share(width, width)
-    return None if ratio is None else bounds.share(_floor(group.num_channels, ratio))
+        return width
+    return None if ratio is None else bounds.nearest(_floor(group.num_channels, ratio))
 
 
 class _Levels:
@@ -113,25 +135,28 @@ class _Levels:
         self, groups: Sequence[Group], scores: Mapping[str, Tensor], recipe: Recipe, bounds: Mapping[str, _Bounds]
     ) -> None:
         self._groups, self._bounds, self._uniform = groups, bounds, recipe.ranking == "uniform"
+        self.urgency: dict[str, list[float]]
+        """Per group: how much it deserves to keep one more than k channels."""
         if self._uniform:
             sizes = {group.num_channels for group in groups}
             self._ratios = sorted({Fraction(gone, size) for size in sizes for gone in range(size)} | {Fraction(0)})
+            self.num = len(self._ratios)
+            self.urgency = {g.name: [-k / g.num_channels for k in range(g.num_channels)] for g in groups}
         else:
             self._ranked = _removal_order(groups, scores, bounds)
-        self.num = len(self._ratios) if self._uniform else len(self._ranked) + 1
-        self.urgency = {g.name: scores[g.name].sort(descending=True).values.tolist() for g in groups}
+            self.num = len(self._ranked) + 1
+            self.urgency = {g.name: scores[g.name].sort(descending=True).values.tolist() for g in groups}
 
-    def __getitem__(self, level: int) -> dict[str, Share]:
+    def __getitem__(self, level: int) -> dict[str, int]:
         if self._uniform:
-            kept = {g.name: max(1, math.floor(g.num_channels * (1 - self._ratios[level]))) for g in self._groups}
-        else:
-            gone = torch.bincount(self._ranked[:level], minlength=len(self._groups)).tolist()
-            kept = {group.name: group.num_channels - num for group, num in zip(self._groups, gone, strict=True)}
-        return {name: self._bounds[name].share(num) for name, num in kept.items()}
+            return self.at_ratio(self._ratios[level])
+        gone = torch.bincount(self._ranked[:level], minlength=len(self._groups)).tolist()
+        pairs = zip(self._groups, gone, strict=True)
+        return {group.name: self._bounds[group.name].nearest(group.num_channels - num) for group, num in pairs}
 
-    def at_ratio(self, prune_ratio: float) -> dict[str, Share]:
+    def at_ratio(self, prune_ratio: float | Fraction) -> dict[str, int]:
         if self._uniform:
-            return {g.name: self._bounds[g.name].share(_floor(g.num_channels, prune_ratio)) for g in self._groups}
+            return {g.name: self._bounds[g.name].nearest(_floor(g.num_channels, prune_ratio)) for g in self._groups}
         total = sum(group.num_channels for group in self._groups)
         return self[min(total - _floor(total, prune_ratio), self.num - 1)]
 
@@ -147,26 +172,25 @@ def _removal_order(groups: Sequence[Group], scores: Mapping[str, Tensor], bounds
 
 
 def _filled(
-    shares: dict[str, Share],
+    kept: dict[str, int],
     bounds: Mapping[str, _Bounds],
     urgency: Mapping[str, Sequence[float]],
-    over: Callable[[Mapping[str, Share]], int],
-) -> dict[str, Share]:
-    """Give back rounding steps while the limit allows, the best channel that would go first."""
-    shares, open_names = dict(shares), set(shares)
-    while open_names := {name for name in open_names if shares[name].num_kept < bounds[name].most}:
-        name = max(sorted(open_names), key=lambda n: urgency[n][shares[n].num_kept])
-        share = shares[name]
-        more = min(bounds[name].most, (share.num_kept // bounds[name].step + 1) * bounds[name].step)
-        wider = {**shares, name: Share(more, share.before_rounding)}
-        if over(wider) <= 0:
-            shares = wider
+    fits: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int]:
+    """Give back rounding steps while the limit allows, the most urgent first."""
+    open_names = set(kept)
+    while open_names := {name for name in open_names if kept[name] < bounds[name].most}:
+        name = max(sorted(open_names), key=lambda n: urgency[n][kept[n]])
+        step = bounds[name].step
+        wider = {**kept, name: min(bounds[name].most, (kept[name] // step + 1) * step)}
+        if fits(wider):
+            kept = wider
         else:
             open_names.discard(name)
-    return shares
+    return kept
 
 
-def _floor(num_channels: int, prune_ratio: float) -> int:
+def _floor(num_channels: int, prune_ratio: float | Fraction) -> int:
     return max(1, int(num_channels * (1 - Fraction(str(prune_ratio)))))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prune.modes import evaluating
+from prune.nodes import is_producer
 
 __all__ = ["Cost", "LayerCost", "cost_of"]
 
@@ -55,19 +56,20 @@ def cost_of(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
 
 @contextmanager
 def _counting(model: nn.Module, layers: dict[str, LayerCost]) -> Iterator[None]:
-    def count(name: str, layer: nn.Module, output: Tensor) -> None:
-        macs_per_element = next(layer.parameters())[0].numel()  # in / groups * kernel area, or in_features
+    def count(name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        weights_per_row = next(layer.parameters())[0].numel()  # what one output reads; transposed: what one input feeds
+        elements = inputs[0].numel() if getattr(layer, "transposed", False) else output.numel()
         before = layers.get(name, LayerCost(0, 0, 0))  # a shared head runs once per level
         layers[name] = LayerCost(
-            macs=before.macs + output.numel() * macs_per_element,
+            macs=before.macs + elements * weights_per_row,
             params=sum(parameter.numel() for parameter in layer.parameters()),
             activations=before.activations + output.numel(),
         )
 
     hooks = [
-        module.register_forward_hook(lambda layer, _, output, name=name: count(name, layer, output))
+        module.register_forward_hook(lambda layer, inputs, output, name=name: count(name, layer, inputs, output))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if is_producer(module)
     ]
     try:
         yield

@@ -89,7 +89,10 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
 
 def _layer(model: nn.Module, member: Member) -> nn.Module | None:
     """Return the member's layer, or None for a free parameter."""
-    return dict(model.named_modules(remove_duplicate=False)).get(member.layer)
+    try:
+        return model.get_submodule(member.layer)
+    except AttributeError:
+        return None
 
 
 def _filters(model: nn.Module, member: Member) -> Tensor | None:
@@ -112,7 +115,7 @@ class L1Norm:
     def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
         """Return the L1 norm per output channel, >= 0."""
         filters_OK = _filters(model, member)
-        return None if filters_OK is None else filters_OK.abs().sum(1)
+        return None if filters_OK is None else filters_OK.norm(p=1, dim=1)
 
 
 class L2Norm:

@@ -14,40 +14,44 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prune.cost import Cost, cost_of
-from prune.groups import find_groups
+from prune.groups import find_groups, has_channels
 from prune.modes import evaluating
 from prune.spec import layer_of, layer_widths
 
-__all__ = ["CAUSES", "Cause", "Explanation", "Finding", "LayerRow", "explain", "untouched_reasons"]
+__all__ = [
+    "CAUSES",
+    "GRID",
+    "MEMORY_BOUND",
+    "Cause",
+    "Explanation",
+    "Finding",
+    "LayerRow",
+    "explain",
+    "untouched_reasons",
+]
 
-Cause = Literal["uncut", "half_cut", "memory_bound", "misaligned"]
+Cause = Literal["misaligned", "memory_bound", "half_cut", "uncut"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 GRID = 8
 """Half precision runs on multiples of so many channels; others are padded with zeros up to the next one.
 
-Source: NVIDIA, Convolutional Layers User's Guide: channels divisible by 8 for FP16, 16 for INT8; cuDNN >= 7.6.3 pads.
+Source: NVIDIA, Convolutional Layers User's Guide, "Channels In And Out"; cuDNN pads since version 7.6.3.
 """
 MULTIPLES = (32, 16, 8)
 MEMORY_BOUND = 69
 """MACs per byte below which moving data takes longer than computing.
 
-Source: NVIDIA, GPU Performance Background User's Guide, section 3: a V100 does 125e12 operations in half precision and
-moves 900e9 bytes a second, 139 operations or 69 MACs per byte. A100 and H100 do more per byte (more layers are bound).
+Source: NVIDIA, GPU Performance Background User's Guide: a V100 does 125e12 operations in half precision and moves 900e9
+bytes a second, 139 operations or 69 MACs per byte. An A100 or H100 does more per byte: more layers are bound there.
 """
 BYTES_PER_ELEMENT = 2
-MEMORY_BOUND_LAG = 0.5
-"""A memory-bound layer gains too little if its bytes fall by less than this share of the fall of its MACs.
+LAG = 0.75
+"""A layer gains too little if its time, or what it moves, falls by less than this share of the fall of its MACs.
 
-A cut of both sides by r takes 1 - (1 - r)^2 of the MACs and at least r of the bytes, which is more than half as much;
-below half, the side that holds most of the elements stayed whole.
-"""
-HALF_CUT_LAG = 0.75
-"""The same for a layer of which one side only was cut.
-
-With as many channels on both sides the bytes then fall half as much as the MACs where activations outweigh the weights,
-and just as much where weights outweigh the activations; the limit lies midway. That nets pruned inside their blocks
-only gain less than others at equal MACs: Liu et al., Group Fisher Pruning, ICML 2021 (1.30x against 1.79x, ResNet-50).
+Bytes fall as MACs do in a depthwise layer, and where weights outweigh activations. Where activations outweigh weights
+they fall half as much if one side was cut, or both by little. The limit lies midway. Nets cut inside their blocks only,
+on one side of most layers, gain less at equal MACs: Liu et al., Group Fisher Pruning, ICML 2021, 1.30x against 1.79x.
 """
 
 
@@ -86,13 +90,17 @@ class LayerRow:
     findings: tuple[Finding, ...] = ()
 
     @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Dense and slim channels of the sides "in" and "out"."""
+        return {
+            "in": (self.dense_channels_in, self.channels_in),
+            "out": (self.dense_channels_out, self.channels_out),
+        }
+
+    @property
     def sides_cut(self) -> tuple[str, ...]:
         """Which of "in" and "out" lost channels."""
-        cut = {
-            "in": self.channels_in < self.dense_channels_in,
-            "out": self.channels_out < self.dense_channels_out,
-        }
-        return tuple(side for side, is_cut in cut.items() if is_cut)
+        return tuple(side for side, (dense, slim) in self.widths.items() if slim < dense)
 
     @property
     def multiple_of(self) -> int:
@@ -105,11 +113,16 @@ class LayerRow:
         return 1 - math.prod(num / _padded(num) for _, num in self.off_grid)
 
     @property
+    def runs_as_before(self) -> bool:
+        """Whether it runs with as many channels as the dense layer: it was not cut, or padding undoes the cut."""
+        return all(_padded(slim) == dense for dense, slim in self.widths.values() if slim < dense)
+
+    @property
     def off_grid(self) -> tuple[tuple[str, int], ...]:
         """Side and channels where these are no multiple of 8 any more."""
-        sides = [("in", self.dense_channels_in, self.channels_in), ("out", self.dense_channels_out, self.channels_out)]
-        sides = sides if self.groups == 1 else sides[1:]  # a grouped convolution's inputs are counted by its groups
-        return tuple((side, num) for side, dense, num in sides if num % GRID and dense % GRID == 0)
+        sides = ("in", "out") if self.groups == 1 else ("out",)  # a grouped one's inputs are counted by its groups
+        widths = [(side, *self.widths[side]) for side in sides]
+        return tuple((side, slim) for side, dense, slim in widths if slim % GRID and dense % GRID == 0)
 
     @property
     def macs_per_byte(self) -> float:
@@ -123,7 +136,7 @@ class LayerRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON takes it."""
-        derived = ("multiple_of", "padding", "macs_per_byte", "slow")
+        derived = ("multiple_of", "padding", "macs_per_byte", "runs_as_before", "slow")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
@@ -188,8 +201,15 @@ def explain(
         rows.append(row if "out" in row.sides_cut else replace(row, reason=reasons.get(name)))
     if any(row.sides_cut for row in rows):
         rows = [replace(row, findings=tuple(_findings(row))) for row in rows]
-    sums = [sum(layer.activations for layer in cost.layers.values()) for cost in (before, after)]
-    return Explanation(before.macs, after.macs, *sums, before.params, after.params, tuple(rows))
+    return Explanation(
+        dense_macs=before.macs,
+        macs=after.macs,
+        dense_activations=sum(row.dense_activations for row in rows),
+        activations=sum(row.activations for row in rows),
+        dense_params=before.params,
+        params=after.params,
+        layers=tuple(rows),
+    )
 
 
 def untouched_reasons(dense: nn.Module, example_inputs: tuple[Any, ...], otherwise: str) -> dict[str, str]:
@@ -204,8 +224,9 @@ def untouched_reasons(dense: nn.Module, example_inputs: tuple[Any, ...], otherwi
         ValueError: If the forward pass fails on the example input.
     """
     reasons = {}
+    known = {name for name, module in dense.named_modules() if has_channels(module)}
     for group in find_groups(dense, example_inputs):
-        layers = [name for name in group.producers or (group.name,) if _is_layer(layer_of(dense, name))]
+        layers = [name for name in group.producers or (group.name,) if name in known]
         tied = ", tied to other layers" if len(layers) > 1 else ""
         reasons.update(dict.fromkeys(layers, group.obstacle or otherwise + tied))
     return reasons
@@ -239,12 +260,8 @@ def _type(layer: nn.Module) -> str:
         return "linear"
     kernel = "x".join(map(str, layer.kernel_size))
     if layer.groups == 1:
-        return f"conv {kernel}"
+        return f"transposed conv {kernel}" if layer.transposed else f"conv {kernel}"
     return f"depthwise {kernel}" if layer.groups == layer.in_channels else f"conv {kernel} in {layer.groups} groups"
-
-
-def _is_layer(layer: nn.Module | nn.Parameter) -> bool:
-    return isinstance(layer, _ConvNd | nn.Linear)
 
 
 def _bytes_moved(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, int]:
@@ -258,7 +275,7 @@ def _bytes_moved(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str,
     hooks = [
         module.register_forward_hook(lambda layer, inputs, output, name=name: count(name, layer, inputs, output))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if has_channels(module)
     ]
     try:
         with evaluating(model), torch.no_grad():
@@ -274,21 +291,27 @@ def _findings(row: LayerRow) -> list[Finding]:
         return [Finding("uncut", f"left whole: {row.reason or 'no reason known'}")]
     found = [lag] if (lag := _lag(row)) else []
     if row.off_grid:
-        padded = " and ".join(f"{num} channels {side} run as {_padded(num)}" for side, num in row.off_grid)
-        found.append(Finding("misaligned", f"{padded}: {_percent(row.padding)} of its work is padding"))
+        widths = " and ".join(dict.fromkeys(f"{num} channels run as {_padded(num)}" for _, num in row.off_grid))
+        undone = ", as before pruning" if row.runs_as_before else ""
+        found.append(Finding("misaligned", f"{widths}{undone}: {_percent(row.padding)} of its work is padding"))
     return found
 
 
 def _lag(row: LayerRow) -> Finding | None:
-    """Return the finding for a layer whose traffic fell much less than its MACs."""
+    """Return the finding for a layer whose time or traffic fell much less than its MACs."""
     macs_cut, bytes_cut = 1 - row.macs / row.dense_macs, 1 - row.bytes / row.dense_bytes
+    time_cut = 1 - _time(row.macs, row.bytes) / _time(row.dense_macs, row.dense_bytes)
     fell = f"bytes moved fell by {_percent(bytes_cut)}, MACs by {_percent(macs_cut)}"
-    if row.macs_per_byte < MEMORY_BOUND and bytes_cut < MEMORY_BOUND_LAG * macs_cut:
+    if time_cut < LAG * macs_cut:
         return Finding("memory_bound", f"bound by memory at {row.macs_per_byte:.0f} MACs per byte: {fell}")
-    if len(row.sides_cut) == 1 and bytes_cut < HALF_CUT_LAG * macs_cut:
-        side = {"in": "inputs", "out": "outputs"}[row.sides_cut[0]]
-        return Finding("half_cut", f"only its {side} were cut: {fell}")
+    if bytes_cut < LAG * macs_cut and len(row.sides_cut) == 1:
+        return Finding("half_cut", f"cut on one side: {fell}")
     return None
+
+
+def _time(macs: int, num_bytes: int) -> float:
+    """Return whichever takes longer, computing or moving data, in bytes that could be moved meanwhile."""
+    return max(macs / MEMORY_BOUND, num_bytes)
 
 
 def _padded(num: int) -> int:

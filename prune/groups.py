@@ -34,6 +34,8 @@ class Member:
     side: Literal["out", "in"]
     channels: Tensor
     roots: Tensor
+    is_whole: bool = True
+    """All channels of that side are in this group; a BatchNorm behind a concatenation has some in each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +61,8 @@ class Group:
 
     @property
     def producers(self) -> tuple[str, ...]:
-        """The layers that write the group's channels, in the model's order (normalisation layers included)."""
-        return tuple(member.layer for member in self.members if member.side == "out")
+        """The layers that write channels of this group alone, in the model's order (normalisation layers included)."""
+        return tuple(member.layer for member in self.members if member.side == "out" and member.is_whole)
 
 
 def find_groups(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Group]:
@@ -121,7 +123,8 @@ def _members(nodes: ChannelNodes, group_of: Tensor, root_of: Tensor) -> dict[int
         groups, roots = group_of[side.nodes], root_of[side.nodes]
         for group in groups[roots >= 0].unique().tolist():
             places = torch.nonzero((groups == group) & (roots >= 0)).flatten()
-            members.setdefault(group, []).append(Member(side.layer, side.side, places, roots[places]))
+            member = Member(side.layer, side.side, places, roots[places], len(places) == len(roots))
+            members.setdefault(group, []).append(member)
     return members
 
 

@@ -131,13 +131,13 @@ def _across(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any)
 
 
 def _spatial(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    """Pooling, resizing, RoIAlign: the second dimension stays, images and places do not count."""
+    """Pooling, resizing, RoIAlign: the dimension before height and width stays."""
     result = out[0] if isinstance(out, tuple) else out
     dims = list(_dims(channels, args[0]))
-    channel = dims.pop(result.ndim - 3 if result.ndim == 3 and args[0].ndim == 3 else 1)
-    for nodes in dims:
-        channels.pin(nodes, f"combined with other channels by {name}")
-    channels.carry(result, [channel if dim == result.ndim - args[0].ndim + 1 else None for dim in range(result.ndim)])
+    for dim in (-2, -1):
+        channels.pin(dims[dim], f"combined with other channels by {name}")
+        dims[dim] = None
+    channels.carry(result, dims)
 
 
 def _pad(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:

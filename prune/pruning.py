@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prune.allocate import Share, allocate, kept_channels
+from prune.allocate import Share, allocate, kept_channels, protected
 from prune.cost import Cost, cost_of
 from prune.criteria import Criterion, group_scores, make_criterion
 from prune.forecast import Forecast
@@ -82,9 +82,10 @@ def prune_model(
     ranker = make_criterion(criterion, model) if isinstance(criterion, str) else criterion
     groups = find_groups(model, example_inputs)
     recipe.check_patterns(groups)
-    free = [group for group in groups if not (group.obstacle or recipe.skip_reason(group))]
-    scores = {group.name: group_scores(ranker, model, group, reduction) for group in free}
-    shares = _shares(model, example_inputs, free, scores, recipe, ranker.comparable, dense_cost)
+    recipe.check_widths(groups)
+    free = [group for group in groups if not recipe.reason_whole(group)]
+    scores = {group.name: _scores(ranker, model, group, reduction, recipe.min_channels) for group in free}
+    shares = _shares(model, example_inputs, free, scores, recipe, dense_cost)
     kept = {
         group.name: kept_channels(scores[group.name], shares[group.name].num_kept)
         for group in free
@@ -96,24 +97,31 @@ def prune_model(
     return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in groups))
 
 
+def _scores(ranker: Criterion, model: nn.Module, group: Group, reduction: str, min_channels: int) -> Tensor:
+    """Return the group's scores on a scale that groups share; float64, so that dividing makes no two of them equal."""
+    scores_C = group_scores(ranker, model, group, reduction).double()
+    if not ranker.comparable:
+        scores_C /= scores_C.mean().clamp_min(1e-12)
+    return protected(group, scores_C, min_channels)
+
+
 def _shares(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
     groups: list[Group],
     scores: dict[str, Tensor],
     recipe: Recipe,
-    comparable: bool,
     dense_cost: Cost | None,
 ) -> dict[str, Share]:
-    ranking = scores if comparable else {name: s / s.mean().clamp_min(1e-12) for name, s in scores.items()}
     if recipe.limit is None:
-        return allocate(groups, ranking, recipe, lambda kept: {})
-    forecast = Forecast(model, groups, scores, dense_cost or cost_of(model, example_inputs))
-    return allocate(groups, ranking, recipe, forecast.cost)
+        return allocate(groups, scores, recipe, lambda kept: {})
+    one_image = tuple(value[:1] if isinstance(value, Tensor) else value for value in example_inputs)
+    forecast = Forecast(model, groups, scores, dense_cost or cost_of(model, one_image))
+    return allocate(groups, scores, recipe, forecast.cost)
 
 
 def _decision(group: Group, recipe: Recipe, share: Share | None) -> Decision:
-    reason = group.obstacle or recipe.skip_reason(group)
+    reason = recipe.reason_whole(group)
     if share is None:
         return Decision(group.name, group.producers or (group.name,), group.width, group.width, reason)
     kept, exact = share.num_kept * group.unit, share.before_rounding * group.unit
@@ -123,6 +131,8 @@ def _decision(group: Group, recipe: Recipe, share: Share | None) -> Decision:
 
 
 def _whole(group: Group, recipe: Recipe, exact: int) -> str:
+    if recipe.own_width(group) is None and recipe.min_channels > group.width - group.unit:
+        return f"min_channels {recipe.min_channels} keeps all {group.width} channels"
     if exact < group.width:
         return f"{_asked(group, recipe)} rounded to a multiple of {recipe.round_to} keeps all {group.width} channels"
     return f"{_asked(group, recipe)} keeps all {group.width} channels"

@@ -39,13 +39,13 @@ class Recipe:
     ranking: Ranking = "uniform"
     """`uniform`: the same share from every group; `global`: the lowest scores of all groups together."""
     round_to: int = 1
-    """Kept channels are moved to the nearest multiple of it."""
+    """The kept channels of a group are moved to the nearest multiple of it."""
     min_channels: int = 1
     """Every layer keeps at least so many, where it has them."""
     ratios: Mapping[str, float] = field(default_factory=dict)
     """Pattern -> its own ratio; the first match counts."""
     widths: Mapping[str, int] = field(default_factory=dict)
-    """Pattern -> channels kept, exactly; the first match counts, before `ratios`."""
+    """Pattern -> channels that the layer keeps, exactly; the first match counts, before `ratios`."""
     skip: Sequence[str] = ()
     """Patterns whose groups stay whole."""
 
@@ -84,28 +84,45 @@ class Recipe:
         """
         for pattern, width in self.widths.items():
             if _matches(group, pattern):
-                if not 0 < width <= group.width or width % group.unit:
-                    step = f" in steps of {group.unit}" if group.unit > 1 else ""
+                unit = _unit(group, pattern)
+                if not 0 < width <= group.num_channels * unit or width % unit:
+                    step = f" in steps of {unit}" if unit > 1 else ""
                     raise ValueError(
                         f"widths[{pattern!r}]: does not fit {group.name}, got {width}; "
-                        f"expected 1 to {group.width}{step}"
+                        f"expected {unit} to {group.num_channels * unit}{step}"
                     )
-                return width // group.unit
+                return width // unit
         return None
 
-    def skip_reason(self, group: Group) -> str | None:
-        """Return why the group stays whole, if it was asked to."""
-        return next((f"skipped as asked ({pattern})" for pattern in self.skip if _matches(group, pattern)), None)
+    def reason_whole(self, group: Group) -> str | None:
+        """Return why the group stays whole, if it cannot be cut or was asked not to be."""
+        skipped = (f"skipped as asked ({pattern})" for pattern in self.skip if _matches(group, pattern))
+        return group.obstacle or next(skipped, None)
+
+    def check_widths(self, groups: Sequence[Group]) -> None:
+        """Raise ValueError if a width is asked of a layer, by its own name, that cannot be cut: widths are exact."""
+        for group in (group for group in groups if group.obstacle):
+            for name in (name for name in group.producers if self.widths.get(name, group.width) != group.width):
+                raise ValueError(f"widths[{name!r}]: cannot be cut, {group.obstacle}; expected {group.width} or none")
 
     def check_patterns(self, groups: Sequence[Group]) -> None:
         """Raise ValueError if a pattern matches no layer; it says which names are near."""
-        names = [name for group in groups for name in (group.producers or (group.name,))]
+        names = list(dict.fromkeys(name for group in groups for name in (group.producers or (group.name,))))
         for pattern in (*self.ratios, *self.widths, *self.skip):
             if not fnmatch.filter(names, pattern):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
                 raise ValueError(
                     f"{pattern}: no layer of the model matches; nearest names: {', '.join(near) or 'none'}"
                 )
+
+
+def _unit(group: Group, pattern: str) -> int:
+    """Return how many channels of the layer that the pattern names go with one channel of the group.
+
+    A grouped convolution may write more than it reads, and both sides are in one group.
+    """
+    layers = (m for m in group.members if m.side == "out" and fnmatch.fnmatchcase(m.layer, pattern))
+    return next((len(member.channels) // group.num_channels for member in layers), 0) or group.unit
 
 
 def _matches(group: Group, pattern: str) -> bool:

@@ -2,16 +2,19 @@ import pytest
 import torch
 
 from classify.backbones import Architecture, build_classifier
+from classify.calibration import classifier_losses
 from classify.checkpoint import ModelCard, load_classifier, save_model
 from classify.pruning import prune_classifier
+from classify.synthetic import SHAPES
 from prune import masked_model
+from prune.criteria import make_criterion
 
 
 @pytest.fixture
 def dense():
     torch.manual_seed(0)
-    arch = Architecture("resnet18", 3, 16)
-    card = ModelCard("classifier", arch.to_dict(), ("a", "b", "c"), {"image_size": 32})
+    arch = Architecture("resnet18", len(SHAPES), 16)
+    card = ModelCard("classifier", arch.to_dict(), SHAPES, {"image_size": 32})
     return build_classifier(arch).eval(), card
 
 
@@ -34,3 +37,20 @@ def test_a_slim_classifier_is_refused(dense):
     slim, card, _ = prune_classifier(*dense, 0.5)
     with pytest.raises(ValueError, match="classifier: slim already; expected a dense one to prune"):
         prune_classifier(slim, card, 0.5)
+
+
+@pytest.mark.parametrize("name", ["taylor", "mean_activation", "average_rank"])
+def test_a_criterion_measured_on_images_ranks_every_group(dense, shapes, name):
+    def spec():
+        criterion = make_criterion(name, dense[0], classifier_losses(dense[1], shapes, 4, 2))
+        return prune_classifier(*dense, 0.5, criterion=criterion)[2].spec
+
+    assert spec() == spec()
+    by_l1 = prune_classifier(*dense, 0.5)[2].spec
+    assert spec() != by_l1
+    assert spec().widths() == by_l1.widths()
+
+
+def test_a_criterion_that_needs_data_is_refused_by_its_name_alone(dense):
+    with pytest.raises(ValueError, match=r"^criterion: taylor measures on data, got none; expected losses"):
+        prune_classifier(*dense, 0.5, criterion="taylor")

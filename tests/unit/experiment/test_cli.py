@@ -9,15 +9,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from classify.backbones import Architecture
-from classify.checkpoint import load_classifier, read_card, read_weights
+from classify.backbones import Architecture, build_classifier
+from classify.checkpoint import ModelCard, load_classifier, read_card, read_weights, save_model
+from classify.synthetic import SHAPES
 from deploy import OnnxRunner
 from detect import DetectorSettings, load_detector, new_detector, save_detector
+from detect.synthetic import write_scenes
 from experiment import cli
 from experiment.cli import app, main
+from experiment.commands import prune_table
 
 ROOT = Path(__file__).parents[3]
-HALF = ROOT / "configs/prune/l1_half.py"
+PRUNE = ROOT / "configs/prune"
+HALF = PRUNE / "l1_half.py"
 CONFIG = """
 start = dict(type="dense", name="resnet18", base_channels=16)
 data = dict(type="shapes", num_train=12, num_val=6)
@@ -28,6 +32,22 @@ schedule = dict(epochs=1, batch_size=6, lr=1e-3)
 
 def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def sets(*overrides):
+    return [part for text in overrides for part in ("--set", text)]
+
+
+def write_detector(path, classes, name="resnet18", base_channels=16):
+    settings = DetectorSettings((64, 96), fpn_channels=16, head_channels=32, num_proposals=20, roi_samples=16)
+    save_detector(path, *new_detector(Architecture(name, 1, base_channels), classes, settings, seed=0))
+    return path
+
+
+def pruned(config, model, out, *overrides):
+    """Return the figures that `prune` tells, and the card of what it wrote."""
+    result = invoke("prune", PRUNE / config, model, "--out", out, "--json", *sets(*overrides))
+    return json.loads(result.stdout), read_card(out)
 
 
 @pytest.fixture
@@ -55,9 +75,21 @@ def classifier(tmp_path_factory):
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     """The model file of an untrained detector."""
-    settings = DetectorSettings((64, 96), fpn_channels=16, head_channels=32, num_proposals=20, roi_samples=16)
-    path = tmp_path_factory.mktemp("detector") / "det.safetensors"
-    save_detector(path, *new_detector(Architecture("resnet18", 1, 16), ("cat", "dog"), settings, seed=0))
+    return write_detector(tmp_path_factory.mktemp("detector") / "det.safetensors", ("cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def shapes_detector(tmp_path_factory):
+    """The same for the classes of generated scenes."""
+    return write_detector(tmp_path_factory.mktemp("detector") / "det.safetensors", SHAPES)
+
+
+@pytest.fixture(scope="module")
+def resnet34(tmp_path_factory):
+    """The model file of an untrained ResNet-34 with ImageNet's number of classes, for images of 32 pixels."""
+    path, arch = tmp_path_factory.mktemp("resnet34") / "net.safetensors", Architecture("resnet34", 1000)
+    classes = tuple(map(str, range(1000)))
+    save_model(path, build_classifier(arch), ModelCard("classifier", arch.to_dict(), classes, {"image_size": 32}))
     return path
 
 
@@ -78,10 +110,12 @@ def test_prune_writes_a_slim_classifier_beside_the_dense_one(slim, classifier):
 
 def test_prune_shows_every_group_with_its_reason_and_the_costs(slim):
     text = " ".join(slim[1].stdout.replace("│", " ").split())
-    assert "layer4.0.conv1, layer4.0.bn1 128 64" in text
+    assert "layer4.0.conv1, 128 64 64 layer4.0.bn1" in text
     assert "fc 6 6 its channels are an output" in text
     assert "macs: " in text
     assert "params: " in text
+    assert "activations: " in text
+    assert "rounding to a multiple of 8 added 0 channels" in text
 
 
 def test_prunes_json_is_alone_on_standard_output(classifier, tmp_path):
@@ -91,6 +125,130 @@ def test_prunes_json_is_alone_on_standard_output(classifier, tmp_path):
     assert figures["params"] == params
     assert figures["mac_reduction"] == figures["dense_macs"] / figures["macs"] > 1
     assert figures["groups"][0]["layers"][0] == "conv1"
+
+
+def test_what_rounding_added_is_told_by_group_and_in_all(classifier, tmp_path):
+    figures, _ = pruned("l1_half.py", classifier, tmp_path / "s.safetensors", "prune_ratio=0.3")
+    by_group = {group["group"]: group for group in figures["groups"] if group["before_rounding"] is not None}
+    # floor(0.7 * 16) and floor(0.7 * 128), then the nearest multiples of 8
+    assert (by_group["conv1"]["before_rounding"], by_group["conv1"]["num_kept"]) == (11, 8)
+    assert (by_group["layer4.0.conv1"]["before_rounding"], by_group["layer4.0.conv1"]["num_kept"]) == (89, 88)
+    assert figures["num_rounded"] == sum(g["num_kept"] - g["before_rounding"] for g in by_group.values()) > 0
+    caption = prune_table(figures).caption
+    assert f"rounding to a multiple of 8 added {figures['num_rounded']} channels" in caption
+    assert "took 3 channels" in prune_table({**figures, "num_rounded": -3}).caption
+    assert f"activations: {figures['dense_activations']:,} before, {figures['activations']:,} after" in caption
+    # conv1 halves 32 pixels: 16 x 16 x 16 elements at first, 8 x 16 x 16 then
+    assert figures["dense_activations"] - figures["activations"] > 8 * 16 * 16
+
+
+def test_taylor_measures_a_classifier_on_its_training_images(classifier, tmp_path):
+    images = f"data.root='{next(classifier.parent.glob('shapes-*'))}'"
+    folder = ("data.type=folder", images, "calibration.num_batches=2")
+    by_taylor, card = pruned("taylor.py", classifier, tmp_path / "a.safetensors", *folder)
+    _, again = pruned("taylor.py", classifier, tmp_path / "b.safetensors", *folder)
+    _, other = pruned("taylor.py", classifier, tmp_path / "c.safetensors", *folder, "seed=1")
+    _, by_l1 = pruned("l1_half.py", classifier, tmp_path / "d.safetensors")
+    assert card.spec == again.spec
+    assert card.spec not in (other.spec, by_l1.spec)
+    assert len(card.provenance["data"][0]) == 64
+    assert by_l1.provenance["data"] == []
+    assert by_taylor["params"] < by_taylor["dense_params"]
+
+
+def test_generated_images_are_gone_afterwards(classifier, tmp_path):
+    small = ("data.num_train=12", "data.num_val=6", "calibration.num_batches=2")
+    _, card = pruned("taylor.py", classifier, tmp_path / "out/s.safetensors", *small)
+    images = f"data.root='{next(classifier.parent.glob('shapes-*'))}'"  # training generated the same ones
+    _, same = pruned("taylor.py", classifier, tmp_path / "t.safetensors", "data.type=folder", images, small[2])
+    assert card.spec == same.spec
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["s.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["scenes", "coco"])
+def test_mean_activation_measures_a_detector_on_its_training_set(shapes_detector, tmp_path, kind):
+    data = {"type": "scenes", "num_train": 4}
+    if kind == "coco":
+        write_scenes(tmp_path / "coco", 4, (64, 96), seed=0)
+        names = {"train_annotations": "instances.json", "train_images": "images"}
+        data = {"type": "coco", "root": str(tmp_path / "coco"), **names}
+    overrides = ("criterion=mean_activation", f"data={data}", "calibration={'batch_size': 2}")
+    (tmp_path / "out").mkdir()
+    figures, card = pruned("detector_half.py", shapes_detector, tmp_path / "out/a.safetensors", *overrides)
+    _, again = pruned("detector_half.py", shapes_detector, tmp_path / "out/b.safetensors", *overrides)
+    _, by_l1 = pruned("detector_half.py", shapes_detector, tmp_path / "out/c.safetensors")
+    assert card.spec == again.spec != by_l1.spec
+    assert figures["macs"] < figures["dense_macs"]
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".py", ".safetensors"}
+
+
+def test_only_the_parts_asked_for_are_cut_from_a_detector(detector, tmp_path):
+    out = tmp_path / "s.safetensors"
+    figures, _ = pruned("detector_half.py", detector, out, "parts=('neck','roi_head')")
+    parts = {group["layers"][0].split(".")[0] for group in figures["groups"] if not group["reason"]}
+    assert parts == {"neck", "roi_head"}
+    slim, _ = load_detector(out)
+    assert slim.neck.fpn_convs[0].conv.out_channels == 8
+    assert slim.roi_head.bbox_head.shared_fcs[0].out_features == 16
+    assert slim.backbone.net.layer4[0].conv1.out_channels == 128
+    assert slim.rpn_head.rpn_conv.out_channels == 16
+
+
+def test_a_preset_makes_the_published_network(resnet34, tmp_path):
+    figures, card = pruned("resnet34_a.py", resnet34, tmp_path / "s.safetensors")
+    assert round(figures["params"] / 1e6, 3) == 20.152
+    assert card.backbone.widths["layer1.1.conv1"] == [64, 44]
+    assert figures["num_rounded"] == 0
+    assert {g["reason"] for g in figures["groups"] if g["group"] == "layer4.0.conv1"} == {
+        "resnet34-A keeps all 512 channels"
+    }
+    assert "rounding" not in prune_table(figures).caption
+
+
+def test_a_preset_cuts_the_backbone_of_a_detector_alike(resnet34, tmp_path):
+    model = write_detector(tmp_path / "det.safetensors", SHAPES, "resnet34", 64)
+    pruned("resnet34_a.py", resnet34, tmp_path / "net-slim.safetensors")
+    result = invoke("prune", PRUNE / "resnet34_a.py", model)
+    slim = model.with_name("det-resnet34-A.safetensors")
+    assert f"wrote {slim}\n" in result.stderr
+    assert read_card(slim).backbone.widths == read_card(tmp_path / "net-slim.safetensors").backbone.widths
+
+
+def test_a_limit_on_macs_is_kept_and_used_up(classifier, tmp_path):
+    dense, _ = pruned("l1_half.py", classifier, tmp_path / "half.safetensors")
+    limit = dense["dense_macs"] // 2
+    figures, card = pruned("macs_budget.py", classifier, tmp_path / "s.safetensors", f"max_macs={limit}")
+    assert 0.9 * limit < figures["macs"] <= limit
+    outputs = [num_out for _, num_out in card.backbone.widths.values()]
+    assert all(num % 8 == 0 for num in outputs if num != 6)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "overrides", "message"),
+    [
+        (
+            "classifier",
+            "resnet34_a.py",
+            [],
+            "preset: resnet34-A is for resnet34, got resnet18 with base_channels 16; expected resnet34 with",
+        ),
+        ("classifier", "macs_budget.py", ["max_macs=1000"], "max_macs: below what can be reached, got 1000; expected"),
+        ("classifier", "taylor.py", ["data.type=scenes"], "which holds a classifier, got 'scenes'; expected shapes or"),
+        ("detector", "taylor.py", [], "which holds a detector, got 'shapes'; expected scenes or coco"),
+        ("detector", "taylor.py", ["data.type=scenes"], "knows other classes than the data has, got 6 (circle, cross"),
+        ("detector", "taylor.py", ["data={'type': 'coco', 'root': 'none'}"], "instances_train2017.json: no such file"),
+        ("classifier", "taylor.py", ["data={'type': 'folder', 'root': 'none'}"], "none/train: no such folder"),
+        ("classifier", "l1_half.py", ["criterion=taylor"], "data: taylor measures on training images, got none;"),
+        ("detector", "detector_half.py", ["parts=('head',)"], "parts: unknown, got 'head'; expected one of backbone,"),
+    ],
+)
+def test_what_cannot_be_pruned_so_is_one_line(command, request, tmp_path, model, config, overrides, message):
+    path = request.getfixturevalue(model)
+    code, out, err = command("prune", PRUNE / config, path, "--out", tmp_path / "s.safetensors", *sets(*overrides))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_slim_model_knows_its_parent(slim, classifier):

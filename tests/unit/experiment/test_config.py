@@ -5,10 +5,11 @@ import pytest
 from classify.config import read_config
 from detect.orderings import ORDERINGS
 from experiment.config import PruneConfig, load_config
+from prune.presets import PRESETS
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "configs/experiment/quickstart.py"
-PRUNE = sorted((ROOT / "configs/prune").glob("*.py"))
+PRUNE = sorted(path for path in (ROOT / "configs/prune").glob("*.py") if not path.stem.startswith("sensitivity_"))
 
 
 def refused(*overrides):
@@ -66,7 +67,8 @@ def test_a_wrong_value_is_told_with_its_key(override, message):
 
 @pytest.mark.parametrize("path", PRUNE, ids=lambda path: path.stem)
 def test_every_prune_config_is_valid(path):
-    assert 0 < read_config(path, (), PruneConfig).prune_ratio < 1
+    config = read_config(path, (), PruneConfig)
+    assert config.options().keys() >= {"criterion", "reduction", "prune_ratio", "ranking", "round_to", "skip"}
 
 
 def test_single_layers_have_their_own_ratio():
@@ -79,3 +81,46 @@ def test_single_layers_have_their_own_ratio():
 def test_a_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ValueError, match=r"expected a share in \[0, 1\)"):
         prune_config(f"prune_ratio={ratio}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ((), "l1-0.5"),
+        (("prune_ratio=None", "max_macs=1000"), "l1-max_macs-1000"),
+        (("criterion=taylor", "data={'type': 'shapes'}"), "taylor-0.5"),
+    ],
+)
+def test_a_file_is_called_after_criterion_and_budget(overrides, label):
+    assert prune_config(*overrides).label == label
+
+
+def test_a_preset_says_every_width_and_names_the_file():
+    config = read_config(ROOT / "configs/prune/resnet34_a.py", ["preset=resnet34-B"], PruneConfig)
+    assert config.label == "resnet34-B"
+    assert config.options()["widths"] == PRESETS["resnet34-B"].kept
+    assert (config.options()["prune_ratio"], config.options()["round_to"]) == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prune_ratio=None"], "budget: not clear, got none; expected one of preset, prune_ratio, max_macs"),
+        (["max_macs=9"], "budget: not clear, got prune_ratio and max_macs; expected one of"),
+        (["preset=resnet34-A"], "budget: not clear, got preset and prune_ratio; expected one of"),
+        (["preset=resnet34A"], "preset: unknown, got 'resnet34A'; expected one of resnet110-A,"),
+        (
+            ["preset=resnet34-A", "prune_ratio=None"],
+            "round_to: of no use, got one with a preset; expected none, resnet34-A says all widths",
+        ),
+        (["criterion=taylor"], "data: taylor measures on training images, got none; expected data=dict(type=...)"),
+        (["data={'type': 'shapes'}"], "data: of no use, got shapes; expected none, l1 looks at no images"),
+        (["data={'type': 'shape'}"], "data.type: unknown, got 'shape'; expected one of 'shapes', 'folder', 'scenes',"),
+        (["calibration.num_batches=0"], "calibration.num_batches: Input should be greater than or equal to 1, got 0"),
+        (["calibration.batches=3"], "unknown key calibration.batches; nearest valid ones: num_batches"),
+    ],
+)
+def test_a_prune_config_that_is_not_clear_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=r"^.+$") as caught:
+        prune_config(*overrides)
+    assert str(caught.value).removeprefix(f"{ROOT}/configs/prune/l1_half.py: ").startswith(message)

@@ -1,10 +1,20 @@
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from classify.backbones import Architecture, build_classifier
+from classify.checkpoint import ModelCard, read_card, save_model
+from classify.synthetic import SHAPES, write_shapes
+from detect import DetectorSettings, new_detector, save_detector
+from detect.synthetic import write_scenes
 from experiment.config import load_config
+from experiment.data import Data
 from experiment.pipeline import make_plan
+from experiment.run import check_experiment
 from experiment.stages import StageStore
+from experiment.steps import MODEL, STEPS, Job
 
 QUICKSTART = Path(__file__).parents[3] / "configs/experiment/quickstart.py"
 
@@ -17,10 +27,10 @@ def names(stages):
     return [stage.name for stage in stages]
 
 
-def changed(*overrides):
+def changed(*overrides, before=()):
     """Names of the stages that a change of the config makes anew."""
-    before = {stage.hash for stage in plan().stages}
-    return {stage.name for stage in plan(*overrides).stages if stage.hash not in before}
+    known = {stage.hash for stage in plan(*before).stages}
+    return {stage.name for stage in plan(*before, *overrides).stages if stage.hash not in known}
 
 
 def test_orderings_share_what_they_have_in_common():
@@ -70,3 +80,84 @@ def test_another_seed_of_the_data_makes_everything_anew():
 
 def test_costs_are_positive():
     assert all(stage.cost > 0 for stage in plan().stages)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "criterion=fpgm",
+        "criterion=taylor",
+        "reduction=max",
+        "ranking=global",
+        "round_to=4",
+        "min_channels=4",
+        "skip=('layer1.*',)",
+    ],
+)
+def test_another_pruning_prunes_anew_and_trains_no_dense_model_again(override):
+    again = changed(f"pruning.{override}")
+    assert again >= {"prune_classifier", "finetune_classifier", "scratch_classifier", "prune_detector", "latency"}
+    assert "train_classifier" not in again
+
+
+def test_the_calibration_counts_for_criteria_that_measure_on_data_alone():
+    calibration = "pruning.calibration.num_batches=3"
+    assert changed(calibration) == set()
+    assert changed(calibration, before=["pruning.criterion=taylor"]) >= {"prune_classifier", "prune_detector"}
+
+
+def test_the_check_before_any_work_needs_no_data(tmp_path):
+    check_experiment(load_config(QUICKSTART, ["pruning.criterion=taylor"]), tmp_path)
+
+
+def test_a_criterion_that_cannot_rank_the_backbone_is_refused_before_any_work(tmp_path):
+    backbone = "backbone={'name': 'convnext_tiny', 'base_channels': 64}"  # without BatchNorm
+    with pytest.raises(ValueError, match=r"^features\.\S+: BatchNormScale cannot rank this group"):
+        check_experiment(load_config(QUICKSTART, [backbone, "pruning.criterion=bn_scale"]), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Few generated images and scenes."""
+    folder = tmp_path_factory.mktemp("data")
+    write_shapes(folder / "shapes", 12, 6, 32, seed=0)
+    scenes = write_scenes(folder / "scenes", 4, (64, 64), seed=0)
+    return Data(folder / "shapes", scenes, scenes, "fingerprint", (), 12, 4)
+
+
+def pruning_job(data, source, criterion, seed=0):
+    calibration = "pruning.calibration={'batch_size': 4, 'num_batches': 2}"
+    overrides = (f"pruning.criterion={criterion}", calibration, "classification.image_size=32")
+    return Job(load_config(QUICKSTART, overrides), seed, 0.5, "finetune", data, source)
+
+
+def write_classifier(folder):
+    arch = Architecture("resnet18", len(SHAPES), 16)
+    torch.manual_seed(0)
+    save_model(
+        folder / MODEL, build_classifier(arch), ModelCard("classifier", arch.to_dict(), SHAPES, {"image_size": 32})
+    )
+    (folder / "stage.json").write_text(json.dumps({"figures": {"macs": 1}}))
+
+
+def write_detector(folder):
+    settings = DetectorSettings((64, 64), fpn_channels=16, head_channels=32, num_proposals=20, roi_samples=16)
+    save_detector(folder / MODEL, *new_detector(Architecture("resnet18", 1, 16), SHAPES, settings, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("step", "write"), [("prune_classifier", write_classifier), ("prune_detector", write_detector)]
+)
+def test_a_pruning_step_measures_on_the_jobs_own_data_and_seed(data, tmp_path, step, write):
+    def spec(criterion, seed=0):
+        out = tmp_path / f"{criterion}-{seed}-{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        STEPS[step](pruning_job(data, tmp_path / "source", criterion, seed), out, lambda done, total: None)
+        return read_card(out / MODEL).spec
+
+    (tmp_path / "source").mkdir()
+    write(tmp_path / "source")
+    by_taylor = spec("taylor")
+    assert by_taylor == spec("taylor")
+    assert by_taylor not in (spec("l1"), spec("taylor", seed=1))
+    assert spec("random") != spec("random", seed=1)

@@ -68,3 +68,10 @@ def test_modes_are_restored_after_a_failure(tiny):
     with pytest.raises(RuntimeError, match="expected input"):
         cost_of(net, (torch.zeros(1, 7, 8, 8),))
     assert all(layer.training for layer in net.modules())
+
+
+def test_transposed_convolution_counts_what_each_input_feeds():
+    layer = nn.ConvTranspose2d(3, 5, 2, stride=2)
+    # 4 x 4 inputs of 3 channels, each feeding 5 x 2 x 2 outputs; the result is 5 x 8 x 8
+    cost = cost_of(nn.Sequential(layer), (torch.zeros(1, 3, 4, 4),))
+    assert (cost.macs, cost.layers["0"].activations) == (4 * 4 * 3 * 5 * 2 * 2, 5 * 8 * 8)

@@ -139,3 +139,14 @@ class CutsAtAFixedPlace(nn.Module):
 def test_model_whose_slim_copy_does_not_run_is_refused():
     with pytest.raises(ValueError, match="model: its slim copy does not run"):
         prune_model(CutsAtAFixedPlace(), (torch.zeros(1, 3, 2, 2),), 0.5)
+
+
+def test_width_asked_of_a_layer_that_cannot_be_cut_is_refused(tiny, x):
+    with pytest.raises(ValueError, match=r"widths\['b'\]: cannot be cut, its channels are an output of the model"):
+        prune_model(tiny("two_outputs"), (x,), 0.0, widths={"b": 1})
+
+
+def test_pattern_of_a_norm_behind_a_concatenation_does_not_reach_the_layers_before_it():
+    pruned = prune_model(models.densenet121(), (torch.zeros(1, 3, 32, 32),), 0.5, skip=["features.transition1.*"])
+    skipped = [d.group for d in pruned.untouched if d.reason.startswith("skipped")]
+    assert skipped == ["features.transition1.conv"]

@@ -1,0 +1,180 @@
+"""Measure pruning itself against torch-pruning's pruner: the same network, the same criterion, alternately.
+
+Run:     python benchmarks/prune_speed.py RECORD.json [--rounds 5] [--threads 2]
+Writes:  a record: seconds of either (tracing, L1 norm, surgery; half of every group), whether both kept the same
+         channels, and the peak of memory in a process of its own, in sizes of the dense model
+
+torch-pruning cuts the model in place; the copy that it works on is made outside its time. Ours leaves the dense model
+as it is and runs the slim one once to see that it does.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torchvision import models
+
+from classify.backbones import Architecture
+from deploy.record import cpu_model, git_commit, installed_versions
+from detect import DetectorSettings, new_detector
+from detect.pruning import PARTS, TracedDetector, prune_detector
+from prune import prune_model
+
+RATIO = 0.5
+
+
+def faster_rcnn() -> tuple[nn.Module, Any]:
+    """Return a Faster R-CNN R50-FPN of COCO's 80 classes and its card."""
+    detector, card = new_detector(
+        Architecture("resnet50", 1), tuple(f"class {i}" for i in range(80)), DetectorSettings(), 0
+    )
+    return detector.eval(), card
+
+
+class FilterNorm(torch_pruning.importance.Importance):
+    """The L1 norm of the filters that write a channel, summed over layers: our criterion in torch-pruning's terms."""
+
+    writes = (torch_pruning.prune_conv_out_channels, torch_pruning.prune_linear_out_channels)
+
+    @torch.no_grad()
+    def __call__(self, group: Any) -> Tensor:
+        """Return one score per channel of torch-pruning's group."""
+        scores = torch.zeros(len(group[0].idxs))
+        for item in group:
+            if item.dep.handler in self.writes:
+                norms = item.dep.layer.weight.flatten(1).abs().sum(1)
+                scores.index_add_(0, torch.tensor(item.root_idxs), norms[item.idxs])
+        return scores
+
+
+def theirs(model: nn.Module, image: Tensor) -> nn.Module:
+    """Cut `model` in place with torch-pruning's high-level pruner."""
+    outputs = [m for n, m in model.named_modules() if n.endswith(("fc", "classifier.6", "_cls", "_reg"))]
+    pruner = torch_pruning.pruner.BasePruner(
+        model, image, importance=FilterNorm(), pruning_ratio=RATIO, ignored_layers=outputs
+    )
+    pruner.step()
+    return model
+
+
+def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module, Callable[[], nn.Module], Tensor]]]:
+    """Return, per network: what gives (dense model, what torch-pruning cuts, our pruning, image)."""
+
+    def classifier(name: str) -> Any:
+        dense = models.get_model(name).eval()
+        image = torch.zeros(1, 3, 224, 224)
+        return dense, dense, lambda: prune_model(dense, (image,), RATIO).model, image
+
+    def detector() -> Any:
+        dense, _ = faster_rcnn()
+        traced, image = TracedDetector(dense), torch.zeros(1, 3, 64, 64)
+        return dense, traced, lambda: prune_model(traced, (image,), RATIO).model, image
+
+    def rebuilt_detector() -> Any:
+        dense, card = faster_rcnn()
+        traced, image = TracedDetector(dense), torch.zeros(1, 3, 64, 64)
+        return dense, traced, lambda: TracedDetector(prune_detector(dense, card, RATIO, parts=PARTS)[0]), image
+
+    return {
+        "ResNet-50": lambda: classifier("resnet50"),
+        "VGG-16": lambda: classifier("vgg16"),
+        "Faster R-CNN R50-FPN": detector,
+        "the same, and rebuilt by mmdet": rebuilt_detector,
+    }
+
+
+def measured(name: str, rounds: int) -> dict[str, Any]:
+    """Time both in turn; the first round of each is warm-up."""
+    _, traced, prune, image = networks()[name]()
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        slim = prune()
+        seconds["ours"].append(time.perf_counter() - start)
+        other = copy.deepcopy(traced)
+        start = time.perf_counter()
+        theirs(other, image)
+        seconds["theirs"].append(time.perf_counter() - start)
+    kept = other.state_dict()
+    same = all(torch.equal(weight, kept[key]) for key, weight in slim.state_dict().items() if key in kept)
+    return {
+        "network": name,
+        "seconds": {who: round(median(times[1:]), 3) for who, times in seconds.items()},
+        "samples": {who: [round(t, 4) for t in times[1:]] for who, times in seconds.items()},
+        "same_channels": same and len(kept) > 0,
+        "peak_memory": float(subprocess.check_output([sys.executable, __file__, "--peak-of", name], text=True)),
+    }
+
+
+def peak_of(name: str) -> float:
+    """Return the peak of this process's memory while pruning, in sizes of the dense model."""
+    prune_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), (torch.zeros(1, 3, 8, 8),), RATIO)
+    dense, _, prune, _ = networks()[name]()
+    size = sum(p.numel() * p.element_size() for p in dense.parameters())
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    before = _resident("VmRSS")
+    prune()
+    return round((_resident("VmHWM") - before + size) / size, 2)
+
+
+def _resident(field: str) -> int:
+    """Return a line of this process's memory status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def table(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns and rows for the documents."""
+    columns = ["network", "espalier (s)", "torch-pruning (s)", "times as fast", "same channels kept", "peak memory"]
+    rows = [
+        [
+            result["network"],
+            f"{result['seconds']['ours']:.2f}",
+            f"{result['seconds']['theirs']:.2f}",
+            f"{result['seconds']['theirs'] / result['seconds']['ours']:.1f}",
+            "yes" if result["same_channels"] else "no",
+            f"{result['peak_memory']:.2f} x dense",
+        ]
+        for result in record["results"]
+    ]
+    return {"columns": columns, "table": rows}
+
+
+def main() -> None:
+    """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("record", type=Path, nargs="?")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    if arguments.peak_of:
+        print(peak_of(arguments.peak_of))
+        return
+    conditions = {"device": cpu_model(), "threads": arguments.threads, "ratio": RATIO, "commit": git_commit()}
+    record: dict[str, Any] = {
+        "kind": "pruning, measured on a CPU",
+        **conditions,
+        "versions": {**installed_versions(), "torch-pruning": torch_pruning.__version__},
+        "results": [measured(name, arguments.rounds) for name in networks()],
+    }
+    record |= table(record)
+    arguments.record.write_text(json.dumps(record, indent=1) + "\n")
+    for row in record["table"]:
+        print(*row, sep="  ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Which layers of a trained model are better skipped: every group is cut alone, and what that loses is measured.
+
+What is measured is kept line by line: a study that was killed goes on, and one that is asked again with another limit
+or more ratios measures only what is new.
+"""
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, Field, model_validator
+from rich.console import Console
+from rich.table import Table
+
+from classify.commands import origin
+from classify.config import Part, check_name
+from classify.locks import locked
+from classify.progress import RunProgress
+from deploy.files import written_atomically
+from detect.pruning import PARTS
+from experiment.config import Ratio
+from experiment.sensitivity_plot import METRICS, sensitivity_plot
+from experiment.subjects import DATA_FOLDER, ModelData, Subject, subject_of
+from prune.criteria import CRITERIA, REDUCTIONS, DataDriven
+from prune.sensitivity import DENSE, Evaluate, Sensitivity, Trial, sensitivity, skip_list
+
+__all__ = ["FIGURES", "PICTURE", "SensitivityConfig", "measure_sensitivity", "next_command", "sensitivity_table"]
+
+FIGURES, PICTURE = "sensitivity.json", "sensitivity.png"
+
+_POINTS, _RECORD = "points.jsonl", "study.json"
+
+_WITHOUT_DATA = [name for name, kind in CRITERIA.items() if not issubclass(kind, DataDriven)]
+
+_IN_L1_HALF = {"prune_ratio": 0.5, "criterion": "l1", "reduction": "sum", "round_to": 8, "parts": ("backbone",)}
+"""What configs/prune/l1_half.py cuts unless told otherwise."""
+
+
+class SensitivityConfig(Part):
+    """What `espalier prune sensitivity` measures, and what it recommends to skip."""
+
+    data: Annotated[ModelData, Field(discriminator="type")]
+    """Its validation images are looked at: shapes or folder for a classifier, scenes or coco for a detector."""
+    num_images: int | None = Field(500, ge=1)
+    """How many of them, evenly spread over the set; None for all."""
+    prune_ratios: tuple[Ratio, ...] = Field((0.25, 0.5, 0.75), min_length=1)
+    """Shares of channels removed from every group, alone."""
+    criterion: Annotated[str, AfterValidator(lambda name: check_name(name, _WITHOUT_DATA))] = "l1"
+    """One that needs no data."""
+    reduction: Annotated[str, AfterValidator(lambda name: check_name(name, REDUCTIONS))] = "sum"
+    """How the scores of layers that are cut together become one: sum, mean, max or first."""
+    round_to: int = Field(8, ge=1)
+    """Kept channels are moved to the nearest multiple of it."""
+    skip: tuple[str, ...] = ()
+    """Layer patterns that are not measured, and skipped in any case."""
+    parts: tuple[Annotated[str, AfterValidator(lambda name: check_name(name, PARTS))], ...] = PARTS
+    """Parts of a detector whose groups are measured."""
+    prune_ratio: Ratio = 0.5
+    """The one of `prune_ratios` that the recommendation is for."""
+    max_drop: float = Field(0.05, ge=0)
+    """A group that loses more of the score (0 to 1) when cut alone is better skipped."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> "SensitivityConfig":
+        if self.prune_ratio not in self.prune_ratios:
+            raise ValueError(
+                f"prune_ratio: not measured, got {self.prune_ratio}; expected one of prune_ratios {self.prune_ratios}"
+            )
+        return self
+
+
+def measure_sensitivity(
+    model: Path, config: SensitivityConfig, folder: Path, force: bool, console: Console
+) -> dict[str, Any]:
+    """Measure what is not measured yet; write figures and picture into `folder`, and return the figures.
+
+    Raises:
+        FileNotFoundError: If the model file or data is missing.
+        ValueError: If model, data and config do not fit, another study works in the folder or left it behind and
+            `force` is not given, or the model's own score is 0.
+        RuntimeError: If a score is not a finite number.
+    """
+    with console.status("Checking model and data ..."):
+        subject = _subject(model, config)
+    made_from = _made_from(model, config, subject)
+    _check_ours(folder)
+    with locked(folder):
+        _claim(folder, made_from, config, force)
+        evaluate, num_images = subject.evaluator(folder)
+        result = _measure(subject, evaluate, _Points(folder / _POINTS), model, console)
+        about = {"model": str(model), "kind": subject.kind, "metric": subject.metric, "num_images": num_images}
+        skip = skip_list(result, config.prune_ratio, config.max_drop)
+        recommendation = {"prune_ratio": config.prune_ratio, "max_drop": config.max_drop, "skip": list(skip)}
+        figures = json.loads(json.dumps({**about, **asdict(result), "recommendation": recommendation}))
+        _write_json(folder / FIGURES, {**figures, "made_from": made_from, "config": config.model_dump(mode="json")})
+        with written_atomically(folder / PICTURE) as path:
+            sensitivity_plot(figures).savefig(path, format="png")
+    return figures
+
+
+def next_command(model: Path, config: SensitivityConfig, figures: Mapping[str, Any]) -> str:
+    """Return the command that cuts all but the skipped groups, ready to paste."""
+    asked = {name: getattr(config, name) for name in _IN_L1_HALF if name != "parts" or figures["kind"] == "detector"}
+    changes = {name: value for name, value in asked.items() if value != _IN_L1_HALF[name]}
+    skip = (*config.skip, *figures["recommendation"]["skip"])
+    if skip:
+        changes["skip"] = skip
+    settings = [f"--set {shlex.quote(f'{name}={_literal(value)}')}" for name, value in changes.items()]
+    return " ".join(["espalier prune configs/prune/l1_half.py", shlex.quote(str(model)), *settings])
+
+
+def sensitivity_table(figures: Mapping[str, Any]) -> Table:
+    """Return every group with what it lost and won; below, the reasons of those that were not measured."""
+    ratio, skip = (figures["recommendation"][name] for name in ("prune_ratio", "skip"))
+    title = f"{METRICS[figures['metric']]} lost when a group is cut alone, in points"
+    table = Table(title=title, caption="\n".join(_captions(figures)), caption_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("group", overflow="fold")
+    ratios = [point["prune_ratio"] for curve in figures["curves"][:1] for point in curve["points"]]
+    for header in ("width", *(f"-{r:.0%}" for r in ratios), "won", "lost/won"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for curve in figures["curves"]:
+        table.add_row("skip" if curve["group"] in skip else "", *_cells(curve, ratio, figures["macs"]))
+    return table
+
+
+def _cells(curve: Mapping[str, Any], ratio: float, macs: int) -> list[str]:
+    point = next(point for point in curve["points"] if point["prune_ratio"] == ratio)
+    drops = [f"{100 * p['drop']:.1f}" for p in curve["points"]]
+    per_won = "" if point["lost_per_won"] is None else f"{point['lost_per_won']:.2f}"
+    return [curve["group"], str(curve["num_channels"]), *drops, f"{point['macs_won'] / macs:.1%}", per_won]
+
+
+def _captions(figures: Mapping[str, Any]) -> Iterator[str]:
+    advice, num_images = figures["recommendation"], figures["num_images"]
+    step = f", one of which is {100 / num_images:.2g} points" if figures["kind"] == "classifier" else ""
+    yield f"dense {100 * figures['score']:.2f}, on {num_images:,} images{step}; nothing is trained after a cut"
+    yield f"skip: more than {100 * advice['max_drop']:g} points lost at {advice['prune_ratio']:.0%}"
+    yield f"won: of the MACs, at {advice['prune_ratio']:.0%}; lost/won: points lost for each percent of them"
+    reasons: dict[str, list[str]] = {}
+    for decision in figures["untouched"]:
+        reasons.setdefault(decision["reason"], []).append(decision["group"])
+    yield from (f"not measured: {', '.join(groups)} ({reason})" for reason, groups in reasons.items())
+
+
+def _subject(model: Path, config: SensitivityConfig) -> Subject:
+    options = config.model_dump(include={"criterion", "reduction", "round_to", "skip", "parts"})
+    return subject_of(model, config.data, config.num_images, config.prune_ratios, **options)
+
+
+def _made_from(model: Path, config: SensitivityConfig, subject: Subject) -> dict[str, Any]:
+    """Return all that a measured point depends on; what was measured serves other ratios and limits, too."""
+    scored = config.model_dump(mode="json", include={"data", "num_images", "criterion", "reduction"})
+    return {**origin(config, model, subject.data), "config": scored}
+
+
+def _check_ours(folder: Path) -> None:
+    others = [path.name for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
+    if others and not (folder / _RECORD).is_file():
+        raise ValueError(f"{folder}: holds other files, got {min(others)}; expected a new folder, or a study's own")
+
+
+def _claim(folder: Path, made_from: Mapping[str, Any], config: SensitivityConfig, force: bool) -> None:
+    """Make the folder this study's; with `force`, what another study left there is deleted, and nothing else."""
+    record = folder / _RECORD
+    if record.is_file() and json.loads(record.read_text()).get("made_from") != made_from:
+        if not force:
+            raise ValueError(
+                f"{folder}: left by a study of another model, data or criterion; give another --out, or --force"
+            )
+        for name in (_POINTS, FIGURES, PICTURE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
+    about = {"config": config.model_dump(mode="json"), "torch": torch.__version__}
+    _write_json(record, {"made_from": made_from, **about})
+
+
+class _Points:
+    """Measured scores, one line each; a line that a kill cut short is measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        text = path.read_text() if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            with written_atomically(path) as partial:
+                partial.write_text(whole)
+        self.known = dict(map(self._parsed, whole.splitlines()))
+
+    def add(self, trial: Trial, score: float) -> None:
+        """Append a line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({**asdict(trial), "score": score}) + "\n")
+
+    def _parsed(self, line: str) -> tuple[Trial, float]:
+        try:
+            row = json.loads(line)
+            return Trial(str(row["group"]), int(row["num_kept"])), float(row["score"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self._path}: not a measured point, got {line[:60]!r}; delete that line") from error
+
+
+def _measure(subject: Subject, evaluate: Evaluate, points: _Points, model: Path, console: Console) -> Sensitivity:
+    left = [trial for trial in subject.trials if trial not in points.known]
+    if DENSE in points.known:
+        _check_learned(model, subject.metric, points.known[DENSE])
+    progress = RunProgress(console, [1.0])
+    num_done = 0
+
+    def measured(trial: Trial, score: float) -> None:
+        nonlocal num_done
+        num_done += 1
+        points.add(trial, score)
+        progress(num_done, len(left))
+        if trial == DENSE:
+            _check_learned(model, subject.metric, score)
+
+    with progress.stage(f"evaluate {len(left)} models") if left else nullcontext():
+        return sensitivity(subject.trials, evaluate, points.known, measured)
+
+
+def _check_learned(model: Path, metric: str, score: float) -> None:
+    if score <= 0:
+        raise ValueError(f"{model}: has nothing to lose, got {metric} {score:g}; expected a trained model")
+
+
+def _literal(value: Any) -> str:
+    """Return Python text with double quotes, which the shell's single quotes can hold."""
+    text = json.dumps(value)
+    return f"({text[1:-1]},)" if isinstance(value, tuple) else text
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with written_atomically(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))

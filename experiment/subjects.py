@@ -1,0 +1,213 @@
+"""A trained model file and the images it is measured on, as trials of a sensitivity study."""
+
+import copy
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from classify.checkpoint import load_classifier, read_card
+from classify.commands import check_classes, generated
+from classify.config import FolderData, ShapesData
+from classify.data import check_folder, class_names, fingerprint, image_folder
+from classify.evaluate import evaluate_classifier
+from classify.synthetic import SHAPES, write_shapes
+from detect import DetectorSettings, load_detector
+from detect.config import CocoData, ScenesData
+from detect.data import CocoSet, check_coco, read_annotations
+from detect.data import fingerprint as coco_fingerprint
+from detect.evaluate import evaluate_detector
+from detect.pruning import PARTS, TracedDetector
+from detect.synthetic import write_scenes
+from prune import cost_of
+from prune.sensitivity import Evaluate, Trials
+
+__all__ = ["DATA_FOLDER", "ModelData", "Subject", "subject_of"]
+
+ModelData = ShapesData | FolderData | ScenesData | CocoData
+
+DATA_FOLDER = "data"
+"""Where a study keeps what it generates, in its folder."""
+
+_HELD_BYTES = 2**30  # so much of the images is decoded once, instead of once a trial
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is studied; everything in it is checked, nothing written yet."""
+
+    kind: str
+    metric: str
+    """Name of the score."""
+    trials: Trials
+    data: tuple[str, ...]
+    """Fingerprints; none of data that is generated."""
+    evaluator: Callable[[Path], tuple[Evaluate, int]]
+    """Study's folder, where data is generated -> (evaluation, number of images it looks at)."""
+
+
+def subject_of(
+    model: Path,
+    data: ModelData,
+    num_images: int | None,
+    prune_ratios: Sequence[float],
+    *,
+    parts: Sequence[str],
+    skip: Sequence[str],
+    **options: Any,
+) -> Subject:
+    """Return the trials of a model file and how they are evaluated.
+
+    Args:
+        model: Of a dense classifier or detector.
+        data: Its validation images are looked at.
+        num_images: How many of them, evenly spread over the set; None for all.
+        prune_ratios: Shares of a group's channels removed.
+        parts: Those of a detector that are cut.
+        skip: Layers that stay whole; those of a detector's backbone by the classifier's names.
+        options: As for `prune.sensitivity.Trials`.
+
+    Raises:
+        FileNotFoundError: If the model file or data is missing.
+        ValueError: If model, data and options do not fit each other.
+    """
+    card = read_card(model)
+    if card.backbone.widths or "widths" in (card.detector or {}):
+        raise ValueError(f"{model}: slim already; expected a dense model to study")
+    if isinstance(data, ShapesData | FolderData) != (card.kind == "classifier"):
+        expected = "shapes or folder" if card.kind == "classifier" else "scenes or coco"
+        raise ValueError(
+            f"data.type: not for {model}, which holds a {card.kind}, got {data.type!r}; expected {expected}"
+        )
+    if isinstance(data, ShapesData | FolderData):
+        return _classifier(model, data, num_images, prune_ratios, skip=skip, **options)
+    whole = [f"{part}.*" for part in PARTS if part not in parts]
+    skip = (*map(_in_detector, skip), *whole)
+    return _detector(model, data, num_images, prune_ratios, skip=skip, **options)
+
+
+def _classifier(
+    model: Path, data: ShapesData | FolderData, num_images: int | None, prune_ratios: Sequence[float], **options: Any
+) -> Subject:
+    if isinstance(data, FolderData):
+        check_folder(data.root)
+    net, card = load_classifier(model)
+    check_classes(model, card, class_names(data.root) if isinstance(data, FolderData) else SHAPES)
+    side = card.preprocessing["image_size"]
+    trials = Trials(net, (torch.zeros(1, 3, side, side),), prune_ratios, **options)
+
+    def evaluator(folder: Path) -> tuple[Evaluate, int]:
+        images = _some_images(image_folder(_images(data, folder, side), "val", side), num_images, side)
+
+        def evaluate(slim: nn.Module) -> float:
+            with _workplace() as work:
+                return evaluate_classifier(slim, images, work)["top1"]
+
+        return evaluate, len(images)
+
+    prints = (fingerprint(data.root),) if isinstance(data, FolderData) else ()
+    return Subject("classifier", "top1", trials, prints, evaluator)
+
+
+def _images(data: ShapesData | FolderData, folder: Path, side: int) -> Path:
+    if isinstance(data, FolderData):
+        return data.root
+    size = (data.num_train, data.num_val, side, data.seed)
+    return generated(folder / DATA_FOLDER, lambda partial: write_shapes(partial, *size))
+
+
+def _some_images(dataset: Any, num_images: int | None, side: int) -> Any:
+    places = _spread(len(dataset), num_images)
+    images: Dataset[Any] = Subset(dataset, places)
+    return [images[i] for i in range(len(places))] if len(places) * 3 * side**2 <= _HELD_BYTES else images
+
+
+def _detector(
+    model: Path, data: ScenesData | CocoData, num_images: int | None, prune_ratios: Sequence[float], **options: Any
+) -> Subject:
+    classes = check_coco(data.val) if isinstance(data, CocoData) else SHAPES
+    if isinstance(data, CocoData):
+        _some_rows(data.val, num_images)
+    detector, card = load_detector(model)
+    check_classes(model, card, classes)
+    settings = DetectorSettings(**card.preprocessing["settings"])
+    height, width = settings.image_size_hw
+    cost = cost_of(TracedDetector(detector, settings.num_proposals), (torch.zeros(1, 3, height, width),))
+    example = (torch.zeros(1, 3, 64, 64),)  # costs are counted on the real size, channels meet on any
+    trials = Trials(TracedDetector(detector), example, prune_ratios, dense_cost=cost, **options)
+
+    def evaluator(folder: Path) -> tuple[Evaluate, int]:
+        coco, num = _some_scenes(_scenes(data, folder, (height, width)), num_images, folder)
+
+        def evaluate(slim: nn.Module) -> float:
+            with _workplace() as work:
+                return evaluate_detector(_assembled(detector, slim), card, coco, work)["map"]
+
+        return evaluate, num
+
+    prints = (coco_fingerprint(data.val),) if isinstance(data, CocoData) else ()
+    return Subject("detector", "map", trials, prints, evaluator)
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder for one evaluation; mmengine would keep the log in it open, hundreds of them in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        logger = MMLogger.get_current_instance()
+        for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+            logger.removeHandler(handler)  # else it would open its file again for whatever comes next
+            handler.close()
+
+
+def _assembled(detector: nn.Module, slim: Any) -> nn.Module:
+    """Return the detector around the parts of its slim `TracedDetector`."""
+    rest = {id(detector.get_submodule(part)): getattr(slim, part) for part in PARTS}
+    whole: Any = copy.deepcopy(detector, rest)
+    # the extractor makes a tensor of this size, whatever the levels hold
+    whole.roi_head.bbox_roi_extractor.out_channels = whole.neck.fpn_convs[0].conv.out_channels
+    return whole
+
+
+def _scenes(data: ScenesData | CocoData, folder: Path, size_hw: tuple[int, int]) -> CocoSet:
+    if isinstance(data, CocoData):
+        return data.val
+    made = generated(folder / DATA_FOLDER, lambda partial: write_scenes(partial, data.num_val, size_hw, data.seed + 1))
+    return CocoSet(made / "instances.json", made / "images")
+
+
+def _some_scenes(coco: CocoSet, num_images: int | None, folder: Path) -> tuple[CocoSet, int]:
+    """Write the annotations of the images that are looked at."""
+    rows = _some_rows(coco, num_images)
+    annotations = folder / "annotations.json"
+    annotations.write_text(json.dumps(rows))
+    return CocoSet(annotations, coco.images), len(rows["images"])
+
+
+def _some_rows(coco: CocoSet, num_images: int | None) -> dict[str, Any]:
+    rows = read_annotations(coco.annotations)
+    images = [rows["images"][place] for place in _spread(len(rows["images"]), num_images)]
+    ids = {image["id"] for image in images}
+    boxes = [row for row in rows["annotations"] if row["image_id"] in ids]
+    if all(row["iscrowd"] for row in boxes):
+        raise ValueError(f"num_images: too few, the {len(images)} looked at show no object; expected more")
+    return {**rows, "images": images, "annotations": boxes}
+
+
+def _spread(total: int, num: int | None) -> list[int]:
+    """Return up to `num` places, evenly spread: an image folder is sorted by class."""
+    num = min(total, num or total)
+    return [i * total // num for i in range(num)]
+
+
+def _in_detector(pattern: str) -> str:
+    return pattern if pattern.startswith(tuple(f"{part}." for part in PARTS)) else f"backbone.net.{pattern}"

@@ -1,0 +1,238 @@
+"""Sensitivity: every group cut alone, the accuracy that this loses and the MACs that it wins.
+
+Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, sec. 3.2; their skip lists were read off such
+curves by eye, here a limit on the loss decides.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prune.allocate import allocate, kept_channels, protected
+from prune.cost import Cost, cost_of
+from prune.criteria import Criterion, group_scores, make_criterion
+from prune.forecast import Forecast
+from prune.groups import Group, find_groups
+from prune.modes import evaluating
+from prune.pruning import Decision
+from prune.recipe import Recipe
+from prune.spec import PruneSpec
+from prune.surgery import slim_model
+
+__all__ = ["DENSE", "Curve", "Evaluate", "Point", "Sensitivity", "Trial", "Trials", "sensitivity", "skip_list"]
+
+Evaluate = Callable[[nn.Module], float]
+"""Measures a model that is not used again; higher is better."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model in which one group alone keeps `num_kept` of its channels."""
+
+    group: str
+    num_kept: int
+
+
+DENSE = Trial("", 0)
+"""The model as it is."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What became of the whole model when one group was cut at one ratio."""
+
+    prune_ratio: float
+    num_kept: int
+    """As the group's layers count their channels."""
+    macs: int
+    macs_won: int
+    params: int
+    score: float
+    drop: float
+    """The dense model's score, less this one."""
+    lost_per_won: float | None
+    """`drop` per share of the dense MACs won; None where none were."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group at every ratio, ascending."""
+
+    group: str
+    layers: tuple[str, ...]
+    """Layers that write the group's channels."""
+    num_channels: int
+    points: tuple[Point, ...]
+
+    def at(self, prune_ratio: float) -> Point:
+        """Return the point of that ratio.
+
+        Raises:
+            ValueError: If it was not measured.
+        """
+        ratios = [point.prune_ratio for point in self.points]
+        if prune_ratio not in ratios:
+            raise ValueError(f"prune_ratio: not measured, got {prune_ratio}; expected one of {ratios}")
+        return self.points[ratios.index(prune_ratio)]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The dense model's score and cost, and a curve per group that can be cut, in the model's own order."""
+
+    score: float
+    macs: int
+    params: int
+    curves: tuple[Curve, ...]
+    untouched: tuple[Decision, ...]
+    """The other groups, each with its reason."""
+
+
+class Trials:
+    """What there is to evaluate: traced, scored, counted and checked, and nothing evaluated yet.
+
+    Ratios at which a group keeps equally many channels share a trial; one that keeps them all needs none.
+
+    Args:
+        model: Any module; it is not changed.
+        example_inputs: Positional arguments of `model`, of batch size 1.
+        prune_ratios: Shares of a group's channels removed, each in [0, 1).
+        criterion: A criterion, or the name of one that needs no data; see `prune.criteria`.
+        reduction: How the scores of coupled layers become one; see `group_scores`.
+        dense_cost: Cost of the model, where `example_inputs` are not what it is deployed with.
+        exceptions: Fields of `Recipe`: `round_to`, `min_channels`, `skip`.
+
+    Raises:
+        ValueError: If there is no ratio or one outside [0, 1), a weight is not finite, a pattern matches no layer, the
+            criterion cannot rank a group, or a slim copy does not run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...],
+        prune_ratios: Sequence[float],
+        *,
+        criterion: str | Criterion = "l1",
+        reduction: str = "sum",
+        dense_cost: Cost | None = None,
+        **exceptions: Any,
+    ) -> None:
+        self._recipes = {ratio: Recipe(ratio, **exceptions) for ratio in sorted(set(prune_ratios))}
+        if not self._recipes:
+            raise ValueError("prune_ratios: nothing to try, got none; expected at least one share in [0, 1)")
+        _check_finite(model)
+        self._model, recipe = model, next(iter(self._recipes.values()))
+        ranker = make_criterion(criterion, model) if isinstance(criterion, str) else criterion
+        self._groups = find_groups(model, example_inputs)
+        recipe.check_patterns(self._groups)
+        free = [group for group in self._groups if not recipe.reason_whole(group)]
+        scores = {group.name: group_scores(ranker, model, group, reduction) for group in free}
+        self._scores = {g.name: protected(g, scores[g.name], recipe.min_channels) for g in free}
+        shares = {ratio: allocate(free, self._scores, r, lambda kept: {}) for ratio, r in self._recipes.items()}
+        self._num_kept = {g.name: {ratio: shares[ratio][g.name].num_kept for ratio in shares} for g in free}
+        self._dense = dense_cost or cost_of(model, example_inputs)
+        self._forecast = Forecast(model, free, self._scores, self._dense)
+        self._check_run(example_inputs)
+
+    def __iter__(self) -> Iterator[Trial]:
+        """Yield every trial once: the dense model first, then the groups in the model's order."""
+        yield DENSE
+        for group in self._groups:
+            numbers = self._num_kept.get(group.name, {}).values()
+            yield from (Trial(group.name, num) for num in dict.fromkeys(numbers) if num < group.num_channels)
+
+    def model_of(self, trial: Trial) -> nn.Module:
+        """Return the trial's model, a copy: slim, which is exact and does not cost more than the dense one."""
+        kept = {} if trial == DENSE else {trial.group: kept_channels(self._scores[trial.group], trial.num_kept)}
+        return slim_model(self._model, PruneSpec.from_kept(self._model, kept, self._groups))
+
+    def outcome(self, scores: Mapping[Trial, float]) -> Sensitivity:
+        """Return what the scores of all trials say."""
+        cuttable = {trial.group for trial in self}
+        curves = tuple(self._curve(group, scores) for group in self._groups if group.name in cuttable)
+        untouched = tuple(self._untouched(group) for group in self._groups if group.name not in cuttable)
+        return Sensitivity(scores[DENSE], self._dense.macs, self._dense.params, curves, untouched)
+
+    def _curve(self, group: Group, scores: Mapping[Trial, float]) -> Curve:
+        points = (self._point(group, ratio, num, scores) for ratio, num in self._num_kept[group.name].items())
+        return Curve(group.name, group.producers, group.width, tuple(points))
+
+    def _point(self, group: Group, prune_ratio: float, num_kept: int, scores: Mapping[Trial, float]) -> Point:
+        cost = self._forecast.cost({group.name: num_kept})
+        macs_won = self._dense.macs - cost["macs"]
+        score = scores[DENSE if num_kept == group.num_channels else Trial(group.name, num_kept)]
+        drop = round(scores[DENSE] - score, 9)  # 0.9 - 0.85 is more than 0.05
+        lost_per_won = drop * self._dense.macs / macs_won if macs_won else None
+        kept = num_kept * group.unit
+        return Point(prune_ratio, kept, cost["macs"], macs_won, cost["params"], score, drop, lost_per_won)
+
+    def _untouched(self, group: Group) -> Decision:
+        recipe = next(iter(self._recipes.values()))
+        whole = f"keeps all {group.width} channels at every ratio, rounded to a multiple of {recipe.round_to}"
+        reason = recipe.reason_whole(group) or whole
+        return Decision(group.name, group.producers or (group.name,), group.width, group.width, reason)
+
+    def _check_run(self, example_inputs: tuple[Any, ...]) -> None:
+        """What a forward pass holds fixed beyond its layers shows only when it runs: better now than in hours."""
+        narrowest = {trial.group: trial for trial in self if trial != DENSE}
+        for name, trial in narrowest.items():
+            slim = self.model_of(trial)
+            try:
+                with evaluating(slim), torch.no_grad():
+                    slim(*example_inputs)
+            except RuntimeError as error:
+                cause = str(error).splitlines()[0]
+                raise ValueError(f"{name}: cut alone, the model does not run, {cause}; skip this layer") from error
+
+
+def sensitivity(
+    trials: Trials,
+    evaluate: Evaluate,
+    known: Mapping[Trial, float] | None = None,
+    measured: Callable[[Trial, float], None] | None = None,
+) -> Sensitivity:
+    """Evaluate every trial whose score is not known yet.
+
+    Args:
+        trials: What to evaluate.
+        evaluate: Called with a copy of its own for each trial.
+        known: Scores of an earlier run, which was interrupted.
+        measured: Told of every new score as it comes.
+
+    Raises:
+        RuntimeError: If a score is not a finite number.
+    """
+    scores = dict(known or {})
+    for trial in trials:
+        if trial in scores:
+            continue
+        score = evaluate(trials.model_of(trial))
+        if not math.isfinite(score):
+            raise RuntimeError(f"{trial.group or 'dense model'}: its score is not finite, got {score}")
+        scores[trial] = score
+        if measured:
+            measured(trial, score)
+    return trials.outcome(scores)
+
+
+def skip_list(result: Sensitivity, prune_ratio: float, max_drop: float) -> tuple[str, ...]:
+    """Return the groups that lose more than `max_drop` when cut alone at that ratio, the most sensitive first.
+
+    Raises:
+        ValueError: If the ratio was not measured.
+    """
+    points = {curve.group: curve.at(prune_ratio) for curve in result.curves}
+    sensitive = [name for name, point in points.items() if point.drop > max_drop]
+    return tuple(sorted(sensitive, key=lambda name: (-points[name].drop, -(points[name].lost_per_won or 0))))
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            bad = tensor[~tensor.isfinite()][0].item()
+            raise ValueError(f"{name}: a weight is not finite, got {bad}; expected a trained model")

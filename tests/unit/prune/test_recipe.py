@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torchvision import models
+
+from prune import find_groups, prune_model
+from prune.recipe import Recipe
+
+LIMITS = ["max_macs", "max_params", "max_activations"]
+
+
+def kept(pruned):
+    return {d.group: d.num_kept for d in pruned.decisions}
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [
+        ({}, "none"),
+        ({"prune_ratio": 0.5, "max_macs": 9}, "prune_ratio and max_macs"),
+        ({"max_params": 9, "max_macs": 9}, "max_macs and max_params"),
+        ({"prune_ratio": 0.0, "max_activations": 0}, "prune_ratio and max_activations"),  # zero is asked for too
+    ],
+)
+def test_exactly_one_budget_is_expected(asked, got):
+    with pytest.raises(ValueError, match=f"budget: not clear, got {got}; expected one of prune_ratio, max_macs"):
+        Recipe(**asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ranking": "local"}, "ranking: unknown, got 'local'; expected one of .'uniform', 'global'"),
+        ({"round_to": 0}, "round_to: too small, got 0; expected 1 or more"),
+        ({"min_channels": 0}, "min_channels: too small, got 0; expected 1 or more"),
+        ({"prune_ratio": 1}, r"prune_ratio: .* got 1; expected a share in \[0, 1\)"),
+        ({"prune_ratio": -0.01}, r"prune_ratio: .* got -0.01; expected a share"),
+        ({"prune_ratio": float("nan")}, r"prune_ratio: .* got nan; expected a share"),
+        ({"ratios": {"a": 1.5}}, r"ratios\['a'\]: .* got 1.5; expected a share"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"prune_ratio": 0.5, **options})
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limit_has_its_name_and_value(name):
+    assert Recipe(**{name: 0}).limit == (name, 0)
+    assert Recipe(0.5).limit is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"ratios": {"b": 0.8}}, {"a": 2, "b": 1}),
+        ({"ratios": {"c": 0.0}}, {"a": 4, "b": 3}),  # any layer that writes the channels names the group
+        ({"ratios": {"*": 0.0, "b": 0.8}}, {"a": 4, "b": 6}),  # the first match counts
+        ({"widths": {"b": 5}}, {"a": 2, "b": 5}),
+        ({"widths": {"[ab]": 4, "b": 1}}, {"a": 4, "b": 4}),
+        ({"widths": {"b": 5}, "ratios": {"b": 0.8, "a": 0.75}}, {"a": 1, "b": 5}),  # widths go before ratios
+        ({"skip": ["b"]}, {"a": 2, "b": 6}),
+        ({"skip": ["b"], "widths": {"b": 2}, "ratios": {"b": 0.8}}, {"a": 2, "b": 6}),  # skip goes before both
+        ({"ratios": {"b": 0.8}, "round_to": 2, "min_channels": 3}, {"a": 4, "b": 4}),  # own ratios are rounded
+        ({"widths": {"b": 1}, "round_to": 2, "min_channels": 3}, {"a": 4, "b": 1}),  # widths are exact
+    ],
+)
+def test_exceptions_go_before_the_budget_in_their_order(tiny, x, options, expected):
+    assert kept(prune_model(tiny("residual"), (x,), 0.5, **options)) == {**expected, "d": 2}
+
+
+def test_reasons_name_what_was_asked(tiny, x):
+    def reasons(**options):
+        return [d.reason for d in prune_model(tiny("residual"), (x,), 0.5, **options).decisions[:2]]
+
+    assert reasons(widths={"a": 4, "b": 6}) == ["widths keeps all 4 channels", "widths keeps all 6 channels"]
+    assert reasons(ratios={"a": 0.0}) == ["ratio 0.0 keeps all 4 channels", None]
+    assert reasons(ratios={"b": 0.1}, round_to=6)[1] == "ratio 0.1 rounded to a multiple of 6 keeps all 6 channels"
+
+
+@pytest.mark.parametrize("width", [0, -1, 7])
+def test_width_that_does_not_fit_is_refused(tiny, x, width):
+    with pytest.raises(ValueError, match=rf"widths\['b'\]: does not fit b, got {width}; expected 1 to 6$"):
+        prune_model(tiny("residual"), (x,), 0.5, widths={"b": width})
+
+
+@pytest.mark.parametrize(
+    ("net", "widths", "expected"),
+    [
+        ("depthwise", {"1": 3}, {"0": 3, "1": 3}),
+        ("depthwise_twice", {"0": 3}, {"0": 3, "1": 6}),  # twice as many out as in
+        ("depthwise_twice", {"1": 6}, {"0": 3, "1": 6}),
+        ("grouped", {"0": 4}, {"0": 4, "1": 8}),  # 3 blocks, each of 2 channels in and 4 out
+        ("grouped", {"1": 8}, {"0": 4, "1": 8}),
+        ("grouped", {"*": 4, "1": 4}, {"0": 4, "1": 8}),  # the first layer that a pattern names counts
+    ],
+)
+def test_width_is_what_the_named_layer_keeps(tiny, x, net, widths, expected):
+    slim = prune_model(tiny(net), (x,), 0.0, widths=widths).model
+    assert {name: slim.get_submodule(name).out_channels for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "expected"),
+    [("0", 3, "2 to 6 in steps of 2"), ("0", 8, "2 to 6 in steps of 2"), ("1", 6, "4 to 12 in steps of 4")],
+)
+def test_width_that_would_split_a_block_is_refused(tiny, x, layer, width, expected):
+    with pytest.raises(ValueError, match=rf"widths\['{layer}'\]: does not fit 0, got {width}; expected {expected}"):
+        prune_model(tiny("grouped"), (x,), 0.5, widths={layer: width})
+
+
+@pytest.mark.parametrize(
+    "options", [{"ratios": {"lateral3": 0.5}}, {"widths": {"lateral3": 1}}, {"skip": ["lateral3"]}]
+)
+@pytest.mark.parametrize("budget", [{"prune_ratio": 0.5}, {"max_macs": 9000}])
+def test_pattern_without_a_layer_is_refused_with_the_nearest(tiny, x, options, budget):
+    with pytest.raises(ValueError, match=r"^lateral3: no layer .*; nearest names: lateral[12], lateral[12]"):
+        prune_model(tiny("fpn"), (x,), **budget, **options)
+
+
+def test_pattern_like_no_layer_says_that_none_is_near(tiny, x):
+    with pytest.raises(ValueError, match="zzz: no layer of the model matches; nearest names: none"):
+        prune_model(tiny("fpn"), (x,), 0.5, skip=["zzz"])
+
+
+def test_nearest_names_are_different_ones():
+    groups = find_groups(models.densenet121(num_classes=2), (torch.zeros(1, 3, 32, 32),))
+    with pytest.raises(ValueError, match="nearest names") as caught:
+        Recipe(0.5, skip=["features.norm6"]).check_patterns(groups)
+    near = str(caught.value).partition("nearest names: ")[2].split(", ")
+    assert near[0] == "features.norm0"  # norm5 stands behind every block: no group's own
+    assert len(set(near)) == len(near) == 3
