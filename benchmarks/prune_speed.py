@@ -67,8 +67,8 @@ def theirs(model: nn.Module, image: Tensor) -> nn.Module:
     return model
 
 
-def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module, Callable[[], nn.Module], Tensor]]]:
-    """Return, per network: what gives (dense model, what torch-pruning cuts, our pruning, image)."""
+def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module | None, Callable[[], nn.Module], Tensor]]]:
+    """Return, per network: what gives (dense model, what torch-pruning cuts if it can, our pruning, image)."""
 
     def classifier(name: str) -> Any:
         dense = models.get_model(name).eval()
@@ -82,8 +82,7 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module, Callable[[]
 
     def rebuilt_detector() -> Any:
         dense, card = faster_rcnn()
-        traced, image = TracedDetector(dense), torch.zeros(1, 3, 64, 64)
-        return dense, traced, lambda: TracedDetector(prune_detector(dense, card, RATIO, parts=PARTS)[0]), image
+        return dense, None, lambda: prune_detector(dense, card, RATIO, parts=PARTS)[0], torch.zeros(0)
 
     return {
         "ResNet-50": lambda: classifier("resnet50"),
@@ -94,26 +93,29 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module, Callable[[]
 
 
 def measured(name: str, rounds: int) -> dict[str, Any]:
-    """Time both in turn; the first round of each is warm-up."""
+    """Time both in turn; the first round of each is warm-up. torch-pruning cannot rebuild a detector from a config."""
     _, traced, prune, image = networks()[name]()
-    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    seconds: dict[str, list[float]] = {"ours": []} | ({"theirs": []} if traced else {})
     for _ in range(rounds + 1):
-        start = time.perf_counter()
-        slim = prune()
-        seconds["ours"].append(time.perf_counter() - start)
-        other = copy.deepcopy(traced)
-        start = time.perf_counter()
-        theirs(other, image)
-        seconds["theirs"].append(time.perf_counter() - start)
-    kept = other.state_dict()
-    same = all(torch.equal(weight, kept[key]) for key, weight in slim.state_dict().items() if key in kept)
+        slim = _timed(prune, seconds["ours"])
+        if traced:
+            other = copy.deepcopy(traced)
+            _timed(lambda model=other: theirs(model, image), seconds["theirs"])
+    ours, kept = slim.state_dict(), other.state_dict() if traced else {}
     return {
         "network": name,
         "seconds": {who: round(median(times[1:]), 3) for who, times in seconds.items()},
         "samples": {who: [round(t, 4) for t in times[1:]] for who, times in seconds.items()},
-        "same_channels": same and len(kept) > 0,
+        "same_channels": all(torch.equal(ours[key], kept[key]) for key in ours) if traced else None,
         "peak_memory": float(subprocess.check_output([sys.executable, __file__, "--peak-of", name], text=True)),
     }
+
+
+def _timed(work: Callable[[], nn.Module], seconds: list[float]) -> nn.Module:
+    start = time.perf_counter()
+    result = work()
+    seconds.append(time.perf_counter() - start)
+    return result
 
 
 def peak_of(name: str) -> float:
@@ -136,17 +138,13 @@ def _resident(field: str) -> int:
 def table(record: dict[str, Any]) -> dict[str, Any]:
     """Return the columns and rows for the documents."""
     columns = ["network", "espalier (s)", "torch-pruning (s)", "times as fast", "same channels kept", "peak memory"]
-    rows = [
-        [
-            result["network"],
-            f"{result['seconds']['ours']:.2f}",
-            f"{result['seconds']['theirs']:.2f}",
-            f"{result['seconds']['theirs'] / result['seconds']['ours']:.1f}",
-            "yes" if result["same_channels"] else "no",
-            f"{result['peak_memory']:.2f} x dense",
-        ]
-        for result in record["results"]
-    ]
+    rows = []
+    for result in record["results"]:
+        ours, other = result["seconds"]["ours"], result["seconds"].get("theirs")
+        same = "yes" if result["same_channels"] else "no"
+        compared = [f"{other:.2f}", f"{other / ours:.1f}", same] if other else ["-"] * 3
+        peak = f"{result['peak_memory']:.2f} x dense"
+        rows.append([result["network"], f"{ours:.2f}", *compared, peak])
     return {"columns": columns, "table": rows}
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -138,14 +139,21 @@ class _Levels:
         self.urgency: dict[str, list[float]]
         """Per group: how much it deserves to keep one more than k channels."""
         if self._uniform:
-            sizes = {group.num_channels for group in groups}
-            self._ratios = sorted({Fraction(gone, size) for size in sizes for gone in range(size)} | {Fraction(0)})
-            self.num = len(self._ratios)
             self.urgency = {g.name: [-k / g.num_channels for k in range(g.num_channels)] for g in groups}
         else:
             self._ranked = _removal_order(groups, scores, bounds)
-            self.num = len(self._ranked) + 1
             self.urgency = {g.name: scores[g.name].sort(descending=True).values.tolist() for g in groups}
+
+    @property
+    def num(self) -> int:
+        """How many there are."""
+        return len(self._ratios) if self._uniform else len(self._ranked) + 1
+
+    @cached_property
+    def _ratios(self) -> list[Fraction]:
+        """Every ratio at which some group's number changes; only a limit asks for them."""
+        sizes = {group.num_channels for group in self._groups}
+        return sorted({Fraction(gone, size) for size in sizes for gone in range(size)} | {Fraction(0)})
 
     def __getitem__(self, level: int) -> dict[str, int]:
         if self._uniform:

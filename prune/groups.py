@@ -121,8 +121,9 @@ def _members(nodes: ChannelNodes, group_of: Tensor, root_of: Tensor) -> dict[int
     members: dict[int, list[Member]] = {}
     for side in nodes.sides:
         groups, roots = group_of[side.nodes], root_of[side.nodes]
-        for group in groups[roots >= 0].unique().tolist():
-            places = torch.nonzero((groups == group) & (roots >= 0)).flatten()
+        cuttable = roots >= 0
+        for group in set(groups[cuttable].tolist()):
+            places = ((groups == group) & cuttable).nonzero()[:, 0]
             member = Member(side.layer, side.side, places, roots[places], len(places) == len(roots))
             members.setdefault(group, []).append(member)
     return members

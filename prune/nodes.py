@@ -76,7 +76,10 @@ class ChannelNodes:
         if one is None or other is None:
             self.pin(one if other is None else other, reason)
             return
-        both = (one >= 0) & (other >= 0)
+        both = torch.minimum(one, other) >= 0
+        if both.all():
+            self.joined.append((one, other))
+            return
         self.joined.append((one[both], other[both]))
         self.pin(torch.where(one >= 0, one, other)[(one >= 0) != (other >= 0)], reason)
 
