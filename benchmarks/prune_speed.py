@@ -4,8 +4,8 @@ Run:     python benchmarks/prune_speed.py RECORD.json [--rounds 5] [--threads 2]
 Writes:  a record: seconds of either (tracing, L1 norm, surgery; half of every group), whether both kept the same
          channels, and the peak of memory in a process of its own, in sizes of the dense model
 
-torch-pruning cuts the model in place; the copy that it works on is made outside its time. Ours leaves the dense model
-as it is and runs the slim one once to see that it does.
+Both end with a slim model and the dense one as it was. torch-pruning cuts in place, so its time holds the copy that it
+works on; ours holds one run of the slim model, to see that it does.
 """
 
 import argparse
@@ -57,8 +57,9 @@ class FilterNorm(torch_pruning.importance.Importance):
         return scores
 
 
-def theirs(model: nn.Module, image: Tensor) -> nn.Module:
-    """Cut `model` in place with torch-pruning's high-level pruner."""
+def theirs(dense: nn.Module, image: Tensor) -> nn.Module:
+    """Return a copy that torch-pruning's high-level pruner cut."""
+    model = copy.deepcopy(dense)
     outputs = [m for n, m in model.named_modules() if n.endswith(("fc", "classifier.6", "_cls", "_reg"))]
     pruner = torch_pruning.pruner.BasePruner(
         model, image, importance=FilterNorm(), pruning_ratio=RATIO, ignored_layers=outputs
@@ -99,8 +100,7 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     for _ in range(rounds + 1):
         slim = _timed(prune, seconds["ours"])
         if traced:
-            other = copy.deepcopy(traced)
-            _timed(lambda model=other: theirs(model, image), seconds["theirs"])
+            other = _timed(lambda: theirs(traced, image), seconds["theirs"])
     ours, kept = slim.state_dict(), other.state_dict() if traced else {}
     return {
         "network": name,
