@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
-__all__ = ["BoxDecoder", "keep_best", "spread_by_group", "take"]
+__all__ = ["BoxDecoder", "keep_best", "keep_by_operator", "spread_by_group", "take"]
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # default of mmdet's DeltaXYWHBBoxCoder.decode, which no config reaches
 
@@ -62,6 +63,22 @@ def keep_best(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float, num_round
         keep_1X = _round(keep_1X, valid_1X, overlaps_XX)
     converged_1 = (_round(keep_1X, valid_1X, overlaps_XX) == keep_1X).all(-1)
     return keep_1X[..., 0, :], converged_1[..., 0]
+
+
+def keep_by_operator(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Return what `keep_best` returns, by one NonMaxSuppression operator per row of boxes.
+
+    For runtimes that run it well: ONNX Runtime and OpenVINO on a CPU do, TensorRT does not. It always converges.
+    """
+    num_boxes = boxes_X4.shape[-2]
+    rank_X = torch.arange(num_boxes, 0, -1, dtype=boxes_X4.dtype, device=boxes_X4.device)
+    rows = []
+    for boxes, valid in zip(boxes_X4.reshape(-1, num_boxes, 4), valid_X.reshape(-1, num_boxes), strict=True):
+        # a box without area overlaps none, so what is not valid suppresses nothing
+        kept = torchvision.ops.nms(torch.where(valid[:, None], boxes, 0.0), rank_X, iou_threshold)
+        rows.append(torch.zeros_like(rank_X).index_fill(0, kept, 1.0))
+    keep_X = (torch.stack(rows) > 0).reshape(valid_X.shape) & valid_X
+    return keep_X, torch.ones_like(keep_X[..., 0])
 
 
 def spread_by_group(boxes_NX4: Tensor, group_NX: Tensor, valid_NX: Tensor) -> Tensor:

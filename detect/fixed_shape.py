@@ -8,21 +8,25 @@ left out), X candidate detections, K detections, H and W the input; 4 is x1, y1,
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detect.fixed_boxes import BoxDecoder, keep_best, spread_by_group, take
+from detect.fixed_boxes import BoxDecoder, keep_best, keep_by_operator, spread_by_group, take
 from detect.fixed_roi import CanvasRoIAlign
 
 if TYPE_CHECKING:
     from mmdet.models import TwoStageDetector
 
 __all__ = ["FixedShapeDetector"]
+
+Suppress = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""Boxes, best first, valid and IoU threshold -> which are kept, and whether that is settled."""
 
 TOPK_LIMIT = 3840  # of TensorRT's TopK
 
@@ -54,8 +58,11 @@ class FixedShapeDetector(nn.Module):
             threshold; leaving out the worst changes nothing as long as `max_per_img` of the others survive.
         nms_rounds: Rounds of suppression, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17
             for its proposals, 10 as a rule; an untrained one, whose scores are smooth, can need 60.
+        suppression: `rounds` of arithmetic, which every engine builds; or the `operator` NonMaxSuppression, which CPU
+            runtimes run faster and TensorRT-RTX does not build. The boxes found are the same.
         debug: Adds the output `nms_converged`, bool (N,): False where `nms_rounds` were too few.
-        dtype: Precision of backbone, neck and heads; boxes and scores are float32 in any case.
+        dtype: Precision of backbone, neck and heads; boxes and scores are float32 in any case. In a half precision
+            BatchNorm is folded into the convolutions before it.
 
     Raises:
         ValueError: If the detector has a part or a setting that is not carried, or a number does not fit.
@@ -74,6 +81,7 @@ class FixedShapeDetector(nn.Module):
         *,
         max_candidates: int = 1000,
         nms_rounds: int = 24,
+        suppression: Literal["rounds", "operator"] = "rounds",
         debug: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -82,13 +90,16 @@ class FixedShapeDetector(nn.Module):
         _check_settings(detector)
         _check_numbers(detector, size_hw, nms_rounds)
         detector = copy.deepcopy(detector).cpu()
+        if dtype != torch.float32:
+            _fold_batchnorm(detector)
         self.size_hw, self.debug, self.dtype = tuple(size_hw), debug, dtype
         self.output_names = ("boxes_xyxy", "scores", "labels", "nms_converged")[: 4 if debug else 3]
         self._copy_preprocessing(detector.data_preprocessor)
         self.backbone, self.neck = detector.backbone.to(dtype), detector.neck.to(dtype)
-        self.proposals = _Proposals(detector.rpn_head.to(dtype), size_hw, nms_rounds)
+        suppress = keep_by_operator if suppression == "operator" else partial(keep_best, num_rounds=nms_rounds)
+        self.proposals = _Proposals(detector.rpn_head.to(dtype), size_hw, suppress)
         num_proposals = self.proposals.num_proposals
-        self.detections = _Detections(detector.roi_head.to(dtype), size_hw, num_proposals, max_candidates, nms_rounds)
+        self.detections = _Detections(detector.roi_head.to(dtype), size_hw, num_proposals, max_candidates, suppress)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, image_hw: Tensor) -> tuple[Tensor, ...]:
@@ -136,10 +147,10 @@ class _Proposals(nn.Module):
     anchors: Tensor
     level: Tensor
 
-    def __init__(self, rpn_head: Any, size_hw: tuple[int, int], nms_rounds: int) -> None:
+    def __init__(self, rpn_head: Any, size_hw: tuple[int, int], suppress: Suppress) -> None:
         super().__init__()
         config, generator = rpn_head.test_cfg, rpn_head.prior_generator
-        self.head, self.decode, self.nms_rounds = rpn_head, BoxDecoder(rpn_head.bbox_coder), nms_rounds
+        self.head, self.decode, self.suppress = rpn_head, BoxDecoder(rpn_head.bbox_coder), suppress
         self.iou_threshold, self.min_side = config.nms.iou_threshold, config.get("min_bbox_size", -1)
         sizes_hw = _level_sizes([stride for stride, _ in generator.strides], size_hw)
         anchors_LA4 = generator.grid_priors(sizes_hw, device="cpu")  # whose default is a CUDA device
@@ -162,8 +173,8 @@ class _Proposals(nn.Module):
         valid = (scores >= 0) & ((boxes[..., 2:] - boxes[..., :2]).amin(-1) > self.min_side)
         apart = spread_by_group(boxes, self.level, valid)
         by_level = (1, (-1, self.num_candidates))
-        keep_NLP, converged_NL = keep_best(
-            apart.unflatten(*by_level), valid.unflatten(*by_level), self.iou_threshold, self.nms_rounds
+        keep_NLP, converged_NL = self.suppress(
+            apart.unflatten(*by_level), valid.unflatten(*by_level), self.iou_threshold
         )
         scores_NR, index_NR = torch.where(keep_NLP.flatten(1), scores, -1.0).topk(self.num_proposals)
         return take(boxes, index_NR), scores_NR >= 0, converged_NL.all(-1)
@@ -189,11 +200,11 @@ class _Detections(nn.Module):
     """StandardRoIHead's prediction: every proposal classified and moved, then suppressed class by class."""
 
     def __init__(
-        self, roi_head: Any, size_hw: tuple[int, int], num_proposals: int, max_candidates: int, nms_rounds: int
+        self, roi_head: Any, size_hw: tuple[int, int], num_proposals: int, max_candidates: int, suppress: Suppress
     ) -> None:
         super().__init__()
         config, extractor = roi_head.test_cfg, roi_head.bbox_roi_extractor
-        self.head, self.nms_rounds = roi_head.bbox_head, nms_rounds
+        self.head, self.suppress = roi_head.bbox_head, suppress
         self.decode = BoxDecoder(self.head.bbox_coder)
         self.score_threshold, self.iou_threshold = max(config.score_thr, 0.0), config.nms.iou_threshold
         _require_topk("test_cfg.rcnn.max_per_img", config.max_per_img)
@@ -227,11 +238,25 @@ class _Detections(nn.Module):
         boxes_NX4 = self.decode(take(proposals_NR4, proposal_NX), deltas_NX4, image_hw)
         valid_NX = scores_NX > 0
         apart_NX4 = spread_by_group(boxes_NX4, label_NX, valid_NX)
-        keep_NX, converged_N = keep_best(apart_NX4, valid_NX, self.iou_threshold, self.nms_rounds)
+        keep_NX, converged_N = self.suppress(apart_NX4, valid_NX, self.iou_threshold)
         scores_NK, index_NK = torch.where(keep_NX, scores_NX, 0.0).topk(self.num_detections)
         found_NK = scores_NK > 0
         boxes_NK4 = take(boxes_NX4, index_NK) * found_NK[..., None]
         return boxes_NK4, scores_NK, torch.where(found_NK, label_NX.gather(1, index_NK), -1), converged_N
+
+
+def _fold_batchnorm(detector: Any) -> None:
+    """Fold BatchNorm into the convolutions before it, in float32: exporters fold it too, but leave float32 weights."""
+    from mmcv.cnn import fuse_conv_bn
+
+    detector.eval()
+    image = torch.linspace(-2, 2, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    with torch.no_grad():
+        before, _ = detector.backbone(image), fuse_conv_bn(detector)
+        after = detector.backbone(image)
+    for whole, folded in zip(before, after, strict=True):  # wrong where layers run in another order than listed
+        is_same = torch.allclose(folded, whole, rtol=0, atol=1e-3 * float(whole.abs().max()))
+        _require(is_same, "backbone", "BatchNorm cannot be folded", "other features", "BatchNorm after its convolution")
 
 
 def _level_sizes(strides: Sequence[int], size_hw: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 import torchvision
 
-from detect.fixed_boxes import keep_best, spread_by_group
+from detect.fixed_boxes import keep_best, keep_by_operator, spread_by_group
+from detect.fixed_shape import Suppress
 
 EVERY = torch.ones(300, dtype=torch.bool)
 
@@ -57,10 +60,11 @@ def test_chain_longer_than_the_rounds_is_reported(length: int, num_rounds: int, 
     assert (keep.tolist() == every_other) is converged
 
 
-def test_rows_of_a_batch_are_independent_and_invalid_boxes_do_nothing() -> None:
+@pytest.mark.parametrize("suppress", [partial(keep_best, num_rounds=30), keep_by_operator])
+def test_rows_of_a_batch_are_independent_and_invalid_boxes_do_nothing(suppress: Suppress) -> None:
     boxes, valid = torch.stack([boxes_around(10, 5.0, seed) for seed in (0, 1)]), EVERY.repeat(2, 1)
     valid[1, ::2] = False
-    keep, converged = keep_best(boxes, valid, 0.5, num_rounds=30)
+    keep, converged = suppress(boxes, valid, 0.5)
     assert converged.tolist() == [True, True]
     assert keep[0].nonzero()[:, 0].tolist() == kept_by_torchvision(boxes[0], 0.5).tolist()
     assert keep[1].nonzero()[:, 0].tolist() == (kept_by_torchvision(boxes[1, 1::2], 0.5) * 2 + 1).tolist()

@@ -96,9 +96,10 @@ def assert_finds_the_same(detector: Any, sizes_hw: list[tuple[int, int]], **opti
     return counts
 
 
+@pytest.mark.parametrize("suppression", ["rounds", "operator"])
 @pytest.mark.parametrize("sizes_hw", [[(128, 160)], [(128, 160), (90, 131)], [(128, 160), (128, 97), (33, 160)]])
-def test_finds_what_mmdet_finds(detector: Any, sizes_hw: list[tuple[int, int]]) -> None:
-    assert set(assert_finds_the_same(detector, sizes_hw)) == {100}
+def test_finds_what_mmdet_finds(detector: Any, sizes_hw: list[tuple[int, int]], suppression: str) -> None:
+    assert set(assert_finds_the_same(detector, sizes_hw, suppression=suppression)) == {100}
 
 
 def test_finds_what_mmdet_finds_where_few_are_above_the_threshold(detector: Any) -> None:
