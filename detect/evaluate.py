@@ -1,20 +1,23 @@
 """COCO box AP by pycocotools, for mmdet's own predictions and for those of a deployed graph alike."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from classify.checkpoint import ModelCard
-from classify.train import make_runner, silent
+from classify.train import Progress, make_runner, silent
 from detect.data import CocoSet, read_annotations
 from detect.train import coco_loader
 
@@ -64,8 +67,10 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
     return {name: float(value) for name, value in zip(names, evaluation.stats[:3], strict=True)}
 
 
-def evaluate_detector(detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path) -> dict[str, float]:
-    """Return `coco_map` of mmdet's own predictions through mmengine's Runner."""
+def evaluate_detector(
+    detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: Progress | None = None
+) -> dict[str, float]:
+    """Return `coco_map` of mmdet's own predictions through mmengine's Runner; `progress` is told of every image."""
     prefix = work_dir / "predictions"
     metric = {
         "type": "CocoMetric",
@@ -80,6 +85,7 @@ def evaluate_detector(detector: nn.Module, card: ModelCard, coco: CocoSet, work_
         test_dataloader=coco_loader(card, coco),
         test_cfg={},
         test_evaluator=[metric],
+        custom_hooks=[_Told(progress)] if progress else None,
     )
     with silent():
         runner.test()
@@ -87,26 +93,40 @@ def evaluate_detector(detector: nn.Module, card: ModelCard, coco: CocoSet, work_
     return coco_map(coco.annotations, json.loads(Path(f"{prefix}.bbox.json").read_text()))
 
 
-def detections_by_graph(graph: Graph, coco: CocoSet, size_hw: tuple[int, int]) -> Iterator[Detections]:
-    """Run a deployed graph over a whole set, image by image, with the preprocessing of mmdet's test pipeline.
+def detections_by_graph(
+    graph: Graph, coco: CocoSet, size_hw: tuple[int, int], batch_size: int = 1
+) -> Iterator[Detections]:
+    """Run a deployed graph over a whole set, with the preprocessing of mmdet's test pipeline.
+
+    It always gets `batch_size` images: the last image is repeated to fill the last batch, and counted once.
 
     It differs for pictures that stand where the shape lies, or lie where it stands: mmdet turns the shape for them, a
     graph cannot, so they are scaled to fit into it as it is.
     """
-    for image_id, inputs, grew_xyxy in fitted_images(coco, size_hw):
-        outputs = {name: value[0] for name, value in graph(inputs).items()}
-        found = outputs["labels"] >= 0
-        boxes = (outputs["boxes_xyxy"][found] / grew_xyxy).astype(np.float32)
-        yield Detections(image_id, boxes, outputs["scores"][found], outputs["labels"][found])
+    images = fitted_images(coco, size_hw)
+    while batch := list(itertools.islice(images, batch_size)):
+        outputs = graph(_stacked([inputs for _, inputs, _ in batch], batch_size))
+        boxes, scores, labels = (outputs[name] for name in ("boxes_xyxy", "scores", "labels"))
+        for i, (image_id, _, grew_xyxy) in enumerate(batch):
+            found = labels[i] >= 0
+            in_image = (boxes[i][found] / grew_xyxy).astype(np.float32)
+            yield Detections(image_id, in_image, scores[i][found], labels[i][found])
 
 
 def fitted_images(
     coco: CocoSet, size_hw: tuple[int, int]
 ) -> Iterator[tuple[int, dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
-    """Yield (image id, graph inputs, factors) of every image of a set; see `fit_image`."""
+    """Yield (image id, graph inputs, factors) of every image of a set; see `fit_image`.
+
+    Raises:
+        ValueError: If an image does not decode.
+    """
     for row in read_annotations(coco.annotations)["images"]:
-        image_HW3 = mmcv.imread(str(coco.images / row["file_name"]), channel_order="rgb")
-        yield row["id"], *fit_image(image_HW3, size_hw)
+        path = coco.images / row["file_name"]
+        image_HW3 = mmcv.imread(str(path))
+        if image_HW3 is None:
+            raise ValueError(f"{path}: does not decode; expected an image")
+        yield row["id"], *fit_image(mmcv.bgr2rgb(image_HW3), size_hw)
 
 
 def agreement(expected: dict[str, NDArray[Any]], actual: dict[str, NDArray[Any]]) -> tuple[int, int]:
@@ -161,6 +181,20 @@ def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str,
         row = {"image_id": detections.image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
         rows.append(row)
     return rows
+
+
+def _stacked(inputs: Sequence[dict[str, NDArray[Any]]], batch_size: int) -> dict[str, NDArray[Any]]:
+    """Return the inputs of single images as those of one batch, filled up with the last."""
+    filled = [*inputs, *[inputs[-1]] * (batch_size - len(inputs))]
+    return {name: np.concatenate([one[name] for one in filled]) for name in filled[0]}
+
+
+class _Told(Hook):
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.progress(batch_idx + 1, len(runner.test_dataloader))
 
 
 def _renumber(truth: COCO) -> None:

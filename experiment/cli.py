@@ -13,12 +13,12 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from classify.cli import AsJson, Force, Overrides, closing, loading, refuse_existing
+from classify.cli import AsJson, Overrides, closing, loading
 from classify.cli import app as classify_app
-from deploy.cli import app as deploy_app
+from experiment.deploy_cli import app as deploy_app
 from experiment.prune_cli import app as prune_app
 
-__all__ = ["app", "doctor", "export", "main", "report", "run"]
+__all__ = ["app", "doctor", "main", "report", "run"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -94,26 +94,6 @@ def report(
     else:
         Console().print(table_text(results))
     closing(f"wrote {written}", f"espalier deploy bench {folder}/stages/export-*/model.onnx")
-
-
-@deploy_app.command()
-def export(
-    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector.")],
-    out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder to write; the model's name with .deploy unless given.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per run, fixed in the file.")] = 1,
-    force: Force = False,
-) -> None:
-    """Write a model file as ONNX with fixed shapes, and `deploy.json` that says how to feed it."""
-    out = out or model.with_suffix(".deploy")
-    refuse_existing(force, out)
-    with loading("torch and mmdet"):
-        from experiment.commands import export_file
-    with Console(stderr=True).status("Exporting ..."):
-        parity = export_file(model, out, batch)
-    typer.echo(f"compared with PyTorch: {json.dumps(parity)}", err=True)
-    closing(f"wrote {out}/model.onnx", f"espalier deploy bench {out}/model.onnx")
 
 
 @app.command()

@@ -84,11 +84,11 @@ def export_file(model: Path, folder: Path, batch: int) -> dict[str, Any]:
         detector, card = load_detector(model)
         graph = FixedShapeDetector(detector, card.preprocessing["image_size_hw"])
         examples = [dict(zip(graph.input_names, graph.example_inputs(batch), strict=True)) for _ in range(4)]
-        return write_deployment(graph, examples, graph.output_names, card, model.name, folder)
+        return write_deployment(graph, examples, graph.output_names, card, model, folder)
     net, card = load_classifier(model)
     images = torch.rand(batch, 3, card.preprocessing["image_size"], card.preprocessing["image_size"]) * 255
     scores = nn.Sequential(_normalization(), net).eval()
-    return write_deployment(scores, [{"image": images}], ("scores",), card, model.name, folder)
+    return write_deployment(scores, [{"image": images}], ("scores",), card, model, folder)
 
 
 def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,22 @@ from experiment.stages import Figures, Report, figures_in
 from experiment.steps import MODEL
 from prune import cost_of
 
-__all__ = ["DETECTIONS", "ONNX", "RECORD", "export", "measure_latency", "write_deployment"]
+__all__ = [
+    "DEPLOYMENT",
+    "DETECTIONS",
+    "ONNX",
+    "RECORD",
+    "detected_rows",
+    "export",
+    "measure_latency",
+    "model_file",
+    "sha256_of",
+    "write_deployment",
+]
 
 ONNX = "model.onnx"
+DEPLOYMENT = "deploy.json"
+"""How to feed the ONNX file beside it."""
 DETECTIONS = "detections.json"
 """COCO result rows of the exported graph on the validation set."""
 RECORD = "latency.json"
@@ -61,17 +75,24 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
     graph = FixedShapeDetector(detector, size_hw)
     few = itertools.islice(fitted_images(val, size_hw), _NUM_COMPARED)
     examples = [{name: torch.from_numpy(value) for name, value in inputs.items()} for _, inputs, _ in few]
-    parity = write_deployment(graph, examples, graph.output_names, card, source.name, folder)
+    parity = write_deployment(graph, examples, graph.output_names, card, source, folder)
     cost = cost_of(graph, tuple(examples[0].values()))
     runner = OnnxRunner(folder / ONNX, num_threads=torch.get_num_threads())
-    truth = read_annotations(val.annotations)
-    category_ids = [category["id"] for category in truth["categories"]]
-    rows = []
-    for i, detections in enumerate(detections_by_graph(runner.run, val, size_hw)):
-        rows += coco_rows(detections, category_ids)
-        progress(i + 1, len(truth["images"]))
+    rows = detected_rows(runner, val, progress)
     (folder / DETECTIONS).write_text(json.dumps(rows))
     return {**coco_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
+
+
+def detected_rows(runner: OnnxRunner, coco: CocoSet, progress: Report) -> list[dict[str, Any]]:
+    """Return COCO result rows of everything that an exported detector finds in a set, at the file's own shape."""
+    batch, _, *size_hw = runner.inputs["image"].fixed_shape("image")
+    truth = read_annotations(coco.annotations)
+    category_ids = [category["id"] for category in truth["categories"]]
+    rows = []
+    for i, detections in enumerate(detections_by_graph(runner.run, coco, (size_hw[0], size_hw[1]), batch)):
+        rows += coco_rows(detections, category_ids)
+        progress(i + 1, len(truth["images"]))
+    return rows
 
 
 def write_deployment(
@@ -79,7 +100,7 @@ def write_deployment(
     examples: Sequence[Mapping[str, Tensor]],
     output_names: Sequence[str],
     card: ModelCard,
-    source: str,
+    source: Path,
     folder: Path,
 ) -> Figures:
     """Write `model.onnx`, checked against PyTorch, and `deploy.json` that says how to feed it.
@@ -89,7 +110,7 @@ def write_deployment(
         examples: Tensors by input name; the first is exported with, all are compared on.
         output_names: One for each tensor the graph gives.
         card: Of the model inside.
-        source: What the model is called.
+        source: The model's file, or the folder of the stage that made it.
         folder: Created.
 
     Returns:
@@ -112,12 +133,23 @@ def write_deployment(
         "precision": precision_of(model),
         "parity": figures,
         "versions": installed_versions(),
-        "sha256": {ONNX: hashlib.sha256((folder / ONNX).read_bytes()).hexdigest()},
-        "model": source,
+        "sha256": {ONNX: sha256_of(folder / ONNX)},
+        "model": source.name,
+        "model_sha256": sha256_of(model_file(source)),
     }
-    with written_atomically(folder / "deploy.json") as path:
+    with written_atomically(folder / DEPLOYMENT) as path:
         path.write_text(json.dumps(description, indent=1))
     return figures
+
+
+def model_file(source: Path) -> Path:
+    """Return a model's file, given that or the folder of the stage that made it."""
+    return source / MODEL if source.is_dir() else source
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash by which a file is known."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _agreement(

@@ -1,0 +1,230 @@
+"""The mAP of an ONNX file as it is deployed, beside that of the model file it was made from."""
+
+import itertools
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from classify.checkpoint import ModelCard
+from classify.commands import check_classes
+from classify.progress import RunProgress
+from deploy import OnnxRunner
+from deploy.files import existing_file, model_from_json
+from detect import load_detector
+from detect.data import CocoSet, check_coco, read_annotations
+from detect.evaluate import coco_map, evaluate_detector
+from detect.fixed_shape import FixedShapeDetector
+from experiment.measuring import DEPLOYMENT, ONNX, detected_rows, model_file, sha256_of
+
+__all__ = ["Deployment", "Evaluated", "evaluate_deployed"]
+
+_MOST_LOST = 0.001  # of mAP: what PyTorch and ONNX Runtime differ by in float32 stays below it
+_OUTPUTS = ("boxes_xyxy", "scores", "labels")
+_REMEDY = "expected a folder that espalier deploy export wrote, or the ONNX file in it"
+
+
+class Deployment(BaseModel):
+    """What is read of `deploy.json`."""
+
+    inputs: dict[str, list[int | None]]
+    classes: tuple[str, ...]
+    sha256: dict[str, str]
+    model: str
+    model_sha256: str | None = None  # absent in folders of earlier versions
+
+
+@dataclass(frozen=True)
+class _Deployed:
+    """An ONNX file that is a detector of ours."""
+
+    onnx: Path
+    deployment: Deployment
+    runner: OnnxRunner
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        height, width = self.runner.inputs["image"].fixed_shape("image")[2:]
+        return height, width
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate_deployed` found out."""
+
+    onnx: Path
+    model: Path | None
+    """What the graph was compared with."""
+    figures: dict[str, Any]
+    """`map` and `map50` of the graph, `num_images`, `precision`, `runtime`; `framework_map` and `framework_map50` of
+    the model file and the `difference` of both mAPs, None without a model file."""
+    notes: tuple[str, ...]
+    """What to know about the figures, one line each."""
+
+    @property
+    def warning(self) -> str | None:
+        """One line, if the graph is not worth what its model is."""
+        difference = self.figures["difference"]
+        if difference is None or abs(difference) <= _MOST_LOST:
+            return None
+        return (
+            f"WARNING: {self.onnx}: in {self.figures['precision']} {100 * abs(difference):.2f} points of mAP "
+            f"{'below' if difference < 0 else 'above'} {self.model}, got {self.figures['map']:.4f}; "
+            f"expected {self.figures['framework_map']:.4f} within 0.1 points, do not deploy it before you know why"
+        )
+
+    def table(self) -> Table:
+        """Return both mAPs below each other."""
+        figures = self.figures
+        table = Table("", "mAP", "mAP50", caption=f"{figures['num_images']:,} images")
+        table.add_row(f"{figures['runtime']}, {figures['precision']}", *_shown(figures["map"], figures["map50"]))
+        if self.model:
+            table.add_row(f"PyTorch, {self.model.name}", *_shown(figures["framework_map"], figures["framework_map50"]))
+            table.add_row("difference", f"{figures['difference']:+.4f}", "")
+        return table
+
+
+def evaluate_deployed(path: Path, coco: CocoSet, model: Path | None, limit: int | None, console: Console) -> Evaluated:
+    """Score an exported detector, and the model file it was made from if that is given or found.
+
+    Args:
+        path: An ONNX file with its `deploy.json` beside it, or the folder of both.
+        coco: What to score on.
+        model: The model file; looked for by its name and hash in `deploy.json` unless given.
+        limit: Only the first so many images; None: all.
+        console: Told of progress.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the file is no detector of ours, the set is wrong or has other classes, or the model is another.
+    """
+    deployed = _opened(path)
+    _check_same_classes(deployed, coco, check_coco(coco))
+    model, notes = _source(deployed, model)
+    framework = load_detector(model) if model else None
+    if framework and model:
+        check_classes(model, framework[1], deployed.deployment.classes)
+    with tempfile.TemporaryDirectory() as folder:
+        some = _first_of(coco, limit, Path(folder))
+        images = read_annotations(some.annotations)["images"]
+        graph, source = _scores(deployed, framework, some, Path(folder), console)
+    notes += _notes_on_shape(deployed.size_hw, images) if framework else []
+    return Evaluated(deployed.onnx, model, _figures(deployed, len(images), graph, source), tuple(notes))
+
+
+def _opened(path: Path) -> _Deployed:
+    onnx = existing_file(path / ONNX if path.is_dir() else path, _REMEDY)
+    deployment = model_from_json(Deployment, onnx.parent / DEPLOYMENT, _REMEDY)
+    runner = OnnxRunner(onnx, num_threads=torch.get_num_threads())
+    names, ours = ({*runner.inputs, *runner.outputs}, {*FixedShapeDetector.input_names, *_OUTPUTS})
+    if names != ours:
+        raise ValueError(
+            f"{onnx}: not a detector of ours, got inputs and outputs {', '.join(sorted(names))}; "
+            f"expected {', '.join(sorted(ours))}"
+        )
+    shapes = {name: list(spec.shape) for name, spec in runner.inputs.items()}
+    if shapes != deployment.inputs:
+        raise ValueError(f"{onnx}: not what its {DEPLOYMENT} describes, got {shapes}; expected {deployment.inputs}")
+    return _Deployed(onnx, deployment, runner)
+
+
+def _check_same_classes(deployed: _Deployed, coco: CocoSet, classes: tuple[str, ...]) -> None:
+    """Raise ValueError at the first class that is not the deployed detector's."""
+    known = deployed.deployment.classes
+    for label, (got, expected) in enumerate(itertools.zip_longest(classes, known, fillvalue="none")):
+        if got != expected:
+            raise ValueError(
+                f"{coco.annotations}: other classes than {deployed.onnx} knows, got {got} as number {label + 1} "
+                f"of {len(classes)}; expected {expected}, {len(known)} in all"
+            )
+
+
+def _source(deployed: _Deployed, given: Path | None) -> tuple[Path | None, list[str]]:
+    """Return the model file that the graph was made from, None if it is not there, and what to say about both."""
+    deployment, folder = deployed.deployment, deployed.onnx.resolve().parent
+    notes = []
+    if deployment.sha256.get(deployed.onnx.name) != sha256_of(deployed.onnx):
+        notes.append(f"note: {deployed.onnx}: not as exported, its {DEPLOYMENT} records no such file")
+    if given:
+        _check_source(existing_file(given, "expected a model file"), deployed)
+        return given, notes
+    beside = [model_file(place / deployment.model) for place in (folder.parent, folder)]
+    found = [path for path in beside if path.is_file() and sha256_of(path) == deployment.model_sha256]
+    if not found:
+        notes.append(f"note: no model file given, nor found beside the folder; --model {deployment.model} compares")
+    return found[0] if found else None, notes
+
+
+def _check_source(model: Path, deployed: _Deployed) -> None:
+    recorded = deployed.deployment.model_sha256
+    if recorded and sha256_of(model) != recorded:
+        raise ValueError(
+            f"{model}: not the model that {deployed.onnx} was made from, got another sha256; "
+            f"expected {deployed.deployment.model} as it was then"
+        )
+
+
+def _first_of(coco: CocoSet, limit: int | None, folder: Path) -> CocoSet:
+    """Return the set of the first `limit` images, its annotations written into `folder`; without limit all."""
+    if limit is None:
+        return coco
+    data = read_annotations(coco.annotations)
+    images = data["images"][:limit]
+    ids = {image["id"] for image in images}
+    annotations = [row for row in data["annotations"] if row["image_id"] in ids]
+    if all(row["iscrowd"] for row in annotations):
+        raise ValueError(f"--limit {limit}: the first images hold no boxes; expected more images")
+    path = folder / "instances.json"
+    path.write_text(json.dumps({**data, "images": images, "annotations": annotations}))
+    return CocoSet(path, coco.images)
+
+
+def _scores(
+    deployed: _Deployed, framework: tuple[nn.Module, ModelCard] | None, coco: CocoSet, folder: Path, console: Console
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Return `coco_map` of the graph, and of the model file if there is one."""
+    progress = RunProgress(console, [1.0, 2.0] if framework else [1.0])
+    with progress.stage(f"{deployed.onnx.name} in ONNX Runtime"):
+        graph = coco_map(coco.annotations, detected_rows(deployed.runner, coco, progress))
+    if framework is None:
+        return graph, None
+    with progress.stage("its model file in PyTorch"):
+        return graph, evaluate_detector(*framework, coco, folder, progress)
+
+
+def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> list[str]:
+    """Say how many pictures stand where the shape lies, or the other way: there both mAPs may rightly differ."""
+    height, width = size_hw
+    num = sum((image["height"] - image["width"]) * (height - width) < 0 for image in images)
+    if not num:
+        return []
+    line = (
+        f"note: {num} of {len(images)} images stand where the shape of {height} x {width} lies, or lie where it stands"
+    )
+    return [f"{line}: PyTorch turns the shape for them, the graph scales them down to fit"]
+
+
+def _figures(
+    deployed: _Deployed, num_images: int, graph: dict[str, float], framework: dict[str, float] | None
+) -> dict[str, Any]:
+    return {
+        "map": graph["map"],
+        "map50": graph["map50"],
+        "num_images": num_images,
+        "precision": deployed.runner.precision,
+        "runtime": deployed.runner.runtime,
+        "framework_map": framework and framework["map"],
+        "framework_map50": framework and framework["map50"],
+        "difference": framework and graph["map"] - framework["map"],
+    }
+
+
+def _shown(*figures: float) -> list[str]:
+    return [f"{figure:.4f}" for figure in figures]
