@@ -5,7 +5,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["evaluating"]
+__all__ = ["FORWARD_ERRORS", "evaluating"]
+
+FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError, AttributeError)
+"""What a model's own forward pass may raise."""
 
 
 @contextmanager

@@ -115,6 +115,10 @@ class ChannelNodes:
         kernel = (None,) * (layer.weight.ndim - 2)
         self._own(layer.weight, name, (*((pair[0], None) if grouped else pair), *kernel))
         self._own(layer.bias, name, (outputs,))
+        if transposed and grouped:
+            self.pin(
+                torch.cat([inputs, outputs]), f"{name} is a grouped transposed convolution, which surgery cannot cut"
+            )
         self._inputs[layer.weight] = self.sides[-2]
 
     def _register_parameter(self, name: str, parameter: Tensor) -> None:
@@ -140,6 +144,13 @@ class ChannelNodes:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return every tensor in a nest of lists, tuples and dictionaries."""
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    """Return every tensor in a nest of lists, tuples, dictionaries and objects that hold such things."""
+    found = []
+    for leaf in torch.utils._pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, set | frozenset):
+            found += tensors_in(list(leaf))
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
+            found += tensors_in(vars(leaf))
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from prune.nodes import ChannelNodes, Nodes
 
@@ -62,8 +63,10 @@ def _contract(channels: ChannelNodes, read: Tensor | None, inputs: Tensor | None
 def _convolution(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
     images, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     read = _dims(channels, images)[1]
-    inputs = channels.input_nodes(weight, images.shape[1])
-    outputs = _dims(channels, weight)[1 if transposed else 0]
+    rows, columns = _dims(channels, weight)[:2]
+    inputs, outputs = (rows, columns) if transposed else (columns, rows)
+    if groups > 1:
+        inputs = channels.input_nodes(weight, images.shape[1])
     if outputs is None or inputs is None or (transposed and groups > 1):
         _unknown(channels, name, args, kwargs, out)
         return
@@ -112,16 +115,15 @@ def _normalization(channels: ChannelNodes, name: str, args: Any, kwargs: Any, ou
 def _reduction(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
     """Reduced dimensions vanish or become 1; channels reduced to one figure are pinned."""
     tensor, dims = args[0], _dims(channels, args[0])
-    result = out[0] if isinstance(out, tuple) else out
     over = args[1] if len(args) > 1 and not isinstance(args[1], bool | torch.dtype) else kwargs.get("dim")
     over = range(tensor.ndim) if over is None or over == [] else [over] if isinstance(over, int) else over
     reduced = {dim % tensor.ndim for dim in over}
     for dim in reduced:
         channels.pin(dims[dim], f"combined with other channels by {name}")
     kept = [None if dim in reduced else nodes for dim, nodes in enumerate(dims)]
-    if result.ndim < tensor.ndim:
-        kept = [nodes for dim, nodes in enumerate(kept) if dim not in reduced]
-    channels.carry(result, kept)
+    left = [nodes for dim, nodes in enumerate(kept) if dim not in reduced]
+    for result in out if isinstance(out, tuple) else [out]:
+        channels.carry(result, left if result.ndim < tensor.ndim else kept)
 
 
 def _across(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -132,21 +134,21 @@ def _across(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any)
 
 def _spatial(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
     """Pooling, resizing, RoIAlign: the dimension before height and width stays."""
-    result = out[0] if isinstance(out, tuple) else out
     dims = list(_dims(channels, args[0]))
     for dim in (-2, -1):
         channels.pin(dims[dim], f"combined with other channels by {name}")
         dims[dim] = None
-    channels.carry(result, dims)
+    for result in out if isinstance(out, tuple) else [out]:
+        channels.carry(result, dims)
 
 
 def _pad(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
     dims = list(_dims(channels, args[0]))
     for dim, nodes in enumerate(dims):
-        if out.shape[dim] != args[0].shape[dim] and nodes is not None:
+        before, after = (*args[1], *[0] * 2 * out.ndim)[2 * (out.ndim - 1 - dim) :][:2]
+        if nodes is not None and (before or after):
             channels.pin(nodes, "padded with channels of zeros by the forward pass")
-            before = args[1][2 * (out.ndim - 1 - dim)]
-            dims[dim] = torch.full((out.shape[dim],), -1).index_copy(0, before + torch.arange(len(nodes)), nodes)
+            dims[dim] = functional.pad(nodes, (before, after), value=-1)
     channels.carry(out, dims)
 
 
@@ -276,7 +278,7 @@ RULES: dict[str, Rule] = {
     **_named(_batch_norm, "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training"),
     **_named(_normalization, "native_layer_norm native_group_norm"),
     **_named(_reduction, "mean sum amax amin max min var std argmax argmin prod logsumexp"),
-    **_named(_across, "_softmax _log_softmax cumsum sort"),
+    **_named(_across, "_softmax _log_softmax cumsum"),
     **_named(
         _spatial,
         "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d mkldnn_max_pool2d "

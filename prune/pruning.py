@@ -11,7 +11,7 @@ from prune.cost import Cost, cost_of
 from prune.criteria import Criterion, group_scores, make_criterion
 from prune.forecast import Forecast
 from prune.groups import Group, find_groups
-from prune.modes import evaluating
+from prune.modes import FORWARD_ERRORS, evaluating
 from prune.recipe import Recipe
 from prune.spec import PruneSpec
 from prune.surgery import slim_model
@@ -151,6 +151,6 @@ def _check_runs(slim: nn.Module, example_inputs: tuple[Any, ...]) -> None:
     try:
         with evaluating(slim), torch.no_grad():
             slim(*example_inputs)
-    except RuntimeError as error:
-        cause = str(error).splitlines()[0]
+    except FORWARD_ERRORS as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model: its slim copy does not run, {cause}; skip the layers it comes from") from error

@@ -107,7 +107,7 @@ def layer_widths(layer: nn.Module | nn.Parameter) -> tuple[int, int]:
     """Return (inputs, outputs) of a convolution, linear or batch normalisation layer, or of a scale per channel.
 
     Raises:
-        TypeError: If it is none of these.
+        ValueError: If it is none of these.
     """
     if isinstance(layer, _ConvNd):
         return layer.in_channels, layer.out_channels
@@ -117,7 +117,7 @@ def layer_widths(layer: nn.Module | nn.Parameter) -> tuple[int, int]:
         return layer.num_features, layer.num_features
     if isinstance(layer, nn.Parameter):
         return layer.numel(), layer.numel()
-    raise TypeError(f"layer: has no widths, got {type(layer).__name__}; expected a convolution, linear or BatchNorm")
+    raise ValueError(f"layer: has no widths, got {type(layer).__name__}; expected a convolution, linear or BatchNorm")
 
 
 def _layer_cut(layer: nn.Module | nn.Parameter, stays: Mapping[str, Tensor]) -> LayerCut:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prune.modes import evaluating
+from prune.modes import FORWARD_ERRORS, evaluating
 from prune.nodes import ChannelNodes, tensors_in
 from prune.operators import RULES, Rule
 
@@ -29,7 +29,7 @@ def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ChannelNodes:
     with evaluating(model), torch.no_grad(), _Following(channels):
         try:
             outputs = model(*example_inputs)
-        except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
+        except FORWARD_ERRORS as error:
             cause = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"model: its forward pass fails on the example input, {cause}") from error
     channels.pin_all(outputs, OUTPUT)

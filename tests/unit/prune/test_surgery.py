@@ -113,5 +113,5 @@ def test_layer_is_never_widened(tiny):
 
 
 def test_layer_without_widths_is_refused(tiny):
-    with pytest.raises(TypeError, match="has no widths, got ReLU"):
+    with pytest.raises(ValueError, match="has no widths, got ReLU"):
         narrowed_model(tiny("plain"), {"2": (4, 4)})
