@@ -17,7 +17,7 @@ from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
 from experiment.calibration import measured_on_data
 from experiment.config import PruneConfig
-from experiment.measuring import write_deployment
+from experiment.deployment import write_deployment
 from prune import Cost, Decision, cost_of
 from prune.presets import PRESETS
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -16,43 +14,16 @@ from torch import nn
 from classify.checkpoint import ModelCard
 from classify.commands import check_classes
 from classify.progress import RunProgress
-from deploy import OnnxRunner
-from deploy.files import existing_file, model_from_json
+from deploy.files import existing_file
 from detect import load_detector
 from detect.data import CocoSet, check_coco, read_annotations
 from detect.evaluate import coco_map, evaluate_detector
-from detect.fixed_shape import FixedShapeDetector
-from experiment.measuring import DEPLOYMENT, ONNX, detected_rows, model_file, sha256_of
+from experiment.deployment import DEPLOYMENT, Deployed, model_file, open_deployment, sha256_of
+from experiment.measuring import detected_rows
 
-__all__ = ["Deployment", "Evaluated", "evaluate_deployed"]
+__all__ = ["Evaluated", "evaluate_deployed"]
 
 _MOST_LOST = 0.001  # of mAP: what PyTorch and ONNX Runtime differ by in float32 stays below it
-_OUTPUTS = ("boxes_xyxy", "scores", "labels")
-_REMEDY = "expected a folder that espalier deploy export wrote, or the ONNX file in it"
-
-
-class Deployment(BaseModel):
-    """What is read of `deploy.json`."""
-
-    inputs: dict[str, list[int | None]]
-    classes: tuple[str, ...]
-    sha256: dict[str, str]
-    model: str
-    model_sha256: str | None = None  # absent in folders of earlier versions
-
-
-@dataclass(frozen=True)
-class _Deployed:
-    """An ONNX file that is a detector of ours."""
-
-    onnx: Path
-    deployment: Deployment
-    runner: OnnxRunner
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        height, width = self.runner.inputs["image"].fixed_shape("image")[2:]
-        return height, width
 
 
 @dataclass(frozen=True)
@@ -105,7 +76,7 @@ def evaluate_deployed(path: Path, coco: CocoSet, model: Path | None, limit: int 
         FileNotFoundError: If a file is missing.
         ValueError: If the file is no detector of ours, the set is wrong or has other classes, or the model is another.
     """
-    deployed = _opened(path)
+    deployed = open_deployment(path)
     _check_same_classes(deployed, coco, check_coco(coco))
     model, notes = _source(deployed, model)
     framework = load_detector(model) if model else None
@@ -119,23 +90,7 @@ def evaluate_deployed(path: Path, coco: CocoSet, model: Path | None, limit: int 
     return Evaluated(deployed.onnx, model, _figures(deployed, len(images), graph, source), tuple(notes))
 
 
-def _opened(path: Path) -> _Deployed:
-    onnx = existing_file(path / ONNX if path.is_dir() else path, _REMEDY)
-    deployment = model_from_json(Deployment, onnx.parent / DEPLOYMENT, _REMEDY)
-    runner = OnnxRunner(onnx, num_threads=torch.get_num_threads())
-    names, ours = ({*runner.inputs, *runner.outputs}, {*FixedShapeDetector.input_names, *_OUTPUTS})
-    if names != ours:
-        raise ValueError(
-            f"{onnx}: not a detector of ours, got inputs and outputs {', '.join(sorted(names))}; "
-            f"expected {', '.join(sorted(ours))}"
-        )
-    shapes = {name: list(spec.shape) for name, spec in runner.inputs.items()}
-    if shapes != deployment.inputs:
-        raise ValueError(f"{onnx}: not what its {DEPLOYMENT} describes, got {shapes}; expected {deployment.inputs}")
-    return _Deployed(onnx, deployment, runner)
-
-
-def _check_same_classes(deployed: _Deployed, coco: CocoSet, classes: tuple[str, ...]) -> None:
+def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, ...]) -> None:
     """Raise ValueError at the first class that is not the deployed detector's."""
     known = deployed.deployment.classes
     for label, (got, expected) in enumerate(itertools.zip_longest(classes, known, fillvalue="none")):
@@ -146,7 +101,7 @@ def _check_same_classes(deployed: _Deployed, coco: CocoSet, classes: tuple[str, 
             )
 
 
-def _source(deployed: _Deployed, given: Path | None) -> tuple[Path | None, list[str]]:
+def _source(deployed: Deployed, given: Path | None) -> tuple[Path | None, list[str]]:
     """Return the model file that the graph was made from, None if it is not there, and what to say about both."""
     deployment, folder = deployed.deployment, deployed.onnx.resolve().parent
     notes = []
@@ -162,7 +117,7 @@ def _source(deployed: _Deployed, given: Path | None) -> tuple[Path | None, list[
     return found[0] if found else None, notes
 
 
-def _check_source(model: Path, deployed: _Deployed) -> None:
+def _check_source(model: Path, deployed: Deployed) -> None:
     recorded = deployed.deployment.model_sha256
     if recorded and sha256_of(model) != recorded:
         raise ValueError(
@@ -187,7 +142,7 @@ def _first_of(coco: CocoSet, limit: int | None, folder: Path) -> CocoSet:
 
 
 def _scores(
-    deployed: _Deployed, framework: tuple[nn.Module, ModelCard] | None, coco: CocoSet, folder: Path, console: Console
+    deployed: Deployed, framework: tuple[nn.Module, ModelCard] | None, coco: CocoSet, folder: Path, console: Console
 ) -> tuple[dict[str, float], dict[str, float] | None]:
     """Return `coco_map` of the graph, and of the model file if there is one."""
     progress = RunProgress(console, [1.0, 2.0] if framework else [1.0])
@@ -212,7 +167,7 @@ def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> l
 
 
 def _figures(
-    deployed: _Deployed, num_images: int, graph: dict[str, float], framework: dict[str, float] | None
+    deployed: Deployed, num_images: int, graph: dict[str, float], framework: dict[str, float] | None
 ) -> dict[str, Any]:
     return {
         "map": graph["map"],

@@ -24,7 +24,8 @@ from detect.data import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from experiment.config import ExperimentConfig
 from experiment.data import check_data
-from experiment.measuring import DETECTIONS, ONNX, RECORD
+from experiment.deployment import ONNX
+from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
 from experiment.report import write_report
 from experiment.stages import StageStore

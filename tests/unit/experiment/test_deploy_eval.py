@@ -19,7 +19,8 @@ from detect.evaluate import evaluate_detector
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment.cli import app, main
-from experiment.measuring import detected_rows, sha256_of
+from experiment.deployment import sha256_of
+from experiment.measuring import detected_rows
 
 SETTINGS = DetectorSettings(
     (96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4
