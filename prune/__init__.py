@@ -2,11 +2,14 @@
 
 from prune.cost import Cost, LayerCost, cost_of
 from prune.groups import Group, Member, find_groups
+from prune.presets import PRESETS
 from prune.pruning import Decision, Pruned, prune_model
+from prune.recipe import Recipe
 from prune.spec import LayerCut, PruneSpec
 from prune.surgery import masked_model, narrowed_model, slim_model
 
 __all__ = [
+    "PRESETS",
     "Cost",
     "Decision",
     "Group",
@@ -15,6 +18,7 @@ __all__ = [
     "Member",
     "PruneSpec",
     "Pruned",
+    "Recipe",
     "cost_of",
     "find_groups",
     "masked_model",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prune.groups import has_channels
 from prune.modes import evaluating
+from prune.nodes import is_producer
 
 __all__ = ["Losses", "by_filter", "filter_effects", "input_means"]
 
@@ -91,7 +91,9 @@ def input_means(model: nn.Module, losses: Losses, number_per_map: Callable[[Tens
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: layer for name, layer in model.named_modules() if has_channels(layer)}
+    """Return the layers that have a weight of their own; that of a parametrized one is computed."""
+    layers = {name: layer for name, layer in model.named_modules() if is_producer(layer)}
+    return {name: layer for name, layer in layers.items() if "weight" in layer._parameters}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prune.calibrate import Losses, by_filter, filter_effects, input_means
-from prune.groups import Group, Member, has_channels
+from prune.groups import Group, Member, is_producer
 
 __all__ = [
     "CRITERIA",
@@ -98,7 +98,7 @@ def _layer(model: nn.Module, member: Member) -> nn.Module | None:
 def _filters(model: nn.Module, member: Member) -> Tensor | None:
     """Return the weights behind each output channel, (O, K), or None unless a convolution or linear layer writes."""
     layer = _layer(model, member)
-    if member.side != "out" or layer is None or not has_channels(layer):
+    if member.side != "out" or layer is None or not is_producer(layer):
         return None
     return by_filter(layer, layer.get_parameter("weight")).cpu()
 

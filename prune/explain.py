@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prune.cost import Cost, cost_of
-from prune.groups import find_groups, has_channels
+from prune.groups import find_groups, is_producer
 from prune.modes import evaluating
 from prune.spec import layer_of, layer_widths
 
@@ -224,7 +224,7 @@ def untouched_reasons(dense: nn.Module, example_inputs: tuple[Any, ...], otherwi
         ValueError: If the forward pass fails on the example input.
     """
     reasons = {}
-    known = {name for name, module in dense.named_modules() if has_channels(module)}
+    known = {name for name, module in dense.named_modules() if is_producer(module)}
     for group in find_groups(dense, example_inputs):
         layers = [name for name in group.producers or (group.name,) if name in known]
         tied = ", tied to other layers" if len(layers) > 1 else ""
@@ -275,7 +275,7 @@ def _bytes_moved(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str,
     hooks = [
         module.register_forward_hook(lambda layer, inputs, output, name=name: count(name, layer, inputs, output))
         for name, module in model.named_modules()
-        if has_channels(module)
+        if is_producer(module)
     ]
     try:
         with evaluating(model), torch.no_grad():

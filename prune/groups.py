@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from prune.nodes import ChannelNodes, Side, is_producer
 from prune.trace import traced
 
-__all__ = ["Group", "Member", "find_groups", "has_channels"]
+__all__ = ["Group", "Member", "find_groups"]
 
 _UNREACHED = "not reached by the forward pass on the example input"
+_UNREAD = "read by no layer that could be cut with it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +85,6 @@ def find_groups(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Group
     return sorted(groups + _unreached(model, channels), key=lambda group: order[group.name])
 
 
-def has_channels(module: nn.Module) -> bool:
-    """Return whether the module is a convolution or linear layer, that is, one a criterion can score."""
-    return is_producer(module)
-
-
 def _grouped(model: nn.Module, nodes: ChannelNodes) -> list[Group]:
     """Nodes -> channels (nodes joined) -> groups (channels that one layer writes)."""
     producers = [side for side in _producers(model, nodes) if side.layer in nodes.reached]
@@ -105,7 +101,8 @@ def _grouped(model: nn.Module, nodes: ChannelNodes) -> list[Group]:
         root_of[new] = counts[group] + torch.arange(len(new))
         counts[group] += len(new)
     members = _members(nodes, group_of[channel_of], root_of[channel_of])
-    reasons = _reasons(nodes, group_of[channel_of])
+    unread = {group: _UNREAD for group in written if all(member.side == "out" for member in members[group])}
+    reasons = {**unread, **_reasons(nodes, group_of[channel_of])}
     return [
         Group(sides[0].layer, counts[group], tuple(members[group]), reasons.get(group), _unit(sides, counts[group]))
         for group, sides in written.items()

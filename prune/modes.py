@@ -5,10 +5,15 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["FORWARD_ERRORS", "evaluating"]
+__all__ = ["FORWARD_ERRORS", "evaluating", "first_line"]
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError, AttributeError)
 """What a model's own forward pass may raise."""
+
+
+def first_line(error: Exception) -> str:
+    """Return what the error says first, or its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["ChannelNodes", "Nodes", "Side", "is_producer", "tensors_in"]
@@ -116,9 +117,10 @@ class ChannelNodes:
         self._own(layer.weight, name, (*((pair[0], None) if grouped else pair), *kernel))
         self._own(layer.bias, name, (outputs,))
         if transposed and grouped:
-            self.pin(
-                torch.cat([inputs, outputs]), f"{name} is a grouped transposed convolution, which surgery cannot cut"
-            )
+            self.pin(torch.cat([inputs, outputs]), f"{name} is a grouped transposed convolution, which cannot be cut")
+        if is_parametrized(layer, "weight"):
+            self.reached.add(name)
+            self.pin(outputs, "its weight is computed by a parametrization; remove that first")
         self._inputs[layer.weight] = self.sides[-2]
 
     def _register_parameter(self, name: str, parameter: Tensor) -> None:

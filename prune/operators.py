@@ -1,7 +1,8 @@
 """How each tensor operation treats channels: the rules applied to each one in a forward pass.
 
-A rule gets the nodes, the operation's name, its arguments and its result. Names are those of torch's ATen library, in
-which every model is written at last, whatever Python spelled it; operations that act on elements need no entry.
+A rule gets the nodes, the operation's name, all its arguments in its own order, and its result. Names are those of
+torch's ATen library, in which every model is written at last, whatever Python spelled it; operations that act on
+elements need no entry.
 """
 
 import math
@@ -16,7 +17,7 @@ from prune.nodes import ChannelNodes, Nodes
 
 __all__ = ["RULES", "Rule"]
 
-Rule = Callable[[ChannelNodes, str, Any, Any, Any], None]
+Rule = Callable[[ChannelNodes, str, list[Any], Any], None]
 
 _CONSTANT = "tied to the model's input or to a constant"
 _PLACES = "its channels are split at fixed places by the forward pass"
@@ -26,17 +27,17 @@ def _dims(channels: ChannelNodes, tensor: Tensor) -> Nodes:
     return channels.nodes(tensor) or (None,) * tensor.ndim
 
 
-def _same(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _same(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     channels.carry(out, _dims(channels, args[0]))
 
 
-def _unknown(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    channels.pin_all((args, kwargs), f"passes through {name}, whose channels cannot be followed")
+def _unknown(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
+    channels.pin_all(args, f"passes through {name}, whose channels cannot be followed")
 
 
-def _pointwise(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _pointwise(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """Broadcast from the right; channels that meet in one place go together."""
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    tensors = [a for a in args if isinstance(a, Tensor)]
     out = out if isinstance(out, Tensor) else tensors[0]
     dims: list[Tensor | None] = [None] * out.ndim
     for back in range(1, out.ndim + 1):
@@ -60,7 +61,7 @@ def _contract(channels: ChannelNodes, read: Tensor | None, inputs: Tensor | None
         channels.joined.append((read[both], inputs[both]))
 
 
-def _convolution(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _convolution(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     images, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     read = _dims(channels, images)[1]
     rows, columns = _dims(channels, weight)[:2]
@@ -68,10 +69,13 @@ def _convolution(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out:
     if groups > 1:
         inputs = channels.input_nodes(weight, images.shape[1])
     if outputs is None or inputs is None or (transposed and groups > 1):
-        _unknown(channels, name, args, kwargs, out)
+        _unknown(channels, name, args, out)
         return
-    _contract(channels, read, inputs)
-    if groups > 1:  # one group of the convolution goes as a whole, with all that it reads and writes
+    if groups == 1:
+        _contract(channels, read, inputs)
+    else:
+        channels.join(read, inputs, _CONSTANT)
+        # one group of the convolution goes as a whole, with all that it reads and writes
         blocks = torch.cat([inputs.view(groups, -1), outputs.view(groups, -1)], 1)
         channels.joined.append((blocks[:, :1].expand(-1, blocks.shape[1] - 1).flatten(), blocks[:, 1:].flatten()))
     if bias is not None:
@@ -79,8 +83,8 @@ def _convolution(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out:
     channels.carry(out, (None, outputs, *(None,) * (out.ndim - 2)))
 
 
-def _product(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    one, other = args[-2:] if name in ("addmm", "baddbmm") else args[:2]
+def _product(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
+    one, other = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
     left, right = _dims(channels, one), _dims(channels, other)
     if left[-1] is not None or right[-2] is not None:
         _contract(channels, left[-1], right[-2])
@@ -88,10 +92,10 @@ def _product(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any
         channels.join(left[0], right[0], _CONSTANT)
     channels.carry(out, (*left[:-1], right[-1]))
     if name in ("addmm", "baddbmm"):
-        _pointwise(channels, name, (out, args[0]), {}, out)
+        _pointwise(channels, name, [out, args[0]], out)
 
 
-def _batch_norm(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _batch_norm(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     dims = _dims(channels, args[0])
     for tensor in args[1:5]:
         if isinstance(tensor, Tensor):
@@ -99,7 +103,7 @@ def _batch_norm(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: 
     channels.carry(out[0], dims)
 
 
-def _normalization(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _normalization(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """Layer and group normalisation: a channel's values depend on which others are there."""
     images, dims = args[0], _dims(channels, args[0])
     layered = name == "native_layer_norm"
@@ -112,10 +116,10 @@ def _normalization(channels: ChannelNodes, name: str, args: Any, kwargs: Any, ou
     channels.carry(out[0], dims)
 
 
-def _reduction(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _reduction(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """Reduced dimensions vanish or become 1; channels reduced to one figure are pinned."""
     tensor, dims = args[0], _dims(channels, args[0])
-    over = args[1] if len(args) > 1 and not isinstance(args[1], bool | torch.dtype) else kwargs.get("dim")
+    over = args[1] if len(args) > 1 and not isinstance(args[1], bool | torch.dtype) else None
     over = range(tensor.ndim) if over is None or over == [] else [over] if isinstance(over, int) else over
     reduced = {dim % tensor.ndim for dim in over}
     for dim in reduced:
@@ -126,13 +130,13 @@ def _reduction(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: A
         channels.carry(result, left if result.ndim < tensor.ndim else kept)
 
 
-def _across(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _across(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """Softmax and its like mix what lies along one dimension."""
     channels.pin(_dims(channels, args[0])[args[1]], f"combined with other channels by {name}")
-    _same(channels, name, args, kwargs, out)
+    _same(channels, name, args, out)
 
 
-def _spatial(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _spatial(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """Pooling, resizing, RoIAlign: the dimension before height and width stays."""
     dims = list(_dims(channels, args[0]))
     for dim in (-2, -1):
@@ -142,7 +146,7 @@ def _spatial(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any
         channels.carry(result, dims)
 
 
-def _pad(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _pad(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     dims = list(_dims(channels, args[0]))
     for dim, nodes in enumerate(dims):
         before, after = (*args[1], *[0] * 2 * out.ndim)[2 * (out.ndim - 1 - dim) :][:2]
@@ -152,7 +156,7 @@ def _pad(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) ->
     channels.carry(out, dims)
 
 
-def _permute(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _permute(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     dims = list(_dims(channels, args[0]))
     if name == "permute":
         order: Sequence[int] = args[1]
@@ -163,7 +167,7 @@ def _permute(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any
     channels.carry(out, [dims[dim] for dim in order])
 
 
-def _view(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _view(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """A dimension of channels may stay or be merged with others; one that is taken apart is pinned."""
     tensor, dims = args[0], _dims(channels, args[0])
     result: list[Tensor | None] = [None] * out.ndim
@@ -190,13 +194,13 @@ def _place_in_view(old: Sequence[int], dim: int, new: Sequence[int]) -> int | No
     return None
 
 
-def _unsqueeze(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _unsqueeze(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     dims = list(_dims(channels, args[0]))
     dims.insert(args[1] % out.ndim, None)
     channels.carry(out, dims)
 
 
-def _squeeze(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _squeeze(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     tensor = args[0]
     over = args[1] if len(args) > 1 else range(tensor.ndim)
     gone = {dim % tensor.ndim for dim in ([over] if isinstance(over, int) else over)}
@@ -204,31 +208,30 @@ def _squeeze(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any
     channels.carry(out, kept)
 
 
-def _expand(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    _pointwise(channels, name, (args[0],), {}, out)
+def _expand(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
+    _pointwise(channels, name, args[:1], out)
 
 
-def _slice(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _slice(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     dims = list(_dims(channels, args[0]))
-    dim = (args[1] if len(args) > 1 else 0) % args[0].ndim
+    dim = args[1] % args[0].ndim
     nodes = dims[dim]
     if nodes is not None and out.shape[dim] != len(nodes):
         channels.pin(nodes, _PLACES)
-        dims[dim] = nodes[slice(*args[2:])] if len(args) > 3 else nodes[args[2] :]
+        dims[dim] = nodes[slice(*args[2:])]
     channels.carry(out, dims)
 
 
-def _select(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _select(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     dims = list(_dims(channels, args[0]))
-    dim = args[1] if len(args) > 1 else 0
-    channels.pin(dims.pop(dim), _PLACES)
+    channels.pin(dims.pop(args[1]), _PLACES)
     for result in out if isinstance(out, list | tuple) else [out]:
         channels.carry(result, dims)
 
 
-def _split(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _split(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     dims = list(_dims(channels, args[0]))
-    dim = args[2] if len(args) > 2 else 0
+    dim = args[2]
     nodes, start = dims[dim], 0
     channels.pin(nodes if len(out) > 1 else None, _PLACES)
     for part in out:
@@ -238,9 +241,9 @@ def _split(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) 
         channels.carry(part, dims)
 
 
-def _cat(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
+def _cat(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     tensors = [t for t in args[0] if t.numel()]
-    along = (args[1] if len(args) > 1 else 0) % out.ndim
+    along = args[1] % out.ndim
     dims: list[Tensor | None] = []
     for dim in range(out.ndim):
         columns = [_dims(channels, t)[dim] for t in tensors]
@@ -257,9 +260,9 @@ def _cat(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) ->
     channels.carry(out, dims)
 
 
-def _stack(channels: ChannelNodes, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    along = (args[1] if len(args) > 1 else 0) % out.ndim
-    _pointwise(channels, name, tuple(args[0]), {}, args[0][0])
+def _stack(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
+    along = args[1] % out.ndim
+    _pointwise(channels, name, args[0], args[0][0])
     dims = list(_dims(channels, args[0][0]))
     dims.insert(along, None)
     channels.carry(out, dims)
@@ -272,7 +275,7 @@ def _named(rule: Rule, names: str) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     **_named(_pointwise, "pointwise dropout native_dropout copy _prelu_kernel hardswish"),
     **_named(_unknown, "unknown"),
-    **_named(_same, "alias detach lift_fresh contiguous _to_copy as_strided_ fill zero"),
+    **_named(_same, "alias detach lift_fresh contiguous _to_copy fill zero"),
     **_named(_convolution, "convolution"),
     **_named(_product, "mm bmm addmm baddbmm"),
     **_named(_batch_norm, "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training"),

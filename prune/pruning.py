@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prune.allocate import Share, allocate, kept_channels, protected
@@ -11,10 +10,10 @@ from prune.cost import Cost, cost_of
 from prune.criteria import Criterion, group_scores, make_criterion
 from prune.forecast import Forecast
 from prune.groups import Group, find_groups
-from prune.modes import FORWARD_ERRORS, evaluating
 from prune.recipe import Recipe
 from prune.spec import PruneSpec
 from prune.surgery import slim_model
+from prune.verify import fault_of, finite_weights
 
 __all__ = ["Decision", "Pruned", "prune_model"]
 
@@ -62,9 +61,13 @@ def prune_model(
     criterion: str | Criterion = "l1",
     reduction: str = "sum",
     dense_cost: Cost | None = None,
+    verify: bool = True,
     **budget: Any,
 ) -> Pruned:
     """Prune every group that can be pruned; the given model is not changed.
+
+    A model is followed through its tensor operations: what it computes in numpy, or holds fixed as a number of its own,
+    is seen only when the slim model is verified.
 
     Args:
         model: Any module; see `find_groups`.
@@ -73,12 +76,15 @@ def prune_model(
         criterion: A criterion, or the name of one that needs no data; see `prune.criteria`.
         reduction: How the scores of coupled layers become one; see `group_scores`.
         dense_cost: Cost that a limit refers to, where `example_inputs` are not what the model is deployed with.
+        verify: Run the slim model beside the dense one; see `prune.verify.fault_of`.
         budget: The other fields of `Recipe`: limits, ranking, rounding, exceptions.
 
     Raises:
-        ValueError: If the recipe does not fit the model, the criterion cannot rank a group, or the forward pass fails.
+        ValueError: If the recipe does not fit the model, a weight is not finite, the criterion cannot rank a group, the
+            forward pass fails, or the slim model does not compute what it should; the layers to skip are named.
     """
     recipe = Recipe(prune_ratio, **budget)
+    finite_weights(model)
     ranker = make_criterion(criterion, model) if isinstance(criterion, str) else criterion
     groups = find_groups(model, example_inputs)
     recipe.check_patterns(groups)
@@ -93,7 +99,9 @@ def prune_model(
     }
     spec = PruneSpec.from_kept(model, kept, groups)
     slim = slim_model(model, spec)
-    _check_runs(slim, example_inputs)
+    if verify and (fault := fault_of(model, slim, spec, example_inputs)):
+        names = ", ".join(_at_fault(model, kept, groups, example_inputs)) or "some of the layers"
+        raise ValueError(f"model: its slim copy {fault}; skip {names}")
     return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in groups))
 
 
@@ -146,11 +154,9 @@ def _asked(group: Group, recipe: Recipe) -> str:
     return f"{name} {value}" if own is None else f"ratio {own}"
 
 
-def _check_runs(slim: nn.Module, example_inputs: tuple[Any, ...]) -> None:
-    """What a forward pass holds fixed beyond its layers, such as the sizes of a split, shows only when it runs."""
-    try:
-        with evaluating(slim), torch.no_grad():
-            slim(*example_inputs)
-    except FORWARD_ERRORS as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model: its slim copy does not run, {cause}; skip the layers it comes from") from error
+def _at_fault(
+    model: nn.Module, kept: dict[str, Tensor], groups: list[Group], example_inputs: tuple[Any, ...]
+) -> list[str]:
+    """Return the groups that the model cannot do without when each is cut alone."""
+    specs = {name: PruneSpec.from_kept(model, {name: kept[name]}, groups) for name in kept}
+    return [name for name, spec in specs.items() if fault_of(model, slim_model(model, spec), spec, example_inputs)]

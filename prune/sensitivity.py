@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from prune.allocate import allocate, kept_channels, protected
@@ -17,11 +16,11 @@ from prune.cost import Cost, cost_of
 from prune.criteria import Criterion, group_scores, make_criterion
 from prune.forecast import Forecast
 from prune.groups import Group, find_groups
-from prune.modes import evaluating
 from prune.pruning import Decision
 from prune.recipe import Recipe
 from prune.spec import PruneSpec
 from prune.surgery import slim_model
+from prune.verify import fault_of, finite_weights
 
 __all__ = ["DENSE", "Curve", "Evaluate", "Point", "Sensitivity", "Trial", "Trials", "sensitivity", "skip_list"]
 
@@ -125,7 +124,7 @@ class Trials:
         self._recipes = {ratio: Recipe(ratio, **exceptions) for ratio in sorted(set(prune_ratios))}
         if not self._recipes:
             raise ValueError("prune_ratios: nothing to try, got none; expected at least one share in [0, 1)")
-        _check_finite(model)
+        finite_weights(model)
         self._model, recipe = model, next(iter(self._recipes.values()))
         ranker = make_criterion(criterion, model) if isinstance(criterion, str) else criterion
         self._groups = find_groups(model, example_inputs)
@@ -148,8 +147,7 @@ class Trials:
 
     def model_of(self, trial: Trial) -> nn.Module:
         """Return the trial's model, a copy: slim, which is exact and does not cost more than the dense one."""
-        kept = {} if trial == DENSE else {trial.group: kept_channels(self._scores[trial.group], trial.num_kept)}
-        return slim_model(self._model, PruneSpec.from_kept(self._model, kept, self._groups))
+        return slim_model(self._model, self._spec(trial))
 
     def outcome(self, scores: Mapping[Trial, float]) -> Sensitivity:
         """Return what the scores of all trials say."""
@@ -157,6 +155,10 @@ class Trials:
         curves = tuple(self._curve(group, scores) for group in self._groups if group.name in cuttable)
         untouched = tuple(self._untouched(group) for group in self._groups if group.name not in cuttable)
         return Sensitivity(scores[DENSE], self._dense.macs, self._dense.params, curves, untouched)
+
+    def _spec(self, trial: Trial) -> PruneSpec:
+        kept = {} if trial == DENSE else {trial.group: kept_channels(self._scores[trial.group], trial.num_kept)}
+        return PruneSpec.from_kept(self._model, kept, self._groups)
 
     def _curve(self, group: Group, scores: Mapping[Trial, float]) -> Curve:
         points = (self._point(group, ratio, num, scores) for ratio, num in self._num_kept[group.name].items())
@@ -178,16 +180,12 @@ class Trials:
         return Decision(group.name, group.producers or (group.name,), group.width, group.width, reason)
 
     def _check_run(self, example_inputs: tuple[Any, ...]) -> None:
-        """What a forward pass holds fixed beyond its layers shows only when it runs: better now than in hours."""
+        """Better now than in hours."""
         narrowest = {trial.group: trial for trial in self if trial != DENSE}
         for name, trial in narrowest.items():
-            slim = self.model_of(trial)
-            try:
-                with evaluating(slim), torch.no_grad():
-                    slim(*example_inputs)
-            except RuntimeError as error:
-                cause = str(error).splitlines()[0]
-                raise ValueError(f"{name}: cut alone, the model does not run, {cause}; skip this layer") from error
+            spec = self._spec(trial)
+            if fault := fault_of(self._model, slim_model(self._model, spec), spec, example_inputs):
+                raise ValueError(f"{name}: cut alone, the model {fault}; skip this layer")
 
 
 def sensitivity(
@@ -229,10 +227,3 @@ def skip_list(result: Sensitivity, prune_ratio: float, max_drop: float) -> tuple
     points = {curve.group: curve.at(prune_ratio) for curve in result.curves}
     sensitive = [name for name, point in points.items() if point.drop > max_drop]
     return tuple(sorted(sensitive, key=lambda name: (-points[name].drop, -(points[name].lost_per_won or 0))))
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            bad = tensor[~tensor.isfinite()][0].item()
-            raise ValueError(f"{name}: a weight is not finite, got {bad}; expected a trained model")

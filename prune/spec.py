@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ class PruneSpec:
             data = json.loads(text)
             if data["version"] != _VERSION:
                 raise ValueError(f"PruneSpec: unknown version, got {data['version']}; expected {_VERSION}")
-            return cls({name: _cut_from_json(cut) for name, cut in data["layers"].items()})
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            return cls({name: _cut_from_json(name, cut) for name, cut in data["layers"].items()})
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"PruneSpec: not a spec, got {text[:40]!r}; expected the JSON of PruneSpec") from error
 
     def under(self, prefix: str) -> "PruneSpec":
@@ -129,8 +130,13 @@ def _indices(stays: Tensor | None) -> tuple[int, ...] | None:
     return None if stays is None else tuple(stays.nonzero().flatten().tolist())
 
 
-def _cut_from_json(cut: dict[str, list[int] | int | None]) -> LayerCut:
-    return LayerCut(**{key: tuple(value) if isinstance(value, list) else value for key, value in cut.items()})  # type: ignore[arg-type]  # checked by the caller's TypeError
+def _cut_from_json(name: str, cut: dict[str, Any]) -> LayerCut:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in cut.items()}
+    layer = LayerCut(**fields)
+    for kept, num in ((layer.kept_out, layer.num_out), (layer.kept_in, layer.num_in)):
+        if kept is not None and not (kept and set(kept) <= set(range(num)) and list(kept) == sorted(set(kept))):
+            raise ValueError(f"PruneSpec: {name} keeps {list(kept)[:8]}; expected ascending indices below {num}")
+    return layer
 
 
 def _size(kept: tuple[int, ...] | None, num: int) -> int:

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from prune.spec import LayerCut, PruneSpec, layer_of, layer_widths
 
-__all__ = ["masked_model", "narrowed_model", "slim_model"]
+__all__ = ["cut_tensors", "masked_model", "narrowed_model", "removed_of", "slim_model"]
 
 
 def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
@@ -29,7 +29,7 @@ def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
                 f"{name}: the spec is for another model, got {layer_widths(layer)} (in, out); "
                 f"expected {(cut.num_in, cut.num_out)}"
             )
-        for tensor, kept_by_dim in _cuts(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
+        for tensor, kept_by_dim in cut_tensors(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
             cut_of[id(tensor)] = _selected(tensor, kept_by_dim)
     slim = copy.deepcopy(model, dict(cut_of))
     for name in spec.layers:
@@ -63,18 +63,23 @@ def masked_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
     masked = copy.deepcopy(model)
     for name, cut in spec.layers.items():
         layer = layer_of(masked, name)
-        for tensor, kept_by_dim in _cuts(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
+        for tensor, kept_by_dim in cut_tensors(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
             for dim, kept in kept_by_dim.items() if isinstance(tensor, nn.Parameter) else ():
-                removed = torch.ones(tensor.shape[dim], dtype=torch.bool).index_fill_(0, kept, False).nonzero()[:, 0]
-                tensor.data.index_fill_(dim, removed.to(tensor.device), 0)
+                tensor.data.index_fill_(dim, removed_of(tensor, dim, kept), 0)
     return masked
+
+
+def removed_of(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
+    """Return the other indices of that dimension, on the tensor's device."""
+    is_removed = torch.ones(tensor.shape[dim], dtype=torch.bool).index_fill_(0, kept, False)
+    return is_removed.nonzero()[:, 0].to(tensor.device)
 
 
 def _tensor(kept: tuple[int, ...] | None) -> Tensor | None:
     return None if kept is None else torch.tensor(kept, dtype=torch.long)
 
 
-def _cuts(
+def cut_tensors(
     layer: nn.Module | nn.Parameter, kept_in: Tensor | None, kept_out: Tensor | None
 ) -> list[tuple[Tensor, dict[int, Tensor]]]:
     """Return every tensor of the layer that is cut, with the kept indices per dimension."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prune.modes import FORWARD_ERRORS, evaluating
+from prune.modes import FORWARD_ERRORS, evaluating, first_line
 from prune.nodes import ChannelNodes, tensors_in
 from prune.operators import RULES, Rule
 
@@ -23,15 +23,17 @@ def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ChannelNodes:
     """Return the model's channels after one forward pass in eval mode; the modes are restored.
 
     Raises:
-        ValueError: If the forward pass fails.
+        ValueError: If the forward pass fails, or a part is TorchScript.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name or 'model'}: cannot be cut, got TorchScript; expected the module it was made from")
     channels = ChannelNodes(model)
     with evaluating(model), torch.no_grad(), _Following(channels):
         try:
             outputs = model(*example_inputs)
         except FORWARD_ERRORS as error:
-            cause = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"model: its forward pass fails on the example input, {cause}") from error
+            raise ValueError(f"model: its forward pass fails on the example input, {first_line(error)}") from error
     channels.pin_all(outputs, OUTPUT)
     return channels
 
@@ -48,23 +50,41 @@ class _Following(TorchDispatchMode):
         out = func(*args, **kwargs)
         tensors = [tensor for tensor in tensors_in((args, kwargs)) if self._channels.nodes(tensor)]
         if tensors:
-            name = func.overloadpacket.__name__
-            self._check_in_place(func, args, tensors, name)
-            _rule(func, name)(self._channels, name, args, kwargs, out)
+            values = _by_schema(func, args, kwargs)
+            self._check_in_place(func, values, tensors)
+            self._follow(func, values, out)
         return out
 
-    def _check_in_place(self, func: Any, args: Any, tensors: list[Tensor], name: str) -> None:
+    def _check_in_place(self, func: Any, values: list[Any], tensors: list[Tensor]) -> None:
         """Channels written into a tensor that has none would be lost to whatever else looks at its memory."""
-        first = func._schema.arguments[0] if func._schema.arguments else None
-        if first and first.alias_info and first.alias_info.is_write and not self._channels.nodes(args[0]):
-            self._channels.pin_all(tensors, f"written into a tensor of fixed size by {name}")
+        for argument, value in zip(func._schema.arguments, values, strict=True):
+            written = tensors_in(value) if argument.alias_info and argument.alias_info.is_write else []
+            if any(not self._channels.nodes(tensor) for tensor in written):
+                self._channels.pin_all(
+                    tensors, f"written into a tensor of fixed size by {func.overloadpacket.__name__}"
+                )
+
+    def _follow(self, func: Any, values: list[Any], out: Any) -> None:
+        name = func.overloadpacket.__name__
+        plain = name.removesuffix("_") if not name.endswith("__") else name
+        rule = RULES["unknown"] if torch.Tag.inplace_view in func.tags else _rule(func, plain)
+        try:
+            rule(self._channels, plain, values, out)
+        except (LookupError, TypeError, ValueError, RuntimeError):  # a form that the rule was not made for
+            RULES["unknown"](self._channels, name, values, out)
 
 
-def _rule(func: Any, name: str) -> Rule:
-    if name in RULES:
-        return RULES[name]
-    plain = name.removesuffix("_")  # torch does not tag every operation in place
+def _by_schema(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Return every argument in the operation's own order, defaults too: callers may leave out or name any of them."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+    return [{**given, **kwargs}.get(a.name, a.default_value) for a in func._schema.arguments]
+
+
+def _rule(func: Any, plain: str) -> Rule:
+    if plain in RULES:
+        return RULES[plain]
+    # torch does not tag every operation in place
     packet = getattr(torch.ops.aten, plain, None)
     overloads = [func, *(getattr(packet, overload) for overload in (packet.overloads() if packet else ()))]
     pointwise = any(torch.Tag.pointwise in overload.tags for overload in overloads)
-    return RULES.get(plain) or RULES["pointwise" if pointwise else "unknown"]
+    return RULES["pointwise" if pointwise else "unknown"]

@@ -66,3 +66,16 @@ def test_part_below_a_submodule_has_relative_names():
     cut = LayerCut(kept_out=(0,), num_out=2, num_in=3)
     spec = PruneSpec({"backbone.conv1": cut, "backbones.conv1": cut, "neck.conv": cut})
     assert spec.under("backbone.") == PruneSpec({"conv1": cut})
+
+
+@pytest.mark.parametrize("kept", [[], [1, 0], [0, 0], [4], [-1], ["0"]])
+def test_indices_that_no_layer_has_are_refused(kept):
+    text = json.dumps({"version": 1, "layers": {"a": {"kept_out": kept, "num_out": 4, "num_in": 3}}})
+    with pytest.raises(ValueError, match=r"PruneSpec: a keeps .*; expected ascending indices below 4"):
+        PruneSpec.from_json(text)
+
+
+@pytest.mark.parametrize("layers", [[], {"a": 3}, {"a": {"kept": [0]}}])
+def test_layers_of_another_form_are_refused(layers):
+    with pytest.raises(ValueError, match=r"PruneSpec: not a spec, got .*; expected the JSON of PruneSpec"):
+        PruneSpec.from_json(json.dumps({"version": 1, "layers": layers}))
