@@ -13,7 +13,7 @@ from detect.model import DetectorSettings, build_detector, detector_config
 from prune import Cost, Pruned, cost_of, prune_model, slim_model
 from prune.recipe import LIMITS
 
-__all__ = ["PARTS", "TracedDetector", "prune_detector"]
+__all__ = ["PARTS", "TracedDetector", "layer_in_detector", "prune_detector"]
 
 PARTS = ("backbone", "neck", "rpn_head", "roi_head")
 """Parts of a Faster R-CNN that can be cut."""
@@ -56,6 +56,8 @@ def prune_detector(
     patterns: dict[str, Any] = {
         key: _in_detector(options[key]) for key in ("skip", "ratios", "widths") if key in options
     }
+    for key in patterns.keys() - {"skip"}:
+        _check_cut(key, patterns[key], parts)
     options = {**options, **patterns, "skip": (*patterns.get("skip", ()), *whole)}
     limited = any(options.get(limit) is not None for limit in LIMITS)
     pruned = prune_model(
@@ -100,12 +102,21 @@ class TracedDetector(nn.Module):
 
 def _in_detector(patterns: Any) -> Any:
     if isinstance(patterns, Mapping):
-        return {_named(pattern): value for pattern, value in patterns.items()}
-    return tuple(_named(pattern) for pattern in patterns)
+        return {layer_in_detector(pattern): value for pattern, value in patterns.items()}
+    return tuple(layer_in_detector(pattern) for pattern in patterns)
 
 
-def _named(pattern: str) -> str:
+def layer_in_detector(pattern: str) -> str:
+    """Return a pattern by the detector's names; one that begins with no part is meant for the backbone's network."""
     return pattern if pattern.startswith(tuple(f"{part}." for part in PARTS)) else _BACKBONE + pattern
+
+
+def _check_cut(key: str, patterns: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """Raise ValueError if a layer is given a ratio or width of its own in a part that stays whole."""
+    for pattern in patterns:
+        part = pattern.split(".")[0]
+        if part not in parts:
+            raise ValueError(f"{key}[{pattern!r}]: in a part that stays whole, got {part}; expected it among parts")
 
 
 def _cost(detector: nn.Module, card: ModelCard) -> Cost:

@@ -64,6 +64,8 @@ def prune_table(figures: dict[str, Any]) -> Table:
     step, num = figures["round_to"], figures["num_rounded"]
     if step > 1:
         caption.append(f"rounding to a multiple of {step} {'took' if num < 0 else 'added'} {abs(num)} channels")
+    if all(group["num_kept"] == group["num_channels"] for group in figures["groups"]):
+        caption.append("NOTHING WAS CUT: every group stays whole, for the reasons above")
     table = Table("layers", title="Channels cut together", caption="\n".join(caption))
     for header in ("before", "unrounded", "after"):
         table.add_column(header, justify="right")
@@ -95,6 +97,8 @@ def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:
     """Raise ValueError if the model is slim already, or another one than the preset is for."""
     if card.backbone.widths or "widths" in (card.detector or {}):
         raise ValueError(f"{model}: slim already; expected a dense model to prune")
+    if card.kind != "detector" and "parts" in config.model_fields_set:
+        raise ValueError(f"parts: of no use for {model}, which holds a {card.kind}; expected none")
     if config.preset:
         name, base = card.backbone.name, card.backbone.base_channels
         expected = PRESETS[config.preset].backbone

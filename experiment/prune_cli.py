@@ -50,6 +50,8 @@ def apply(
         from experiment.config import PruneConfig
     settings = read_config(config, overrides or (), PruneConfig)
     out = model_output(out, model.with_name(f"{model.stem}-{settings.label}.safetensors"))
+    if out.resolve() == model.resolve():
+        raise ValueError(f"--out {out}: is the dense model itself; expected another file")
     refuse_existing(force, out, out.with_suffix(".py"))
     figures = prune_file(model, settings, out)
     if as_json:

@@ -26,7 +26,7 @@ from detect.config import CocoData, ScenesData
 from detect.data import CocoSet, check_coco, read_annotations
 from detect.data import fingerprint as coco_fingerprint
 from detect.evaluate import evaluate_detector
-from detect.pruning import PARTS, TracedDetector
+from detect.pruning import PARTS, TracedDetector, layer_in_detector
 from detect.synthetic import write_scenes
 from prune import cost_of
 from prune.sensitivity import Evaluate, Trials
@@ -91,7 +91,7 @@ def subject_of(
     if isinstance(data, ShapesData | FolderData):
         return _classifier(model, data, num_images, prune_ratios, skip=skip, **options)
     whole = [f"{part}.*" for part in PARTS if part not in parts]
-    skip = (*map(_in_detector, skip), *whole)
+    skip = (*map(layer_in_detector, skip), *whole)
     return _detector(model, data, num_images, prune_ratios, skip=skip, **options)
 
 
@@ -207,7 +207,3 @@ def _spread(total: int, num: int | None) -> list[int]:
     """Return up to `num` places, evenly spread: an image folder is sorted by class."""
     num = min(total, num or total)
     return [i * total // num for i in range(num)]
-
-
-def _in_detector(pattern: str) -> str:
-    return pattern if pattern.startswith(tuple(f"{part}." for part in PARTS)) else f"backbone.net.{pattern}"
