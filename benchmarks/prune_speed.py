@@ -4,8 +4,9 @@ Run:     python benchmarks/prune_speed.py RECORD.json [--rounds 5] [--threads 2]
 Writes:  a record: seconds of either (tracing, L1 norm, surgery; half of every group), whether both kept the same
          channels, and the peak of memory in a process of its own, in sizes of the dense model
 
-Both end with a slim model and the dense one as it was. torch-pruning cuts in place, so its time holds the copy that it
-works on; ours holds one run of the slim model, to see that it does.
+Both end with a slim model and the dense one as it was: torch-pruning cuts in place, so its time holds the copy that it
+works on. Ours is timed without and with the check that it makes unless told otherwise, of the slim model's outputs
+against the dense one's.
 """
 
 import argparse
@@ -68,22 +69,29 @@ def theirs(dense: nn.Module, image: Tensor) -> nn.Module:
     return model
 
 
-def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module | None, Callable[[], nn.Module], Tensor]]]:
-    """Return, per network: what gives (dense model, what torch-pruning cuts if it can, our pruning, image)."""
+def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module | None, Callable[[bool], nn.Module], Tensor]]]:
+    """Return, per network: what gives (dense model, what torch-pruning cuts if it can, our pruning, image).
+
+    Our pruning is asked whether to verify.
+    """
 
     def classifier(name: str) -> Any:
         dense = models.get_model(name).eval()
         image = torch.zeros(1, 3, 224, 224)
-        return dense, dense, lambda: prune_model(dense, (image,), RATIO).model, image
+        return dense, dense, lambda verify: prune_model(dense, (image,), RATIO, verify=verify).model, image
 
     def detector() -> Any:
         dense, _ = faster_rcnn()
         traced, image = TracedDetector(dense), torch.zeros(1, 3, 64, 64)
-        return dense, traced, lambda: prune_model(traced, (image,), RATIO).model, image
+        return dense, traced, lambda verify: prune_model(traced, (image,), RATIO, verify=verify).model, image
 
     def rebuilt_detector() -> Any:
         dense, card = faster_rcnn()
-        return dense, None, lambda: prune_detector(dense, card, RATIO, parts=PARTS)[0], torch.zeros(0)
+
+        def prune(verify: bool) -> nn.Module:
+            return prune_detector(dense, card, RATIO, parts=PARTS, verify=verify)[0]
+
+        return dense, None, prune, torch.zeros(0)
 
     return {
         "ResNet-50": lambda: classifier("resnet50"),
@@ -94,11 +102,12 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module | None, Call
 
 
 def measured(name: str, rounds: int) -> dict[str, Any]:
-    """Time both in turn; the first round of each is warm-up. torch-pruning cannot rebuild a detector from a config."""
+    """Time all in turn; the first round of each is warm-up. torch-pruning cannot rebuild a detector from a config."""
     _, traced, prune, image = networks()[name]()
-    seconds: dict[str, list[float]] = {"ours": []} | ({"theirs": []} if traced else {})
+    seconds: dict[str, list[float]] = {"ours": [], "verified": []} | ({"theirs": []} if traced else {})
     for _ in range(rounds + 1):
-        slim = _timed(prune, seconds["ours"])
+        slim = _timed(lambda: prune(False), seconds["ours"])
+        _timed(lambda: prune(True), seconds["verified"])
         if traced:
             other = _timed(lambda: theirs(traced, image), seconds["theirs"])
     ours, kept = slim.state_dict(), other.state_dict() if traced else {}
@@ -125,7 +134,7 @@ def peak_of(name: str) -> float:
     size = sum(p.numel() * p.element_size() for p in dense.parameters())
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     before = _resident("VmRSS")
-    prune()
+    prune(True)
     return round((_resident("VmHWM") - before + size) / size, 2)
 
 
@@ -137,14 +146,15 @@ def _resident(field: str) -> int:
 
 def table(record: dict[str, Any]) -> dict[str, Any]:
     """Return the columns and rows for the documents."""
-    columns = ["network", "espalier (s)", "torch-pruning (s)", "times as fast", "same channels kept", "peak memory"]
+    columns = ["network", "espalier (s)", "torch-pruning (s)", "times as fast", "same channels kept"]
+    columns += ["espalier, checked (s)", "its peak memory"]
     rows = []
     for result in record["results"]:
         ours, other = result["seconds"]["ours"], result["seconds"].get("theirs")
         same = "yes" if result["same_channels"] else "no"
         compared = [f"{other:.2f}", f"{other / ours:.1f}", same] if other else ["-"] * 3
         peak = f"{result['peak_memory']:.2f} x dense"
-        rows.append([result["network"], f"{ours:.2f}", *compared, peak])
+        rows.append([result["network"], f"{ours:.2f}", *compared, f"{result['seconds']['verified']:.2f}", peak])
     return {"columns": columns, "table": rows}
 
 
