@@ -6,7 +6,8 @@ Knows nothing of pruning, images or boxes. Importing it loads neither torch nor 
 from deploy.engine import EngineInfo, engine_from_onnx, load_engine, read_engine_info
 from deploy.export import onnx_from_module
 from deploy.graph import Arrays, TensorSpec, random_inputs
-from deploy.latency import Latency, Measurement, Speedup, measure
+from deploy.latency import Latency, Measurement, Speedup, Transfers, measure
+from deploy.precision import quantized_onnx
 from deploy.record import (
     Record,
     load_record,
@@ -16,6 +17,7 @@ from deploy.record import (
     table_from_record,
 )
 from deploy.runtime import EngineRunner, ModuleRunner, OnnxRunner, Runner
+from deploy.runtimes import runner_for
 
 __all__ = [
     "Arrays",
@@ -29,15 +31,18 @@ __all__ = [
     "Runner",
     "Speedup",
     "TensorSpec",
+    "Transfers",
     "engine_from_onnx",
     "load_engine",
     "load_record",
     "measure",
     "onnx_from_module",
+    "quantized_onnx",
     "random_inputs",
     "read_engine_info",
     "record_from_measurement",
     "rows_from_record",
+    "runner_for",
     "save_record",
     "table_from_record",
 ]

@@ -6,20 +6,26 @@ Only strongly typed networks: precision is what the ONNX file says. Running an e
 from __future__ import annotations
 
 import hashlib
-import importlib
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from deploy.files import existing_file, model_from_json, written_atomically
 from deploy.graph import TensorSpec, input_specs, load_onnx, output_specs, precision_of
+from deploy.machine import current_gpu, optional_module
 
-__all__ = ["EngineInfo", "engine_from_onnx", "load_engine", "read_engine_info"]
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["BACKENDS", "EngineInfo", "engine_from_onnx", "load_engine", "read_engine_info"]
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+"""What goes into an engine and comes out of it; float64 would be read as float32."""
 
 
 class EngineInfo(BaseModel):
@@ -33,9 +39,18 @@ class EngineInfo(BaseModel):
     compute_capabilities: tuple[str, ...]
     """Such as "8.6"; empty means what the backend chooses itself."""
     precision: str
+    onnx_file: str | None = None
+    """Its name, without folders; this and the following are None in sidecars of earlier versions."""
     onnx_sha256: str
     engine_sha256: str
     """Tells an engine from one that replaced it after the sidecar was written."""
+    build_s: float | None = None
+    gpu: str | None = None
+    """The one it was built on; None for an engine built without any."""
+    driver: str | None = None
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+    """The limit; None where the backend's own stood."""
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
 
@@ -47,6 +62,8 @@ def engine_from_onnx(
     backend: str = "tensorrt_rtx",
     compute_capabilities: Sequence[str] = (),
     workspace_mib: int | None = None,
+    optimization_level: int | None = None,
+    timing_cache: str | Path | None = None,
 ) -> EngineInfo:
     """Build an engine and its sidecar, and return what the sidecar says.
 
@@ -58,39 +75,58 @@ def engine_from_onnx(
         backend: Which of the two modules builds.
         compute_capabilities: GPU generations to build for, such as ("8.6", "8.9"); TensorRT-RTX only. Empty
             leaves the choice to the backend.
-        workspace_mib: Limit of the scratch memory a layer may take, in MiB; None leaves the backend's own.
+        workspace_mib: Limit, >= 1, of the scratch memory a layer may take, in MiB; None leaves the backend's own.
+        optimization_level: 0 to 5, how much the builder tries; None leaves the backend's own.
+        timing_cache: File of the kernel times that TensorRT measured in earlier builds; made or brought up to date.
 
     Raises:
         FileNotFoundError: If the ONNX file does not exist.
-        ValueError: If it is no ONNX file or has a free dimension, or the backend knows no such compute capability.
+        ValueError: If it is no ONNX file, or has a free dimension, NaN in a weight or a type the backend lacks; if the
+            backend knows no such compute capability or has no timing cache, or the cache is of another GPU or version.
         RuntimeError: If the backend is not installed, cannot read a node or cannot build the engine.
     """
     trt = _backend_module(backend)
+    _check_options(backend, workspace_mib, optimization_level, timing_cache)
     model = load_onnx(onnx_path)
+    _check_graph(onnx_path, model)
+    start_s = time.perf_counter()
     _errors(backend).clear()
-    builder = trt.Builder(_logger(backend))
+    builder = _builder(trt, backend)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, _logger(backend))
     if not parser.parse_from_file(str(onnx_path)):
         raise RuntimeError(_parser_fault(onnx_path, backend, parser))
     inputs = _fixed_specs(input_specs(model), [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _fixed_specs(output_specs(model), [network.get_output(i) for i in range(network.num_outputs)])
-    plan = builder.build_serialized_network(network, _config(trt, builder, compute_capabilities, workspace_mib))
+    config = _config(trt, builder, compute_capabilities, workspace_mib, optimization_level)
+    if timing_cache:
+        _use_timing_cache(config, backend, Path(timing_cache))
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeError(
             f"{onnx_path}: {backend} cannot build it, got {_last_error(backend)}; change the named layer"
         )
+    build_s, gpu = round(time.perf_counter() - start_s, 3), current_gpu()
     info = EngineInfo(
         backend=backend,
         backend_version=trt.__version__,
         compute_capabilities=tuple(compute_capabilities),
         precision=precision_of(model),
+        onnx_file=Path(onnx_path).name,
         onnx_sha256=_sha256(Path(onnx_path).read_bytes()),
         engine_sha256=_sha256(plan),
+        build_s=build_s,
+        gpu=gpu.name if gpu else None,
+        driver=gpu.driver if gpu else None,
+        optimization_level=config.builder_optimization_level,
+        workspace_mib=workspace_mib,
         inputs=inputs,
         outputs=outputs,
     )
     _write(Path(engine_path), plan, info)
+    if timing_cache:
+        with written_atomically(timing_cache) as beside:
+            beside.write_bytes(config.get_timing_cache().serialize())
     return info
 
 
@@ -112,13 +148,14 @@ def load_engine(engine_path: str | Path) -> Any:
     """Return the backend's engine object, ready to run on this machine's GPU.
 
     Raises:
-        ValueError: If another version built it.
+        ValueError: If another version built it, or the ONNX file beside it is not the one it was built from.
         RuntimeError: If there is no GPU, or the backend refuses it.
     """
     import torch
 
     info = read_engine_info(engine_path)
     trt = _backend_module(info.backend)
+    _refuse_stale(Path(engine_path), info)
     if trt.__version__ != info.backend_version:
         raise ValueError(
             f"{engine_path}: built by another version, got {info.backend} {info.backend_version}; "
@@ -156,11 +193,7 @@ def _sha256(data: Any) -> str:
 def _backend_module(backend: str) -> Any:
     if backend not in BACKENDS:
         raise ValueError(f"backend: unknown, got {backend!r}; expected one of {', '.join(BACKENDS)}")
-    try:
-        return importlib.import_module(backend)
-    except ModuleNotFoundError as error:
-        extra = backend.replace("_", "-")
-        raise RuntimeError(f'{backend} is not installed; engines need it: pip install -e ".[{extra}]"') from error
+    return optional_module(backend, "engines need")
 
 
 @cache
@@ -193,6 +226,50 @@ def _last_error(backend: str) -> str:
     return _errors(backend)[-1] if _errors(backend) else "no reason"
 
 
+def _check_options(
+    backend: str, workspace_mib: int | None, optimization_level: int | None, timing_cache: str | Path | None
+) -> None:
+    if workspace_mib is not None and workspace_mib < 1:
+        raise ValueError(f"workspace_mib: too small, got {workspace_mib}; expected at least 1")
+    if optimization_level is not None and not 0 <= optimization_level <= 5:
+        raise ValueError(f"optimization_level: out of range, got {optimization_level}; expected 0 to 5")
+    if timing_cache and backend != "tensorrt":
+        raise ValueError(
+            f"timing_cache: {backend} has none, it times no kernels while it builds, got {timing_cache}; leave it out"
+        )
+
+
+def _check_graph(onnx_path: str | Path, model: ModelProto) -> None:
+    """Refuse what a backend would build into an engine that computes nonsense."""
+    from onnx import numpy_helper
+
+    for name, spec in {**input_specs(model), **output_specs(model)}.items():
+        if spec.dtype not in DTYPES:
+            raise ValueError(
+                f"{onnx_path}: {name!r} has a type no engine takes or gives, got {spec.dtype}; "
+                f"expected one of {', '.join(DTYPES)}"
+            )
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if "float" in array.dtype.name and bool((array != array).any()):
+            raise ValueError(f"{onnx_path}: weight {tensor.name!r} got NaN; expected numbers, train anew")
+
+
+def _builder(trt: Any, backend: str) -> Any:
+    try:
+        return trt.Builder(_logger(backend))
+    except TypeError as error:  # pybind11's word for a null pointer
+        raise RuntimeError(
+            f"{backend} cannot start, got {_last_error(backend)}; it needs an NVIDIA GPU, or build with tensorrt_rtx"
+        ) from error
+
+
+def _refuse_stale(engine_path: Path, info: EngineInfo) -> None:
+    source = engine_path.parent / info.onnx_file if info.onnx_file else None
+    if source and source.is_file() and _sha256(source.read_bytes()) != info.onnx_sha256:
+        raise ValueError(f"{engine_path}: built from another file, got a {source} that has changed since; {_REBUILD}")
+
+
 def _fixed_specs(specs: Mapping[str, TensorSpec], tensors: Sequence[Any]) -> dict[str, TensorSpec]:
     """Return the file's dtypes with the shapes the backend found: a file need not say those of its outputs."""
     found = {}
@@ -205,22 +282,41 @@ def _fixed_specs(specs: Mapping[str, TensorSpec], tensors: Sequence[Any]) -> dic
 
 def _parser_fault(onnx_path: str | Path, backend: str, parser: Any) -> str:
     fault = parser.get_error(0)
+    reason = " ".join(fault.desc().split()).partition(" [checkMacros")[0]  # what follows is about a missing GPU
     return (
         f"{onnx_path}: {backend} cannot read node {fault.node_name()!r} ({fault.node_operator()}), "
-        f"got {' '.join(fault.desc().split())}; write it with other operators"
+        f"got {reason}; write it with other operators"
     )
 
 
-def _config(trt: Any, builder: Any, compute_capabilities: Sequence[str], workspace_mib: int | None) -> Any:
+def _config(
+    trt: Any,
+    builder: Any,
+    compute_capabilities: Sequence[str],
+    workspace_mib: int | None,
+    optimization_level: int | None,
+) -> Any:
     config = builder.create_builder_config()
     if workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib * 1024**2)
+    if optimization_level is not None:
+        config.builder_optimization_level = optimization_level
     targets = _targets(trt, compute_capabilities)
     if targets:
         config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         config.set_compute_capability(target, index)
     return config
+
+
+def _use_timing_cache(config: Any, backend: str, path: Path) -> None:
+    """Give the builder the kernel times in a file, none where there is no file yet."""
+    known = path.read_bytes() if path.exists() else b""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise ValueError(
+            f"{path}: not for this GPU and version, got {_last_error(backend)}; name another file, it will be made"
+        )
 
 
 def _targets(trt: Any, compute_capabilities: Sequence[str]) -> list[Any]:

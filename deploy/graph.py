@@ -65,7 +65,7 @@ def load_onnx(path: str | Path) -> ModelProto:
     remedy = "expected a file that onnx_from_module wrote"
     try:
         model = onnx.load(existing_file(path, remedy))
-    except DecodeError as error:
+    except (DecodeError, onnx.checker.ValidationError) as error:  # the second: weights in a file that is gone
         raise ValueError(f"{path}: not an ONNX file, got {error}; {remedy}") from error
     if not model.graph.output:
         raise ValueError(f"{path}: not an ONNX file, got a graph without outputs; {remedy}")
@@ -86,14 +86,17 @@ def output_specs(model: ModelProto) -> dict[str, TensorSpec]:
 def precision_of(model: ModelProto) -> str:
     """Return "int8" for a graph with quantized tensors, else the float type most of its weights have.
 
-    A graph without float weights has the precision of its first input.
+    Where convolutions or matrix products have weights these alone count: anchors, which can be more, stay float32. A
+    graph without float weights has the precision of its first input.
     """
     from onnx.helper import tensor_dtype_to_np_dtype
 
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
-    num_weights: Counter[str] = Counter()
-    for tensor in model.graph.initializer:
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    multiplied = {name for node in products for name in node.input}
+    tensors, num_weights = model.graph.initializer, Counter[str]()
+    for tensor in [tensor for tensor in tensors if tensor.name in multiplied] or tensors:
         num_weights[tensor_dtype_to_np_dtype(tensor.data_type).name] += math.prod(tensor.dims)
     floats = [dtype for dtype, _ in num_weights.most_common() if "float" in dtype]
     return floats[0] if floats else next(iter(input_specs(model).values())).dtype

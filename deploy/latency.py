@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.graph import Arrays
-from deploy.runtime import Runner, Step
+from deploy.nvml import GpuLog, GpuWatch, gpu_watch
+from deploy.runtime import Runner
+from deploy.step import Step, StepTimes
 
 __all__ = [
     "Latency",
     "Measurement",
     "Speedup",
+    "Transfers",
+    "inputs_by_name",
     "latency_from_samples",
     "measure",
     "order_of_round",
@@ -41,6 +45,14 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Transfers:
+    """What the copies between host and GPU took, beside the latency; milliseconds per batch."""
+
+    host_to_device: Latency
+    device_to_host: Latency
+
+
+@dataclass(frozen=True)
 class Speedup:
     """Median of the reference / median of a candidate, with its 95 % bootstrap interval; above 1 is faster."""
 
@@ -53,63 +65,85 @@ class Speedup:
 class Measurement:
     """What `measure` found."""
 
-    reference: str
-    """The candidate the others are compared with: the dense one."""
     warmup: int
     rounds: int
     latencies: dict[str, Latency]
-    """By candidate, the reference first."""
+    """By candidate, in the order given."""
+    transfers: dict[str, Transfers]
+    """By candidate; without those that copy nothing, on a CPU."""
+    batches: dict[str, int]
+    """By candidate, the images per run."""
+    references: dict[str, str]
+    """By candidate, the one it is compared with: the first of its batch, maybe itself."""
     speedups: dict[str, Speedup]
-    """By candidate, without the reference."""
+    """By candidate, without the references."""
+    gpu: GpuLog | None
+    """None on a CPU, and where NVML is not there."""
 
 
 def measure(
     runners: Mapping[str, Runner],
-    inputs: Arrays,
+    inputs: Arrays | Mapping[str, Arrays],
     *,
     warmup: int = 10,
     rounds: int = 100,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
     on_round: Callable[[], object] = lambda: None,
+    watch: GpuWatch | None = None,
 ) -> Measurement:
-    """Return the latency of every runner on the same inputs, and its speedup over the first one.
+    """Return the latency of every runner, and its speedup over the first one of its batch.
 
     A round runs each of them once, in alternating order, so that heat, clocks and neighbours meet all alike.
 
     Args:
         runners: By candidate name; the first is the reference, the dense one.
-        inputs: Fed to all of them.
+        inputs: Fed to all of them, or by candidate, where batches differ. The first size of the first is the batch.
         warmup: Rounds, >= 0, that are run and not kept.
         rounds: Rounds, >= 1, of which every sample is kept.
         seed: Of the bootstrap.
         clock: Nanoseconds that only grow; used where a runner has no device clock of its own.
         on_round: Called after each round, outside the timed steps.
+        watch: Reads the GPU's clocks between rounds; one over the runners' GPU unless given.
 
     Raises:
-        ValueError: If there is no runner or no round, or the inputs do not fit one of the runners.
+        ValueError: If there is no runner or no round, the runners are on different devices or threads, or the inputs
+            do not fit one of them.
     """
     if not runners or rounds < 1 or warmup < 0:
         raise ValueError(
             f"measure: nothing to time, got {len(runners)} runners, {rounds} rounds, warmup {warmup}; "
             f"expected at least 1, 1 and 0"
         )
-    steps = {name: runner.prepare(inputs) for name, runner in runners.items()}
-    samples_ms: dict[str, list[float]] = {name: [] for name in steps}
-    for round_index in range(-warmup, rounds):
-        for name in order_of_round(list(steps), round_index):
-            sample_ms = _sample_ms(steps[name], clock)
-            if round_index >= 0:
-                samples_ms[name].append(sample_ms)
-        on_round()
-    reference, *others = samples_ms
+    watch = watch or gpu_watch(_common_device(runners))
+    own_inputs = inputs_by_name(list(runners), inputs)
+    steps = {name: runner.prepare(own_inputs[name]) for name, runner in runners.items()}
+    times = _timed(steps, warmup, rounds, clock, on_round, watch)
+    latencies = {name: latency_from_samples([one.latency_ms for one in kept]) for name, kept in times.items()}
+    batches = {name: _batch(own_inputs[name]) for name in runners}
+    firsts: dict[int, str] = {}
+    references = {name: firsts.setdefault(batch, name) for name, batch in batches.items()}
     return Measurement(
-        reference=reference,
         warmup=warmup,
         rounds=rounds,
-        latencies={name: latency_from_samples(samples) for name, samples in samples_ms.items()},
-        speedups={name: speedup_from_samples(samples_ms[reference], samples_ms[name], seed=seed) for name in others},
+        latencies=latencies,
+        transfers={name: found for name, kept in times.items() if (found := _transfers(kept))},
+        batches=batches,
+        references=references,
+        speedups={
+            name: speedup_from_samples(latencies[reference].samples_ms, latencies[name].samples_ms, seed=seed)
+            for name, reference in references.items()
+            if name != reference
+        },
+        gpu=watch.log if watch else None,
     )
+
+
+def inputs_by_name(names: Sequence[str], inputs: Arrays | Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """Return each candidate's inputs, where they may be the same for all."""
+    own = {name: value for name, value in inputs.items() if isinstance(value, Mapping)}
+    shared = {name: value for name, value in inputs.items() if not isinstance(value, Mapping)}
+    return {name: own.get(name, shared) for name in names}
 
 
 def order_of_round(names: Sequence[str], round_index: int) -> list[str]:
@@ -151,11 +185,53 @@ def speedup_from_samples(reference_ms: Sequence[float], other_ms: Sequence[float
     return Speedup(ratio=float(_median_ratio(reference, other)), low=float(low), high=float(high))
 
 
-def _sample_ms(step: Step, clock: Callable[[], int]) -> float:
+def _common_device(runners: Mapping[str, Runner]) -> str:
+    places = {(runner.device, runner.num_threads) for runner in runners.values()}
+    if len(places) > 1:
+        raise ValueError(f"runners: on different devices or threads, got {places}; expected the same for all")
+    return places.pop()[0]
+
+
+def _timed(
+    steps: Mapping[str, Step],
+    warmup: int,
+    rounds: int,
+    clock: Callable[[], int],
+    on_round: Callable[[], object],
+    watch: GpuWatch | None,
+) -> dict[str, list[StepTimes]]:
+    """Return the times of the rounds that are kept."""
+    times: dict[str, list[StepTimes]] = {name: [] for name in steps}
+    if watch:
+        watch.see("before")
+    for round_index in range(-warmup, rounds):
+        for name in order_of_round(list(steps), round_index):
+            found = _step_times(steps[name], clock)
+            if round_index >= 0:
+                times[name].append(found)
+        if watch:
+            watch.see("measured" if round_index >= 0 else "warmup")
+        on_round()
+    if watch:
+        watch.see("after")
+    return times
+
+
+def _step_times(step: Step, clock: Callable[[], int]) -> StepTimes:
     start_ns = clock()
-    device_ms = step()
-    host_ms = (clock() - start_ns) / 1e6
-    return host_ms if device_ms is None else device_ms
+    device_times = step()
+    return device_times or StepTimes((clock() - start_ns) / 1e6)
+
+
+def _transfers(times: Sequence[StepTimes]) -> Transfers | None:
+    placed_ms = [one.host_to_device_ms for one in times if one.host_to_device_ms is not None]
+    fetched_ms = [one.device_to_host_ms for one in times if one.device_to_host_ms is not None]
+    return Transfers(latency_from_samples(placed_ms), latency_from_samples(fetched_ms)) if placed_ms else None
+
+
+def _batch(inputs: Arrays) -> int:
+    shapes = [array.shape for array in inputs.values()]
+    return shapes[0][0] if shapes and shapes[0] else 1
 
 
 def _median_ratio(reference: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

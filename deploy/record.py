@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deploy.files import model_from_json, written_atomically
 from deploy.graph import Arrays
-from deploy.latency import Latency, Measurement, Speedup
+from deploy.latency import Latency, Measurement, Speedup, Transfers, inputs_by_name
+from deploy.machine import Device, cpu_model, device_from_place, git_commit, installed_versions
+from deploy.nvml import GpuLog
 from deploy.runtime import Runner
 
 __all__ = [
@@ -32,36 +32,11 @@ __all__ = [
     "table_from_record",
 ]
 
-VERSIONED = (
-    "espalier",
-    "torch",
-    "torchvision",
-    "onedl-mmdetection",
-    "onedl-mmengine",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "tensorrt",
-    "tensorrt-rtx",
-)
+VERSION = 2
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Device(_Frozen):
-    """Where it ran; clocks and power as the driver told them right after the last round, None where it did not."""
-
-    is_gpu: bool
-    name: str
-    num_threads: int | None = None
-    """CPU threads; None on a GPU."""
-    driver: str | None = None
-    sm_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
-    power_limit_w: float | None = None
-    power_draw_w: float | None = None
 
 
 class Conditions(_Frozen):
@@ -69,8 +44,6 @@ class Conditions(_Frozen):
 
     warmup: int
     rounds: int
-    batch: int
-    input_shapes: dict[str, tuple[int, ...]]
     config: dict[str, Any] = Field(default_factory=dict)
     """The configuration that led here, as the caller gives it."""
 
@@ -80,36 +53,56 @@ class Candidate(_Frozen):
 
     runtime: str
     precision: str
+    batch: int
+    """Images per run."""
+    input_shapes: dict[str, tuple[int, ...]]
+    reference: str
+    """The candidate whose latency is compared with this one's: the first of the same batch, maybe itself."""
     macs: int | None
     """Multiply-adds per batch, if the caller knows them."""
     latency: Latency
+    """Of the computation; on a CPU there is nothing else."""
+    transfers: Transfers | None = None
+    """The copies to and from a GPU; None on a CPU."""
 
 
 class Record(_Frozen):
     """One call of `measure`, with all one needs to judge it and to repeat it."""
 
-    version: Literal[1]
-    """Of this file format."""
+    version: Literal[2]
+    """Of this file format; files of version 1 are read too."""
     created: datetime
     device: Device
+    gpu: GpuLog | None = None
+    """Clocks, power and temperature while it was measured; None on a CPU, and where NVML was not there."""
     versions: dict[str, str]
     git_commit: str | None
     """Of the working directory; ends in "-dirty" if files were changed."""
     conditions: Conditions
-    reference: str
     candidates: dict[str, Candidate]
     speedups: dict[str, Speedup]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_version(cls, content: Any) -> Any:
+        is_old = isinstance(content, dict) and content.get("version") == 1
+        return _from_version_1(content) if is_old else content
 
     @property
     def is_gpu(self) -> bool:
         """Whether the times are a GPU's."""
         return self.device.is_gpu
 
+    @property
+    def reference(self) -> str:
+        """The first candidate, the dense one."""
+        return next(iter(self.candidates))
+
 
 def record_from_measurement(
     measurement: Measurement,
     runners: Mapping[str, Runner],
-    inputs: Arrays,
+    inputs: Arrays | Mapping[str, Arrays],
     *,
     macs: Mapping[str, int] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -119,33 +112,30 @@ def record_from_measurement(
     Args:
         measurement: What `measure` returned.
         runners: What it was given.
-        inputs: What it was given; the first dimension of the first one is the batch.
+        inputs: What it was given.
         macs: Multiply-adds per batch by candidate, for the table's mac_reduction.
         config: Kept as it is; JSON values only.
-
-    Raises:
-        ValueError: If the runners ran on different devices or with different numbers of threads.
     """
+    own_inputs = inputs_by_name(list(runners), inputs)
+    first = next(iter(runners.values()))
     return Record(
-        version=1,
+        version=VERSION,
         created=datetime.now(timezone.utc).replace(microsecond=0),
-        device=_device(runners),
+        device=device_from_place(first.device, first.num_threads),
+        gpu=measurement.gpu,
         versions={"python": platform.python_version(), **installed_versions()},
         git_commit=git_commit(),
-        conditions=Conditions(
-            warmup=measurement.warmup,
-            rounds=measurement.rounds,
-            batch=next(iter(inputs.values())).shape[0],
-            input_shapes={name: array.shape for name, array in inputs.items()},
-            config=dict(config or {}),
-        ),
-        reference=measurement.reference,
+        conditions=Conditions(warmup=measurement.warmup, rounds=measurement.rounds, config=dict(config or {})),
         candidates={
             name: Candidate(
                 runtime=runners[name].runtime,
                 precision=runners[name].precision,
+                batch=measurement.batches[name],
+                input_shapes={key: array.shape for key, array in own_inputs[name].items()},
+                reference=measurement.references[name],
                 macs=(macs or {}).get(name),
                 latency=latency,
+                transfers=measurement.transfers.get(name),
             )
             for name, latency in measurement.latencies.items()
         },
@@ -166,23 +156,31 @@ def load_record(path: str | Path) -> Record:
         FileNotFoundError: If there is no such file.
         ValueError: If it is malformed or of another version.
     """
-    return model_from_json(Record, path, "expected a version 1 record, measure again with: espalier deploy bench")
+    return model_from_json(Record, path, "expected a record of version 1 or 2, made by: espalier deploy bench")
 
 
 def rows_from_record(record: Record) -> list[dict[str, str | float | None]]:
-    """Return one row of plain figures per candidate, the reference first, for JSON and tables."""
+    """Return one row of plain figures per candidate, the first one first, for JSON and tables.
+
+    `latency_ms` is the computation alone; beside it stand `host_to_device_ms` and `device_to_host_ms`, None on a CPU.
+    """
     rows: list[dict[str, str | float | None]] = []
-    reference_macs = record.candidates[record.reference].macs
     for name, candidate in record.candidates.items():
         speedup = record.speedups.get(name)
+        reference_macs = record.candidates[candidate.reference].macs
+        transfers = candidate.transfers
         rows.append(
             {
                 "name": name,
                 "runtime": candidate.runtime,
                 "precision": candidate.precision,
+                "batch": candidate.batch,
                 "latency_ms": candidate.latency.median_ms,
                 "latency_p90_ms": candidate.latency.p90_ms,
                 "latency_p99_ms": candidate.latency.p99_ms,
+                "host_to_device_ms": transfers.host_to_device.median_ms if transfers else None,
+                "device_to_host_ms": transfers.device_to_host.median_ms if transfers else None,
+                "images_per_s": candidate.batch * 1000 / candidate.latency.median_ms,
                 "speedup": speedup.ratio if speedup else 1.0,
                 "speedup_low": speedup.low if speedup else None,
                 "speedup_high": speedup.high if speedup else None,
@@ -196,100 +194,72 @@ def table_from_record(record: Record) -> str:
     """Return a Markdown table whose first line says on what it was measured."""
     device, conditions = record.device, record.conditions
     where = f"measured on {device.name}" if record.is_gpu else f"measured on a CPU ({device.name}), not a GPU"
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in conditions.input_shapes.items())
     threads = "" if device.num_threads is None else f"{device.num_threads} CPU thread(s), "
+    seen = [text for text in (record.gpu.summary, record.gpu.warning) if text] if record.gpu else []
     lines = [
         where,
         "",
-        f"{threads}batch {conditions.batch} ({shapes}), {conditions.rounds} rounds in alternating order after "
+        f"{threads}{_batches(record)}, {conditions.rounds} rounds in alternating order after "
         f"{conditions.warmup} of warm-up, {record.created:%Y-%m-%d}, commit {record.git_commit or 'unknown'}",
         "",
-        "| name | runtime | precision | latency_ms, median | p90 | p99 | speedup (95 % interval) | mac_reduction |",
-        "|---|---|---|---|---|---|---|---|",
+        *(line for text in seen for line in (text, "")),
     ]
-    return "\n".join([*lines, *map(_table_line, rows_from_record(record))]) + "\n"
+    rows = rows_from_record(record)
+    columns = {title: text for title, text in _COLUMNS.items() if any(text(row) for row in rows)}
+    cells = [[text(row) for text in columns.values()] for row in rows]
+    table = [list(columns), ["---"] * len(columns), *cells]
+    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in table)]) + "\n"
 
 
-def _table_line(row: dict[str, str | float | None]) -> str:
+def _batches(record: Record) -> str:
+    """Return "batch 2 (image 2x3x8x8)" for each batch measured."""
+    shapes = {candidate.batch: candidate.input_shapes for candidate in record.candidates.values()}
+    sizes = {
+        batch: ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs.items())
+        for batch, inputs in shapes.items()
+    }
+    return ", ".join(f"batch {batch} ({text})" for batch, text in sizes.items())
+
+
+def _speedup(row: dict[str, Any]) -> str:
     interval = "" if row["speedup_low"] is None else f" ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
-    reduction = "" if row["mac_reduction"] is None else f"{row['mac_reduction']:.2f}"
-    return (
-        f"| {row['name']} | {row['runtime']} | {row['precision']} | {row['latency_ms']:.3f} "
-        f"| {row['latency_p90_ms']:.3f} | {row['latency_p99_ms']:.3f} | {row['speedup']:.2f}{interval} | {reduction} |"
-    )
+    return f"{row['speedup']:.2f}{interval}"
 
 
-def _device(runners: Mapping[str, Runner]) -> Device:
-    places = {(runner.device, runner.num_threads) for runner in runners.values()}
-    if len(places) > 1:
-        raise ValueError(f"runners: on different devices or threads, got {places}; expected the same for all")
-    device, num_threads = places.pop()
-    if device == "cpu":
-        return Device(is_gpu=False, name=cpu_model(), num_threads=num_threads)
-    return _gpu(device)
+def _decimals(key: str, num: int) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "" if row[key] is None else f"{row[key]:.{num}f}"
 
 
-def cpu_model() -> str:
-    """Return the processor's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "name": lambda row: row["name"],
+    "runtime": lambda row: row["runtime"],
+    "precision": lambda row: row["precision"],
+    "batch": lambda row: str(row["batch"]),
+    "latency_ms, median": _decimals("latency_ms", 3),
+    "p90": _decimals("latency_p90_ms", 3),
+    "p99": _decimals("latency_p99_ms", 3),
+    "host to device": _decimals("host_to_device_ms", 3),
+    "device to host": _decimals("device_to_host_ms", 3),
+    "images_per_s": _decimals("images_per_s", 2),
+    "speedup (95 % interval)": _speedup,
+    "mac_reduction": _decimals("mac_reduction", 2),
+}
+"""Title, and a row's text; a column that says nothing in any row is left out."""
 
 
-def _gpu(device: str) -> Device:
-    import torch
-
-    properties = torch.cuda.get_device_properties(device)
-    # asked by identity: the driver's own numbering knows nothing of CUDA_VISIBLE_DEVICES
-    facts = _command_line(
-        "nvidia-smi",
-        f"--id=GPU-{properties.uuid}",
-        "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit,power.draw",
-        "--format=csv,noheader,nounits",
-    )
-    return _gpu_from_facts(properties.name, facts)
-
-
-def _gpu_from_facts(name: str, facts: str | None) -> Device:
-    """Return the device from one line of nvidia-smi, which writes "[N/A]" where it does not know."""
-    if facts is None:
-        return Device(is_gpu=True, name=name)
-    driver, *numbers = (fact.strip() for fact in facts.split(","))
-    sm, memory, limit, draw = (float(number) if number.replace(".", "").isdigit() else None for number in numbers)
-    return Device(
-        is_gpu=True,
-        name=name,
-        driver=driver,
-        sm_clock_mhz=sm,
-        memory_clock_mhz=memory,
-        power_limit_w=limit,
-        power_draw_w=draw,
-    )
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide results and times, of those that are installed."""
-    installed = {}
-    for name in VERSIONED:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
-
-
-def git_commit() -> str | None:
-    """Return the commit this code is of, ending in -dirty where files differ from it; None outside a checkout."""
-    in_code = ("git", "-C", str(Path(__file__).parent))
-    if _command_line(*in_code, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None  # installed into an environment inside somebody else's checkout
-    return _command_line(*in_code, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def _command_line(*command: str) -> str | None:
-    """Return what a command prints, None if it is missing or fails."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Move what was said once for all candidates, batch, shapes and the reference, to each of them."""
+    conditions, candidates = content.get("conditions"), content.get("candidates")
+    if not isinstance(conditions, dict) or not isinstance(candidates, dict):
+        return content
+    shared = {key: conditions[key] for key in ("batch", "input_shapes") if key in conditions}
+    shared |= {key: content[key] for key in ("reference",) if key in content}
+    return {
+        **{key: value for key, value in content.items() if key not in shared},
+        "version": VERSION,
+        "conditions": {key: value for key, value in conditions.items() if key not in shared},
+        "candidates": {
+            name: {**candidate, **shared} if isinstance(candidate, dict) else candidate
+            for name, candidate in candidates.items()
+        },
+    }

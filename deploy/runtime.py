@@ -1,35 +1,31 @@
 """One interface over what can run a network: an ONNX Runtime session, a torch module, a TensorRT engine.
 
-Timing and statistics live in latency.py.
+OpenVINO and ONNX Runtime on a GPU have files of their own, runtimes.py opens all of them by name. Timing and
+statistics live in latency.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from deploy.engine import load_engine, read_engine_info
-from deploy.graph import Arrays, check_inputs, input_specs, load_onnx, output_specs, precision_of
+from deploy.graph import Arrays, TensorSpec, check_inputs, input_specs, load_onnx, output_specs, precision_of
+from deploy.step import CudaBuffers, Step, cuda_step
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["EngineRunner", "ModuleRunner", "OnnxRunner", "Runner", "Step"]
-
-Step = Callable[[], float | None]
-"""One pass over inputs already in place, back when the device is done; gives the device's own time in ms, or
-None where the caller's clock is the device's clock."""
+__all__ = ["EngineRunner", "FileRunner", "ModuleRunner", "OnnxRunner", "Runner", "onnx_session"]
 
 
 class Runner(Protocol):
     """Something that computes outputs from inputs and says under what conditions."""
 
     runtime: str
-    """Who computes: "onnxruntime", "torch", "tensorrt" or "tensorrt_rtx"."""
+    """Who computes: "onnxruntime", "openvino", "torch", "torch_compile", "tensorrt" or "tensorrt_rtx"."""
     device: str
     """Either "cpu" or "cuda:<index>"."""
     precision: str
@@ -42,6 +38,12 @@ class Runner(Protocol):
 
     def prepare(self, inputs: Arrays) -> Step:
         """Put the inputs in place and return the step to be timed; a later `prepare` or `run` may undo it."""
+
+
+class FileRunner(Runner, Protocol):
+    """A runner of a file, which says what it takes."""
+
+    inputs: dict[str, TensorSpec]
 
 
 class OnnxRunner:
@@ -65,7 +67,7 @@ class OnnxRunner:
         self.precision = precision_of(model)
         self.num_threads: int | None = num_threads
         self._path = path
-        self._session = _onnx_session(path, num_threads)
+        self._session = onnx_session(path, num_threads)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs; wrong names, shapes or dtypes raise ValueError."""
@@ -84,60 +86,103 @@ class OnnxRunner:
 
 
 class ModuleRunner:
-    """Runs a torch module eagerly, without gradients.
+    """Runs a torch module without gradients.
 
     Args:
         module: Gives a tensor or a sequence of tensors; its mode and device are the caller's.
         output_names: One name for each tensor it gives.
         device: Where its weights are.
+        compiled: Whether torch.compile turns it into kernels; it does so in `prepare` or the first `run`.
     """
 
-    runtime = "torch"
-
-    def __init__(self, module: nn.Module, output_names: Sequence[str], *, device: str = "cpu") -> None:
+    def __init__(
+        self, module: nn.Module, output_names: Sequence[str], *, device: str = "cpu", compiled: bool = False
+    ) -> None:
         import torch
 
+        self.runtime = "torch_compile" if compiled else "torch"
         self.device = device
         weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
         self.precision = str(torch.float32 if weight is None else weight.dtype).removeprefix("torch.")
         self.num_threads = torch.get_num_threads() if device == "cpu" else None
-        self._module = module
+        self._name = type(module).__name__
+        self._module = torch.compile(module, dynamic=False) if compiled else module
         self._output_names = list(output_names)
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs; inputs are passed by position, in their order."""
-        outputs = self._forward(self._placed(inputs))
-        tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        """Return the outputs; inputs are passed by position, in their order.
+
+        Raises:
+            ValueError: If the module gives another number of tensors than there are names.
+            RuntimeError: If torch.compile cannot work here.
+        """
+        tensors = self._first_forward(self._placed(inputs))
         if len(tensors) != len(self._output_names):
             raise ValueError(
                 f"output_names: wrong count, got {len(self._output_names)} names; expected {len(tensors)}, "
-                f"one for each tensor of {type(self._module).__name__}"
+                f"one for each tensor of {self._name}"
             )
         return {name: tensor.cpu().numpy() for name, tensor in zip(self._output_names, tensors, strict=True)}
 
     def prepare(self, inputs: Arrays) -> Step:
-        """Return a step that runs the module on inputs already on its device."""
-        import torch
+        """Return a step that runs the module on inputs already on its device; compiles first what is to be compiled.
 
+        Raises:
+            RuntimeError: If torch.compile cannot work here.
+        """
         tensors = self._placed(inputs)
+        if self.runtime == "torch_compile":
+            self._first_forward(tensors)
         if self.device != "cpu":
-            return _cuda_step(lambda: self._forward(tensors), torch.cuda.current_stream(self.device))
+            return self._cuda_step(inputs, tensors)
 
         def step() -> None:
             self._forward(tensors)
 
         return step
 
+    def _cuda_step(self, inputs: Arrays, tensors: list[torch.Tensor]) -> Step:
+        import torch
+
+        pinned = [torch.from_numpy(array).pin_memory() for array in inputs.values()]
+        outputs: list[torch.Tensor] = []
+
+        def place() -> None:
+            for tensor, source in zip(tensors, pinned, strict=True):
+                tensor.copy_(source, non_blocking=True)
+
+        def launch() -> None:
+            outputs[:] = self._forward(tensors)
+
+        def fetch() -> None:
+            for output in outputs:
+                output.to("cpu", non_blocking=True)
+
+        return cuda_step(torch.cuda.current_stream(self.device), place, launch, fetch)
+
     def _placed(self, inputs: Arrays) -> list[torch.Tensor]:
         import torch
 
         return [torch.from_numpy(array).to(self.device) for array in inputs.values()]
 
-    def _forward(self, tensors: list[torch.Tensor]) -> Any:
+    def _first_forward(self, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._forward(tensors)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"torch_compile: cannot compile {self._name}, got {reason}; install a C++ compiler such as g++, or "
+                f"measure it eagerly"
+            ) from error
+
+    def _forward(self, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         import torch
 
         with torch.no_grad():
-            return self._module(*tensors)
+            outputs = self._module(*tensors)
+        return outputs if isinstance(outputs, (tuple, list)) else [outputs]
 
 
 class EngineRunner:
@@ -163,31 +208,31 @@ class EngineRunner:
         self._path = path
         self._context = engine.create_execution_context()
         self._stream = torch.cuda.Stream()
-        self._buffers: dict[str, torch.Tensor] = {}
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs; wrong names, shapes or dtypes raise ValueError."""
         self.prepare(inputs)()
-        return {name: self._buffers[name].cpu().numpy() for name in self.outputs}
+        return self._buffers.arrays()
 
     def prepare(self, inputs: Arrays) -> Step:
-        """Copy the inputs to the GPU and return a step that runs the engine on them."""
-        import torch
-
+        """Copy the inputs to the GPU and return a step that copies, computes and fetches."""
         check_inputs(str(self._path), self.inputs, inputs)
-        empty = {name: np.empty(spec.fixed_shape(name), spec.dtype) for name, spec in self.outputs.items()}
-        self._buffers = {name: torch.from_numpy(array).cuda() for name, array in {**inputs, **empty}.items()}
-        for name, tensor in self._buffers.items():
+        self._buffers = buffers = CudaBuffers(inputs, self.outputs)
+        for name, tensor in {**buffers.inputs, **buffers.outputs}.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
-        torch.cuda.synchronize()  # the copies ran on another stream than the engine will
-        return _cuda_step(self._launch, self._stream)
+        return cuda_step(self._stream, buffers.place, self._launch, buffers.fetch)
 
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):
             raise RuntimeError(f"{self._path}: {self.runtime} could not run the engine; build it again on this machine")
 
 
-def _onnx_session(path: str | Path, num_threads: int) -> Any:
+def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecutionProvider") -> Any:
+    """Return ONNX Runtime's session on one execution provider, given as its name or (name, options).
+
+    Raises:
+        ValueError: If ONNX Runtime refuses the file.
+    """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
@@ -196,7 +241,7 @@ def _onnx_session(path: str | Path, num_threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # fatal only: what fails is raised below
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except (
         errors.Fail,
         errors.InvalidArgument,
@@ -206,19 +251,3 @@ def _onnx_session(path: str | Path, num_threads: int) -> Any:
     ) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: ONNX Runtime refuses it, got {reason}; expected standard operators only") from error
-
-
-def _cuda_step(launch: Callable[[], object], stream: torch.cuda.Stream) -> Step:
-    import torch
-
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-    def step() -> float:
-        with torch.cuda.stream(stream):
-            start.record()
-            launch()
-            end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    return step

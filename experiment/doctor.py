@@ -63,12 +63,15 @@ def examine() -> list[Finding]:
         _library("pycocotools", "pycocotools.mask"),
         _library("onnx", "onnx"),
         _finding("ONNX Runtime", _onnxruntime, _pip(_requirement("onnxruntime"))),
+        _library("openvino", "openvino"),
+        _finding("C++ compiler", _compiler, "install g++: only torch.compile needs it"),
         _finding(
             "TensorRT",
             partial(_tensorrt, "tensorrt", engine),
             _pip(_requirement("tensorrt"), "--extra-index-url", "https://pypi.nvidia.com"),
         ),
         _finding("TensorRT-RTX", partial(_tensorrt, "tensorrt_rtx", rtx), _pip(_requirement("tensorrt-rtx"))),
+        _finding("NVML", _nvml, f"needs an NVIDIA driver, and {_pip(_requirement('nvidia-ml-py'))}"),
         Finding("cores and memory", "ok", _cores_and_memory()),
         _finding("disk", _disk, "free some, or work in a folder on another disk"),
     ]
@@ -214,6 +217,22 @@ def _onnxruntime() -> str:
     version = _load("onnxruntime", "onnxruntime")
     providers = importlib.import_module("onnxruntime").get_available_providers()
     return f"{version} with {', '.join(providers)}"
+
+
+def _compiler() -> str:
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        raise _MissingError("none; torch.compile cannot be measured on the CPU")
+    return f"{compiler}; torch.compile makes kernels with it"
+
+
+def _nvml() -> str:
+    nvml = importlib.import_module("pynvml")
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        raise _MissingError(f"{metadata.version('nvidia-ml-py')}, but no driver: {error}") from error
+    return f"{metadata.version('nvidia-ml-py')}; clocks, power and temperature are recorded beside every time"
 
 
 def _tensorrt(module: str, abilities: str) -> str:

@@ -177,7 +177,7 @@ def _conditions(record: Record) -> dict[str, Any]:
         "is_gpu": record.is_gpu,
         "runtime": f"{first.runtime} {record.versions.get(first.runtime, '')}".strip(),
         "precision": first.precision,
-        "input_shape": list(record.conditions.input_shapes["image"]),
+        "input_shape": list(first.input_shapes["image"]),
         "warmup": record.conditions.warmup,
         "rounds": record.conditions.rounds,
         "order": "alternating",

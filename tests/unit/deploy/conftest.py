@@ -32,6 +32,13 @@ def tensors():
     return {"image": torch.randn(2, 3, 8, 8, generator=generator), "scale": torch.full((2, 1), 3.0)}
 
 
+@pytest.fixture
+def conv_net():
+    """Two convolutions, from an image of any size to 8 channels."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+
+
 @pytest.fixture(scope="session")
 def onnx_files(tmp_path_factory):
     """A dense and a slim conv net with one input `image` of 1 x 3 x 16 x 16."""

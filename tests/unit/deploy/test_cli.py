@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from deploy import load_record, read_engine_info
+from deploy import load_record, onnx_from_module, read_engine_info
 from deploy.cli import app
 
 
@@ -41,15 +43,76 @@ def test_a_file_twice_is_refused(onnx_files):
 
 
 def test_files_with_other_inputs_are_refused(onnx_files, one_node_file):
-    with pytest.raises(ValueError, match=r"one_node.onnx: wrong input names, got \['image'\]; expected \['x'\]"):
+    message = (
+        r"one_node.onnx: other inputs than the first file's, got {'x': \(\)}; expected {'image': \(3, 16, 16\)}, any"
+    )
+    with pytest.raises(ValueError, match=message):
         invoke("bench", onnx_files[0], one_node_file("Relu"))
+
+
+def test_every_file_is_measured_in_every_runtime(onnx_files, tmp_path):
+    pytest.importorskip("openvino")
+    runtimes = ["--runtime", "onnxruntime", "--runtime", "openvino"]
+    result = invoke("bench", *onnx_files, *runtimes, "--rounds", 2, "--json", "--out", tmp_path / "r.json")
+    rows = json.loads(result.stdout)["rows"]
+    dense, slim = onnx_files
+    assert [row["name"] for row in rows] == [
+        f"{dense} (onnxruntime)",
+        f"{dense} (openvino)",
+        f"{slim} (onnxruntime)",
+        f"{slim} (openvino)",
+    ]
+    assert [row["runtime"] for row in rows] == ["onnxruntime", "openvino"] * 2
+    assert rows[1]["speedup_low"] is not None
+    assert load_record(tmp_path / "r.json").conditions.config["runtimes"] == ["onnxruntime", "openvino"]
+
+
+def test_files_of_other_batches_are_measured_together_and_compared_within_theirs(conv_net, tmp_path):
+    files = [tmp_path / f"{name}.onnx" for name in ("one", "eight", "eight_again")]
+    for path, batch in zip(files, (1, 8, 8), strict=True):
+        onnx_from_module(conv_net, {"image": torch.rand(batch, 3, 16, 16)}, path, ["scores"])
+    result = invoke("bench", *files, "--rounds", 2, "--json", "--out", tmp_path / "r.json")
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["batch"] for row in rows] == [1, 8, 8]
+    assert [row["speedup_low"] is None for row in rows] == [
+        True,
+        True,
+        False,
+    ]  # the first of its batch is the reference
+    assert rows[1]["images_per_s"] == pytest.approx(8000 / rows[1]["latency_ms"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runtime", "onnxruntim"], "runtime: unknown, got 'onnxruntim'; expected onnxruntime or onnxruntime_cuda"),
+        (["--runtime", "tensorrt"], "tensorrt: runs none of the files, got .*; build an engine first: espalier deploy"),
+        (["--runtime", "openvino", "--runtime", "openvino"], "bench: a runtime twice, got openvino openvino; expected"),
+    ],
+)
+def test_runtimes_that_cannot_be_meant_are_refused(onnx_files, options, message):
+    with pytest.raises(ValueError, match=message):
+        invoke("bench", onnx_files[0], *options)
 
 
 def test_build_writes_an_engine_and_what_to_do_next(onnx_files, tmp_path):
     out = tmp_path / "net.engine"
     result = invoke("build", onnx_files[0], "--compute-capability", "8.6", "--compute-capability", "8.9", "--out", out)
     assert read_engine_info(out).compute_capabilities == ("8.6", "8.9")
-    assert result.stdout == f"wrote {out}\nnext, on a GPU: espalier deploy bench {out}\n"
+    wrote, following = result.stdout.splitlines()
+    assert re.fullmatch(rf"wrote {out}: float32, \d+\.\d MiB, built in \d+\.\d s", wrote)
+    assert following == f"next, on a GPU: espalier deploy bench {out}"
+
+
+def test_repeated_builds_are_engines_of_their_own(onnx_files, tmp_path):
+    options = ["--repeat", 2, "--optimization-level", 1, "--workspace-mib", 64, "--out", tmp_path / "net.engine"]
+    result = invoke("build", onnx_files[1], "--compute-capability", "8.6", *options)
+    engines = [tmp_path / "net-1.engine", tmp_path / "net-2.engine"]
+    infos = [read_engine_info(engine) for engine in engines]
+    assert [(info.optimization_level, info.workspace_mib) for info in infos] == [(1, 64)] * 2
+    assert result.stdout.endswith(f"next, on a GPU: espalier deploy bench {engines[0]} {engines[1]}\n")
+    with pytest.raises(ValueError, match=r"net-1\.engine: exists already; give another --out, or --force"):
+        invoke("build", onnx_files[1], *options)
 
 
 def test_build_puts_the_engine_beside_the_file_by_default(onnx_files):

@@ -34,6 +34,15 @@ def test_precision_is_the_type_of_most_weights():
     assert precision_of(helper.make_model(helper.make_graph([], "g", [], [], tensors))) == "float16"
 
 
+def test_constants_that_multiply_nothing_do_not_count_for_the_precision():
+    tensors = [
+        helper.make_tensor("anchors", TensorProto.FLOAT, [9], [0] * 9),
+        helper.make_tensor("weight", TensorProto.FLOAT16, [5], [0] * 5),
+    ]
+    node = helper.make_node("MatMul", ["x", "weight"], ["y"])
+    assert precision_of(helper.make_model(helper.make_graph([node], "g", [], [], tensors))) == "float16"
+
+
 def test_foreign_operators_are_found_inside_branches():
     body = helper.make_graph([helper.make_node("Special", ["x"], ["y"], domain="mmdeploy")], "body", [], [])
     node = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)

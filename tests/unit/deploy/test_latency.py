@@ -5,6 +5,7 @@ import pytest
 
 from deploy import measure
 from deploy.latency import latency_from_samples, order_of_round, speedup_from_samples
+from deploy.step import StepTimes
 
 
 class FakeClock:
@@ -39,7 +40,7 @@ def test_warm_up_is_excluded_and_the_clocks_milliseconds_are_kept():
         "slim": FakeRunner("slim", [99, 2, 2, 3], clock, calls),
     }
     found = measure(runners, {}, warmup=1, rounds=3, clock=clock)
-    assert found.reference == "dense"
+    assert found.references == {"dense": "dense", "slim": "dense"}
     assert found.latencies["dense"].samples_ms == (4, 8, 6)
     assert found.latencies["slim"].samples_ms == (2, 2, 3)
     assert found.speedups["slim"].ratio == 3  # median 6 / median 2
@@ -47,13 +48,50 @@ def test_warm_up_is_excluded_and_the_clocks_milliseconds_are_kept():
     assert calls[2:] == ["dense", "slim", "slim", "dense", "slim", "dense"]
 
 
-def test_a_device_clock_is_preferred_to_the_hosts():
+def test_a_device_clock_is_preferred_to_the_hosts_and_its_copies_are_kept_apart():
     class OnDevice(FakeRunner):
         def prepare(self, inputs):
-            return lambda: 0.25
+            times = iter([StepTimes(9, 9, 9), StepTimes(0.25, 0.5, 0.125), StepTimes(0.75, 1.5, 0.125)])
+            return lambda: next(times)
 
-    runner = OnDevice("net", [], FakeClock(), [])
-    assert measure({"net": runner}, {}, warmup=0, rounds=2).latencies["net"].samples_ms == (0.25, 0.25)
+    found = measure({"net": OnDevice("net", [], FakeClock(), [])}, {}, warmup=1, rounds=2)
+    assert found.latencies["net"].samples_ms == (0.25, 0.75)
+    assert found.transfers["net"].host_to_device.samples_ms == (0.5, 1.5)
+    assert found.transfers["net"].device_to_host.median_ms == 0.125
+
+
+def test_on_a_cpu_there_are_no_copies_and_no_gpu():
+    clock = FakeClock()
+    found = measure({"net": FakeRunner("net", [1], clock, [])}, {}, warmup=0, rounds=1, clock=clock)
+    assert (found.transfers, found.gpu) == ({}, None)
+
+
+def test_each_is_compared_with_the_first_of_its_own_batch_on_its_own_inputs():
+    clock, seen = FakeClock(), {}
+
+    class Sees(FakeRunner):
+        def prepare(self, inputs):
+            seen[self.name] = inputs["image"].shape
+            return super().prepare(inputs)
+
+    times_ms = {"dense-1": 6, "dense-8": 40, "slim-8": 10, "slim-1": 4}
+    runners = {name: Sees(name, [ms], clock, []) for name, ms in times_ms.items()}
+    inputs = {name: {"image": np.ones((int(name[-1]), 3), np.float32)} for name in runners}
+    found = measure(runners, inputs, warmup=0, rounds=1, clock=clock)
+    assert seen == {"dense-1": (1, 3), "dense-8": (8, 3), "slim-8": (8, 3), "slim-1": (1, 3)}
+    assert found.batches == {"dense-1": 1, "dense-8": 8, "slim-8": 8, "slim-1": 1}
+    assert found.references == {"dense-1": "dense-1", "dense-8": "dense-8", "slim-8": "dense-8", "slim-1": "dense-1"}
+    assert {name: speedup.ratio for name, speedup in found.speedups.items()} == {"slim-8": 4, "slim-1": 1.5}
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("device", "cuda:0"), ("num_threads", 2)])
+def test_runners_on_other_devices_or_threads_are_refused_before_they_run(attribute, value):
+    calls = []
+    runners = {name: FakeRunner(name, [], FakeClock(), calls) for name in ("dense", "slim")}
+    setattr(runners["slim"], attribute, value)
+    with pytest.raises(ValueError, match=r"runners: on different devices or threads, got .*; expected the same"):
+        measure(runners, {})
+    assert calls == []
 
 
 def test_on_round_is_called_for_every_round_and_its_time_is_not_counted():

@@ -1,9 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from deploy import EngineRunner, ModuleRunner, OnnxRunner, engine_from_onnx, onnx_from_module, random_inputs
+from deploy.onnx_cuda import CudaOnnxRunner
 
 
 def test_session_and_module_agree(net, tensors, tmp_path):
@@ -29,6 +32,34 @@ def test_a_step_runs_the_module_once_and_leaves_the_time_to_the_caller():
     step = ModuleRunner(Counts(), ["y"]).prepare({"x": np.ones(2, np.float32)})
     assert [step(), step()] == [None, None]
     assert Counts.num_calls == 2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_module_gives_what_it_gives_eagerly_and_compiles_before_it_is_timed():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    inputs = {"x": np.array([-4, -1, 0, 1, 4], np.float32)}
+    runner = ModuleRunner(nn.Hardswish(), ["y"], compiled=True)
+    step = runner.prepare(inputs)
+    assert (runner.runtime, step()) == ("torch_compile", None)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    # x relu6(x + 3) / 6: -1 x 2 / 6, 1 x 4 / 6, 4 x 6 / 6
+    np.testing.assert_allclose(runner.run(inputs)["y"], [0, -1 / 3, 0, 2 / 3, 4], rtol=1e-6)
+
+
+def test_without_a_compiler_torch_compile_is_one_line(conv_net):
+    patch = {"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}
+    with torch._inductor.config.patch(patch), pytest.raises(RuntimeError) as caught:
+        ModuleRunner(conv_net, ["y"], compiled=True).prepare({"image": np.ones((1, 3, 9, 9), np.float32)})
+    assert str(caught.value).startswith("torch_compile: cannot compile Sequential, got InvalidCxxCompiler: No working")
+    assert "install a C++ compiler" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_onnx_runtime_without_cuda_says_what_to_install(onnx_files):
+    with pytest.raises(RuntimeError, match=r"dense\.onnx: this ONNX Runtime is without CUDA, got .*onnxruntime-gpu"):
+        CudaOnnxRunner(onnx_files[0])
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,11 @@ PARTS = [
     "pycocotools",
     "onnx",
     "ONNX Runtime",
+    "openvino",
+    "C++ compiler",
     "TensorRT",
     "TensorRT-RTX",
+    "NVML",
     "cores and memory",
     "disk",
 ]
@@ -68,7 +71,7 @@ def forbid_import(monkeypatch, module: str, error: Exception) -> None:
 def test_this_machine_has_what_the_tests_need():
     findings = {finding.subject: finding for finding in examine()}
     assert list(findings) == PARTS
-    optional = {"GPU", "TensorRT", "mmcv operators", "disk"}
+    optional = {"GPU", "TensorRT", "NVML", "C++ compiler", "mmcv operators", "disk"}
     assert [one for one in findings.values() if one.status != "ok" and one.subject not in optional] == []
 
 
@@ -117,7 +120,7 @@ def test_unsupported_python_is_broken(monkeypatch):
 
 @pytest.mark.parametrize(
     ("subject", "distribution"),
-    [("onnx", "onnx"), ("pycocotools", "pycocotools"), ("ONNX Runtime", "onnxruntime")],
+    [("onnx", "onnx"), ("pycocotools", "pycocotools"), ("ONNX Runtime", "onnxruntime"), ("openvino", "openvino")],
 )
 def test_missing_library_names_its_command(monkeypatch, subject, distribution):
     change_versions(monkeypatch, **{distribution: None})

@@ -1,0 +1,150 @@
+"""What a measurement or an engine depends on outside this code: processor, GPU, driver, versions, commit.
+
+What a GPU does while it is measured lives in nvml.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "Device",
+    "cpu_model",
+    "current_gpu",
+    "device_from_place",
+    "git_commit",
+    "installed_versions",
+    "optional_module",
+]
+
+VERSIONED = (
+    "espalier",
+    "torch",
+    "torchvision",
+    "onedl-mmdetection",
+    "onedl-mmengine",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+)
+
+
+class Device(BaseModel):
+    """Where it ran; clocks and power as the driver told them right after the last round, None where it did not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    is_gpu: bool
+    name: str
+    num_threads: int | None = None
+    """CPU threads; None on a GPU."""
+    driver: str | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_limit_w: float | None = None
+    power_draw_w: float | None = None
+
+
+def device_from_place(device: str, num_threads: int | None) -> Device:
+    """Return the device that a runner names "cpu" or "cuda:<index>"."""
+    return Device(is_gpu=False, name=cpu_model(), num_threads=num_threads) if device == "cpu" else _gpu(device)
+
+
+def current_gpu() -> Device | None:
+    """Return the GPU that CUDA takes by default; None where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return None  # spares the import below, which takes seconds
+    import torch
+
+    return _gpu(f"cuda:{torch.cuda.current_device()}") if torch.cuda.is_available() else None
+
+
+def cpu_model() -> str:
+    """Return the processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide results and times, of those that are installed."""
+    installed = {}
+    for name in VERSIONED:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def git_commit() -> str | None:
+    """Return the commit this code is of, ending in -dirty where files differ from it; None outside a checkout."""
+    in_code = ("git", "-C", str(Path(__file__).parent))
+    if _command_line(*in_code, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None  # installed into an environment inside somebody else's checkout
+    return _command_line(*in_code, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def optional_module(name: str, need: str) -> ModuleType:
+    """Return a module that an extra of ours brings; the extra has its name, with "-" for "_".
+
+    Raises:
+        RuntimeError: If it is not installed; says that `need` needs it, and the command.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        extra = name.replace("_", "-")
+        raise RuntimeError(f'{name} is not installed; {need} it: pip install -e ".[{extra}]"') from error
+
+
+def _gpu(device: str) -> Device:
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    # asked by identity: the driver's own numbering knows nothing of CUDA_VISIBLE_DEVICES
+    facts = _command_line(
+        "nvidia-smi",
+        f"--id=GPU-{properties.uuid}",
+        "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit,power.draw",
+        "--format=csv,noheader,nounits",
+    )
+    return _gpu_from_facts(properties.name, facts)
+
+
+def _gpu_from_facts(name: str, facts: str | None) -> Device:
+    """Return the device from one line of nvidia-smi, which writes "[N/A]" where it does not know."""
+    if facts is None:
+        return Device(is_gpu=True, name=name)
+    driver, *numbers = (fact.strip() for fact in facts.split(","))
+    sm, memory, limit, draw = (float(number) if number.replace(".", "").isdigit() else None for number in numbers)
+    return Device(
+        is_gpu=True,
+        name=name,
+        driver=driver,
+        sm_clock_mhz=sm,
+        memory_clock_mhz=memory,
+        power_limit_w=limit,
+        power_draw_w=draw,
+    )
+
+
+def _command_line(*command: str) -> str | None:
+    """Return what a command prints, None if it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
