@@ -1,4 +1,4 @@
-"""RoIAlign over all pyramid levels as one GridSample, so that every RoI may lie on any level at a fixed shape.
+"""RoIAlign over all pyramid levels at once, so that every RoI may lie on any level at a fixed shape.
 
 Shape letters: N images, R RoIs an image, L levels, C channels, S sample points along one side of a RoI.
 """
@@ -6,10 +6,11 @@ Shape letters: N images, R RoIs an image, L levels, C channels, S sample points 
 from collections.abc import Sequence
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["CanvasRoIAlign"]
+__all__ = ["CanvasRoIAlign", "OperatorRoIAlign"]
 
 OFF_CANVAS = -3.0
 """A GridSample coordinate more than a pixel outside: it reads zero, as RoIAlign does far outside a level."""
@@ -92,3 +93,29 @@ class CanvasRoIAlign(nn.Module):
         ratio_NR = sides_NR2.prod(-1).sqrt() / self.finest_scale + 1e-6
         # counting the powers of two reached is floor(log2(ratio)), clamped, without a logarithm's rounding
         return (ratio_NR[..., None] >= self.min_ratios).sum(-1)
+
+
+class OperatorRoIAlign(CanvasRoIAlign):
+    """The same by one RoiAlign operator on the canvas, for boxes inside the image; see `keep_by_operator`.
+
+    Each level stands in a frame of its own border features. RoIAlign clamps its points to a level's border, which is
+    what interpolation with the frame gives; no point of a box inside the image lies outside the frame.
+    """
+
+    def forward(self, features: Sequence[Tensor], boxes_NR4: Tensor) -> Tensor:
+        """Return the features of each RoI; see `CanvasRoIAlign.forward`."""
+        levels = features[: self.num_levels]
+        right = [self.canvas_hw[1] - x.shape[-1] for x in levels]
+        framed = [functional.pad(x, (1, 1, 1, 1), mode="replicate") for x in levels]
+        canvas = torch.cat([functional.pad(x, (0, more)) for x, more in zip(framed, right, strict=True)], dim=-2)
+        level_NR = self._level(boxes_NR4)
+        stride_NR, _, _, top_NR = functional.embedding(level_NR, self.levels).unbind(-1)
+        down_NR = top_NR + 2 * level_NR + 1
+        on_canvas_NR4 = boxes_NR4.float() / stride_NR[..., None] + torch.stack(
+            [torch.ones_like(down_NR), down_NR] * 2, dim=-1
+        )
+        image_N11 = torch.arange(len(boxes_NR4), dtype=torch.float32, device=boxes_NR4.device)[:, None, None]
+        rois_X5 = torch.cat([image_N11.expand(-1, boxes_NR4.shape[1], 1), on_canvas_NR4], -1).flatten(0, 1)
+        return torchvision.ops.roi_align(
+            canvas.float(), rois_X5, self.output_size, 1.0, self.sampling_ratio, aligned=True
+        ).to(canvas.dtype)

@@ -18,15 +18,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detect.fixed_boxes import BoxDecoder, keep_best, keep_by_operator, spread_by_group, take
-from detect.fixed_roi import CanvasRoIAlign
+from detect.fixed_roi import CanvasRoIAlign, OperatorRoIAlign
 
 if TYPE_CHECKING:
     from mmdet.models import TwoStageDetector
 
-__all__ = ["FixedShapeDetector"]
+__all__ = ["NMS_ROUNDS", "FixedShapeDetector", "RunsOn", "check_parts"]
+
+RunsOn = Literal["any", "onnxruntime", "openvino"]
+"""What a graph is written for."""
 
 Suppress = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 """Boxes, best first, valid and IoU threshold -> which are kept, and whether that is settled."""
+
+NMS_ROUNDS = 24
+"""Rounds of suppression unless told otherwise; see FixedShapeDetector."""
 
 TOPK_LIMIT = 3840  # of TensorRT's TopK
 
@@ -58,8 +64,9 @@ class FixedShapeDetector(nn.Module):
             threshold; leaving out the worst changes nothing as long as `max_per_img` of the others survive.
         nms_rounds: Rounds of suppression, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17
             for its proposals, 10 as a rule; an untrained one, whose scores are smooth, can need 60.
-        suppression: `rounds` of arithmetic, which every engine builds; or the `operator` NonMaxSuppression, which CPU
-            runtimes run faster and TensorRT-RTX does not build. The boxes found are the same.
+        runs_on: A name of `RunsOn`; the boxes found are the same. `any`: NMS and RoIAlign as arithmetic, which every
+            engine builds. `onnxruntime`: ONNX's operator for NMS; `openvino`: and that for RoIAlign, which each of
+            them runs faster and TensorRT-RTX does not build.
         debug: Adds the output `nms_converged`, bool (N,): False where `nms_rounds` were too few.
         dtype: Precision of backbone, neck and heads; boxes and scores are float32 in any case. In a half precision
             BatchNorm is folded into the convolutions before it.
@@ -80,33 +87,36 @@ class FixedShapeDetector(nn.Module):
         size_hw: tuple[int, int],
         *,
         max_candidates: int = 1000,
-        nms_rounds: int = 24,
-        suppression: Literal["rounds", "operator"] = "rounds",
+        nms_rounds: int = NMS_ROUNDS,
+        runs_on: RunsOn = "any",
         debug: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        _check_parts(detector)
+        check_parts(detector)
         _check_settings(detector)
         _check_numbers(detector, size_hw, nms_rounds)
         detector = copy.deepcopy(detector).cpu()
         if dtype != torch.float32:
             _fold_batchnorm(detector)
-        self.size_hw, self.debug, self.dtype = tuple(size_hw), debug, dtype
+        self.size_hw, self.debug, self.dtype = (size_hw[0], size_hw[1]), debug, dtype
         self.output_names = ("boxes_xyxy", "scores", "labels", "nms_converged")[: 4 if debug else 3]
         self._copy_preprocessing(detector.data_preprocessor)
         self.backbone, self.neck = detector.backbone.to(dtype), detector.neck.to(dtype)
-        suppress = keep_by_operator if suppression == "operator" else partial(keep_best, num_rounds=nms_rounds)
+        suppress = partial(keep_best, num_rounds=nms_rounds) if runs_on == "any" else keep_by_operator
         self.proposals = _Proposals(detector.rpn_head.to(dtype), size_hw, suppress)
         num_proposals = self.proposals.num_proposals
-        self.detections = _Detections(detector.roi_head.to(dtype), size_hw, num_proposals, max_candidates, suppress)
+        align = OperatorRoIAlign if runs_on == "openvino" and self.proposals.are_inside else CanvasRoIAlign
+        self.detections = _Detections(
+            detector.roi_head.to(dtype), size_hw, num_proposals, max_candidates, suppress, align
+        )
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, image_hw: Tensor) -> tuple[Tensor, ...]:
         """Return the detections of each image, best first.
 
         Args:
-            image: RGB, values 0 to 255, float32 (N, 3, H, W); what lies outside `image_hw` is ignored.
+            image: RGB, values 0 to 255, float32 or uint8 (N, 3, H, W); what lies outside `image_hw` is ignored.
             image_hw: Height and width of the picture inside its padding, float32 (N, 2); boxes are clipped to it.
 
         Returns:
@@ -119,9 +129,9 @@ class FixedShapeDetector(nn.Module):
         *found, converged_N = self.detections(features, boxes_NR4, valid_NR, image_hw)
         return (*found, rpn_converged_N & converged_N) if self.debug else tuple(found)
 
-    def example_inputs(self, batch_size: int = 1) -> tuple[Tensor, Tensor]:
-        """Return random images without padding, as `forward` takes them."""
-        image = torch.rand(batch_size, 3, *self.size_hw) * 255
+    def example_inputs(self, batch_size: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return random images of that type without padding, as `forward` takes them."""
+        image = (torch.rand(batch_size, 3, *self.size_hw) * 255).to(dtype)
         return image, torch.tensor([self.size_hw] * batch_size, dtype=torch.float32)
 
     def _copy_preprocessing(self, preprocessor: Any) -> None:
@@ -137,6 +147,7 @@ class FixedShapeDetector(nn.Module):
     def _normalised(self, image: Tensor, image_hw: Tensor) -> Tensor:
         height_N111, width_N111 = image_hw[:, :, None, None, None].unbind(1)
         is_picture = (self.rows < height_N111) & (self.columns < width_N111)
+        image = image.float()  # before anything else: TensorRT casts bytes at the input, and does no more with them
         image = image.flip(1) if self.flips_channels else image
         return torch.where(is_picture, (image - self.mean) / self.std, self.pad_value)
 
@@ -158,6 +169,7 @@ class _Proposals(nn.Module):
         most, limit = max(self.num_anchors), config.get("nms_pre", -1)
         self.num_candidates = min(limit, most) if limit > 0 else most
         self.num_proposals = min(config.max_per_img, len(sizes_hw) * self.num_candidates)
+        self.are_inside = bool(rpn_head.bbox_coder.clip_border)
         _require_topk("test_cfg.rpn.nms_pre", self.num_candidates)
         _require_topk("test_cfg.rpn.max_per_img", self.num_proposals)
         level = torch.arange(len(sizes_hw)).repeat_interleave(self.num_candidates)
@@ -200,7 +212,13 @@ class _Detections(nn.Module):
     """StandardRoIHead's prediction: every proposal classified and moved, then suppressed class by class."""
 
     def __init__(
-        self, roi_head: Any, size_hw: tuple[int, int], num_proposals: int, max_candidates: int, suppress: Suppress
+        self,
+        roi_head: Any,
+        size_hw: tuple[int, int],
+        num_proposals: int,
+        max_candidates: int,
+        suppress: Suppress,
+        align: type[CanvasRoIAlign],
     ) -> None:
         super().__init__()
         config, extractor = roi_head.test_cfg, roi_head.bbox_roi_extractor
@@ -213,7 +231,7 @@ class _Detections(nn.Module):
         self.num_candidates = min(max_candidates, num_proposals * self.num_classes)
         self.num_detections = min(config.max_per_img, self.num_candidates)
         strides, layer = extractor.featmap_strides, extractor.roi_layers[0]
-        self.roi_align = CanvasRoIAlign(
+        self.roi_align = align(
             strides,
             _level_sizes(strides, size_hw),
             output_size=layer.output_size[0],
@@ -263,7 +281,8 @@ def _level_sizes(strides: Sequence[int], size_hw: tuple[int, int]) -> list[tuple
     return [(-(-size_hw[0] // stride), -(-size_hw[1] // stride)) for stride in strides]
 
 
-def _check_parts(detector: Any) -> None:
+def check_parts(detector: Any) -> None:
+    """Raise ValueError at the first part of a detector that FixedShapeDetector does not carry."""
     for path, names in CARRIED.items():
         try:
             found = type(attrgetter(path)(detector)).__name__

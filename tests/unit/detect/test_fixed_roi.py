@@ -1,7 +1,7 @@
 import torch
 import torchvision
 
-from detect.fixed_roi import CanvasRoIAlign
+from detect.fixed_roi import CanvasRoIAlign, OperatorRoIAlign
 
 STRIDES, SIZES_HW = (4, 8, 16, 32), ((32, 40), (16, 20), (8, 10), (4, 5))
 
@@ -44,6 +44,19 @@ def test_every_box_is_read_from_its_own_level_of_its_own_image() -> None:
         feature, stride = features[of_level][image : image + 1], STRIDES[of_level]
         expected = torchvision.ops.roi_align(feature, [box[None]], 7, 1 / stride, sampling_ratio=2, aligned=True)
         torch.testing.assert_close(found[place : place + 1], expected, atol=3e-5, rtol=0)
+
+
+def test_operator_gives_the_same_for_boxes_inside_the_image() -> None:
+    features, image_xyxy = levels(2), torch.tensor([160.0, 128.0, 160.0, 128.0])
+    corners = [[0, 0, 160, 128], [150, 120, 160, 128], [0, 0, 3, 128], [159, 0, 160, 1], [160, 128, 160, 128]]
+    boxes = torch.cat(
+        [random_boxes(2, 60, 200.0).clamp(max=image_xyxy), torch.tensor(corners).float().repeat(2, 1, 1)], dim=1
+    )
+    options = {"output_size": 7, "sampling_ratio": 2, "finest_scale": 16}
+    found, expected = (
+        kind(STRIDES, SIZES_HW, **options)(features, boxes) for kind in (OperatorRoIAlign, CanvasRoIAlign)
+    )
+    torch.testing.assert_close(found, expected, atol=3e-5, rtol=0)
 
 
 def test_other_output_sizes_and_sampling_ratios() -> None:
