@@ -119,11 +119,11 @@ class ClassifierTraining(Part):
     seed: Seed = 0
 
 
-def read_config(path: Path | str, overrides: Sequence[str], model: type[T]) -> T:
+def read_config(path: Path | str | None, overrides: Sequence[str], model: type[T]) -> T:
     """Read a config file and check it.
 
     Args:
-        path: mmengine Python config.
+        path: mmengine Python config; None for one that says nothing, where every field has a default.
         overrides: `a.b=value` texts; the value is a Python literal, or else a string.
         model: What the config describes.
 
@@ -131,18 +131,14 @@ def read_config(path: Path | str, overrides: Sequence[str], model: type[T]) -> T
         FileNotFoundError: If there is no such file.
         ValueError: If a key is unknown or a value does not fit.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a config, as those in configs/")
-    try:
-        raw = Config.fromfile(path, use_predefined_variables=False, import_custom_modules=False)
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read, {' '.join(str(error).split())}; expected Python") from error
+    raw = Config() if path is None else _read(path)
     for text in overrides:
         _set(raw, text)
     try:
         return model.model_validate(raw.to_dict())
     except ValidationError as error:
-        raise ValueError(f"{path}: {_one_line(error.errors(), model.model_json_schema())}") from error
+        subject = "--set" if path is None else path
+        raise ValueError(f"{subject}: {_one_line(error.errors(), model.model_json_schema())}") from error
 
 
 def check_name(name: str, known: Any) -> str:
@@ -150,6 +146,15 @@ def check_name(name: str, known: Any) -> str:
     if name not in known:
         raise ValueError(f"unknown, got {name!r}; expected one of {', '.join(sorted(known))}")
     return name
+
+
+def _read(path: Path | str) -> Config:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a config, as those in configs/")
+    try:
+        return Config.fromfile(path, use_predefined_variables=False, import_custom_modules=False)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read, {' '.join(str(error).split())}; expected Python") from error
 
 
 def _set(raw: Config, text: str) -> None:

@@ -1,9 +1,7 @@
-"""The commands `espalier detect train`, `eval` and `predict`."""
+"""The commands `espalier detect train` and `eval`."""
 
-import json
 import tempfile
-from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,12 +20,10 @@ from detect.config import CocoData, DetectorTraining, ScenesData
 from detect.data import CocoSet, check_coco, fingerprint
 from detect.evaluate import evaluate_detector
 from detect.model import load_detector, new_detector, save_detector, transfer
-from detect.predict import draw, image_files
-from detect.predict import predict as predictions
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 
-__all__ = ["app", "evaluate", "predict", "train"]
+__all__ = ["app", "evaluate", "train"]
 
 app = typer.Typer(help="Train, evaluate and try detectors.", no_args_is_help=True)
 
@@ -75,37 +71,6 @@ def evaluate(
         figures = evaluate_detector(detector, card, coco, Path(folder))
     show(figures, as_json)
     closing(f"evaluated {model}", f"espalier deploy export {model}")
-
-
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="Model file of a detector.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the pictures.")] = Path("runs/predictions"),
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are left out.")] = 0.3,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
-    """Draw the boxes that a detector finds in images."""
-    files = image_files(images)
-    if out.resolve() in {file.resolve().parent for file in files}:
-        raise ValueError(f"--out {out}: holds the images themselves; expected another folder")
-    refuse_existing(force, *(out / file.name for file in files))
-    detector, card = load_detector(model)
-    out.mkdir(parents=True, exist_ok=True)
-    results = []
-    progress = RunProgress(Console(stderr=True), [1.0])
-    with progress.stage("predict"):
-        for i, (image, found) in enumerate(predictions(detector, card, files, min_score)):
-            draw(image, found).save(out / files[i].name)
-            results.append({"file": str(files[i]), "found": [asdict(thing) for thing in found]})
-            if not as_json:
-                counts = Counter(thing.name for thing in found)
-                typer.echo(f"{files[i]}: {', '.join(f'{n} {name}' for name, n in counts.items()) or 'nothing'}")
-            progress(i + 1, len(files))
-    if as_json:
-        typer.echo(json.dumps(results, indent=1))
-    closing(f"wrote {len(files)} pictures to {out}", f"espalier deploy export {model}")
 
 
 def _sets(data: ScenesData | CocoData, size_hw: tuple[int, int], beside: Path) -> tuple[CocoSet, CocoSet]:

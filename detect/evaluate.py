@@ -1,13 +1,11 @@
 """COCO box AP by pycocotools, for mmdet's own predictions and for those of a deployed graph alike."""
 
-import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -19,22 +17,18 @@ from torch import nn
 from classify.checkpoint import ModelCard
 from classify.train import Progress, make_runner, silent
 from detect.data import CocoSet, read_annotations
+from detect.fitting import Graph, boxes_by_graph, fit_image, read_image
 from detect.train import coco_loader
 
 __all__ = [
     "Detections",
-    "Graph",
     "agreement",
     "coco_map",
     "coco_rows",
     "detections_by_graph",
     "evaluate_detector",
-    "fit_image",
     "fitted_images",
 ]
-
-Graph = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
-"""A fixed-shape detector: {"image", "image_hw"} -> {"boxes_xyxy", "scores", "labels"}."""
 
 
 @dataclass(frozen=True)
@@ -94,81 +88,55 @@ def evaluate_detector(
 
 
 def detections_by_graph(
-    graph: Graph, coco: CocoSet, size_hw: tuple[int, int], batch_size: int = 1
+    graph: Graph, coco: CocoSet, size_hw: tuple[int, int], batch_size: int = 1, dtype: str = "float32"
 ) -> Iterator[Detections]:
     """Run a deployed graph over a whole set, with the preprocessing of mmdet's test pipeline.
 
-    It always gets `batch_size` images: the last image is repeated to fill the last batch, and counted once.
+    It always gets `batch_size` images of that type: the last one is repeated to fill the last batch, and counted once.
 
     It differs for pictures that stand where the shape lies, or lie where it stands: mmdet turns the shape for them, a
     graph cannot, so they are scaled to fit into it as it is.
     """
-    images = fitted_images(coco, size_hw)
-    while batch := list(itertools.islice(images, batch_size)):
-        outputs = graph(_stacked([inputs for _, inputs, _ in batch], batch_size))
-        boxes, scores, labels = (outputs[name] for name in ("boxes_xyxy", "scores", "labels"))
-        for i, (image_id, _, grew_xyxy) in enumerate(batch):
-            found = labels[i] >= 0
-            in_image = (boxes[i][found] / grew_xyxy).astype(np.float32)
-            yield Detections(image_id, in_image, scores[i][found], labels[i][found])
+    images = (image for _, image in _images(coco))
+    ids = (row["id"] for row in read_annotations(coco.annotations)["images"])
+    for image_id, boxes in zip(ids, boxes_by_graph(graph, images, size_hw, batch_size, dtype), strict=True):
+        yield Detections(image_id, *boxes)
 
 
 def fitted_images(
-    coco: CocoSet, size_hw: tuple[int, int]
-) -> Iterator[tuple[int, dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
+    coco: CocoSet, size_hw: tuple[int, int], dtype: str = "float32"
+) -> Iterator[tuple[int, dict[str, NDArray[Any]], NDArray[np.float32]]]:
     """Yield (image id, graph inputs, factors) of every image of a set; see `fit_image`.
 
     Raises:
         ValueError: If an image does not decode.
     """
-    for row in read_annotations(coco.annotations)["images"]:
-        path = coco.images / row["file_name"]
-        image_HW3 = mmcv.imread(str(path))
-        if image_HW3 is None:
-            raise ValueError(f"{path}: does not decode; expected an image")
-        yield row["id"], *fit_image(mmcv.bgr2rgb(image_HW3), size_hw)
+    return ((image_id, *fit_image(image, size_hw, dtype)) for image_id, image in _images(coco))
 
 
-def agreement(expected: dict[str, NDArray[Any]], actual: dict[str, NDArray[Any]]) -> tuple[int, int]:
+def agreement(
+    expected: dict[str, NDArray[Any]], actual: dict[str, NDArray[Any]], tolerance: float = 1e-4
+) -> tuple[int, int]:
     """Return how many expected detections a graph found too, and how many there are, over the batch.
 
     There are as many as the larger of both counts, so that what a graph finds beyond the expected ones counts against
-    it. Found too: the same label, a score within 1e-4 and a box within 1e-4 of the largest coordinate. Order does not
-    count: two whose scores agree to the last digits may come in either order.
+    it. Found too: the same label, a score that differs by the tolerance at most and a box by the tolerance times the
+    largest coordinate. Order does not count: two whose scores agree to the last digits may come in either order.
 
     Args:
         expected: {"boxes_xyxy", "scores", "labels"} of the module, with their batch dimension.
         actual: The same of the exported file.
+        tolerance: In [0, 1]; rounding in float32 stays below the default.
     """
-    limit = 1e-4 * max(1.0, float(np.abs(expected["boxes_xyxy"]).max(initial=0.0)))
+    limit = tolerance * max(1.0, float(np.abs(expected["boxes_xyxy"]).max(initial=0.0)))
     boxes, scores, labels = (
         np.abs(expected[name][:, :, None].astype(np.float64) - actual[name][:, None])
         for name in ("boxes_xyxy", "scores", "labels")
     )
-    is_same = (boxes.max(-1) <= limit) & (scores <= 1e-4) & (labels == 0)
+    is_same = (boxes.max(-1) <= limit) & (scores <= tolerance) & (labels == 0)
     is_detection = expected["labels"] >= 0
     num_found = int((actual["labels"] >= 0).sum())
     return int((is_same.any(-1) & is_detection).sum()), max(int(is_detection.sum()), num_found)
-
-
-def fit_image(
-    image_HW3: NDArray[np.uint8], size_hw: tuple[int, int]
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    """Scale an RGB image into a fixed shape, ratio kept, padded right and below.
-
-    Returns:
-        The graph's inputs (batch 1: `image` float32 RGB 0..255, `image_hw` the part that is image), and the factors
-        by which x0, y0, x1, y1 grew.
-    """
-    height, width = size_hw
-    # a factor: given a size, imrescale would turn it to portrait or landscape as the image is
-    scaled = mmcv.imrescale(image_HW3, min(height / image_HW3.shape[0], width / image_HW3.shape[1]))
-    h, w = scaled.shape[:2]
-    image = np.zeros((1, 3, height, width), np.float32)
-    image[0, :, :h, :w] = scaled.transpose(2, 0, 1)
-    grew_x, grew_y = w / image_HW3.shape[1], h / image_HW3.shape[0]
-    inputs = {"image": image, "image_hw": np.array([[h, w]], np.float32)}
-    return inputs, np.array([grew_x, grew_y, grew_x, grew_y], np.float32)
 
 
 def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str, Any]]:
@@ -183,10 +151,9 @@ def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str,
     return rows
 
 
-def _stacked(inputs: Sequence[dict[str, NDArray[Any]]], batch_size: int) -> dict[str, NDArray[Any]]:
-    """Return the inputs of single images as those of one batch, filled up with the last."""
-    filled = [*inputs, *[inputs[-1]] * (batch_size - len(inputs))]
-    return {name: np.concatenate([one[name] for one in filled]) for name in filled[0]}
+def _images(coco: CocoSet) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    for row in read_annotations(coco.annotations)["images"]:
+        yield row["id"], read_image(coco.images / row["file_name"])
 
 
 class _Told(Hook):

@@ -1,11 +1,9 @@
-"""Boxes found in single images by mmdet's own prediction, and pictures that show them."""
+"""Things found in images, by mmdet's own prediction or another's, and pictures that show them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import mmcv
 import numpy as np
 from mmdet.apis import inference_detector
 from mmengine.registry import DefaultScope
@@ -14,11 +12,13 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import nn
 
 from classify.checkpoint import ModelCard
+from detect.fitting import Boxes
 from detect.model import mmdet_config
+from detect.video import VIDEO_ENDINGS, is_video, open_video
 
-__all__ = ["Found", "draw", "image_files", "predict"]
+__all__ = ["Found", "draw", "found_in", "input_files", "picture_name", "predict"]
 
-_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *VIDEO_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Found:
     box_xyxy: tuple[float, ...]
 
 
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the given images and those directly in the given folders, checked without decoding pixels.
+def input_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the given images and videos and those directly in the given folders, checked before all is decoded.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If there is no image, one does not decode, or two have the same name, as their pictures would.
+        ValueError: If there is none, one does not decode, or two have the same name, as their pictures would.
     """
     files: dict[str, Path] = {}
     for path in paths:
@@ -45,24 +45,34 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
             raise ValueError(f"{path}: holds no images; expected files ending in {', '.join(_ENDINGS)}")
         for file in inside:
             _check_decodes(file)
-            if file.name in files:
-                raise ValueError(f"{file}: same name as {files[file.name]}; expected each name once")
-            files[file.name] = file
+            name = picture_name(file)
+            if name in files:
+                raise ValueError(f"{file}: same name as {files[name]}; expected each name once")
+            files[name] = file
     return list(files.values())
 
 
+def picture_name(file: Path) -> str:
+    """Return the name of the image or video that shows what was found in that file."""
+    return f"{file.stem}.mp4" if is_video(file) else file.name
+
+
 def predict(
-    detector: nn.Module, card: ModelCard, files: Iterable[Path], min_score: float
-) -> Iterator[tuple[Image.Image, list[Found]]]:
-    """Yield each image and what mmdet's prediction finds in it, highest score first."""
+    detector: nn.Module, card: ModelCard, images: Iterable[NDArray[np.uint8]], min_score: float
+) -> Iterator[list[Found]]:
+    """Yield what mmdet's prediction finds in each RGB image (height x width x 3), highest score first."""
     detector.cfg = mmdet_config(card)  # where mmdet looks for the preprocessing
-    for file in files:
-        image_HW3 = mmcv.imread(str(file))
-        if image_HW3 is None:
-            raise ValueError(f"{file}: does not decode; expected an image")
+    for image_HW3 in images:
         with DefaultScope.overwrite_default_scope("mmdet"):
-            instances = inference_detector(detector, image_HW3).pred_instances.numpy()
-        yield Image.fromarray(image_HW3[..., ::-1]), _found(instances, card.classes, min_score)
+            instances = inference_detector(detector, np.ascontiguousarray(image_HW3[..., ::-1])).pred_instances.numpy()
+        yield found_in((instances.bboxes, instances.scores, instances.labels), card.classes, min_score)
+
+
+def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[Found]:
+    """Return the boxes of an image with the names of their classes, highest score first."""
+    rows = zip(*(array.tolist() for array in boxes), strict=True)
+    found = [Found(classes[label], score, tuple(box)) for box, score, label in rows if score >= min_score]
+    return sorted(found, key=lambda thing: -thing.score)
 
 
 def draw(image: Image.Image, found: Iterable[Found]) -> Image.Image:
@@ -82,19 +92,15 @@ def draw(image: Image.Image, found: Iterable[Found]) -> Image.Image:
 
 def _check_decodes(file: Path) -> None:
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; expected an image or a folder of images")
+        raise FileNotFoundError(f"{file}: no such file; expected an image, a video or a folder of them")
+    if is_video(file):
+        open_video(file)
+        return
     try:
         with Image.open(file):
             pass
     except OSError as error:
         raise ValueError(f"{file}: does not decode; expected an image") from error
-
-
-def _found(instances: Any, classes: tuple[str, ...], min_score: float) -> list[Found]:
-    rows: Iterable[tuple[NDArray[np.float32], float, int]]
-    rows = zip(instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True)
-    found = [Found(classes[label], score, tuple(box)) for box, score, label in rows if score >= min_score]
-    return sorted(found, key=lambda thing: -thing.score)
 
 
 def _colour(name: str) -> tuple[int, ...]:

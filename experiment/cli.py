@@ -29,12 +29,12 @@ app = typer.Typer(
 
 
 class _Detect(TyperGroup):
-    """The commands of `detect.cli`, read when one is asked for: importing that package loads torch and mmdet."""
+    """The commands of `detect`, read when one is asked for: importing that package loads torch and mmdet."""
 
     @cached_property
     def _group(self) -> TyperGroup:
         with loading("torch and mmdet"):
-            from detect.cli import app as detect_app
+            from experiment.predict_cli import app as detect_app
         return typer.main.get_group(detect_app)
 
     def list_commands(self, ctx: Any) -> list[str]:

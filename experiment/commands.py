@@ -1,4 +1,4 @@
-"""Commands for a model file of either kind, classifier or detector: prune it, export it."""
+"""What `espalier prune` does to a model file of either kind, classifier or detector."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,18 +10,16 @@ from torch import nn
 
 from classify.checkpoint import ModelCard, load_classifier, read_card, save_model
 from classify.commands import provenance
-from classify.data import MEAN, STD
 from classify.pruning import prune_classifier
 from detect import load_detector, save_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
 from experiment.calibration import measured_on_data
 from experiment.config import PruneConfig
-from experiment.deployment import write_deployment
 from prune import Cost, Decision, cost_of
 from prune.presets import PRESETS
 
-__all__ = ["export_file", "prune_file", "prune_table"]
+__all__ = ["prune_file", "prune_table"]
 
 
 def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
@@ -76,23 +74,6 @@ def prune_table(figures: dict[str, Any]) -> Table:
     return table
 
 
-def export_file(model: Path, folder: Path, batch: int) -> dict[str, Any]:
-    """Write `model.onnx` and `deploy.json` into `folder`: boxes of a detector, class scores of a classifier.
-
-    Returns:
-        How it compares with PyTorch on random images; see `write_deployment`.
-    """
-    if read_card(model).kind == "detector":
-        detector, card = load_detector(model)
-        graph = FixedShapeDetector(detector, card.preprocessing["image_size_hw"])
-        examples = [dict(zip(graph.input_names, graph.example_inputs(batch), strict=True)) for _ in range(4)]
-        return write_deployment(graph, examples, graph.output_names, card, model, folder)
-    net, card = load_classifier(model)
-    images = torch.rand(batch, 3, card.preprocessing["image_size"], card.preprocessing["image_size"]) * 255
-    scores = nn.Sequential(_normalization(), net).eval()
-    return write_deployment(scores, [{"image": images}], ("scores",), card, model, folder)
-
-
 def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:
     """Raise ValueError if the model is slim already, or another one than the preset is for."""
     if card.backbone.widths or "widths" in (card.detector or {}):
@@ -134,10 +115,3 @@ def _cost(model: nn.Module, card: ModelCard) -> Cost:
         return cost_of(graph, graph.example_inputs())
     side = card.preprocessing["image_size"]
     return cost_of(model, (torch.zeros(1, 3, side, side),))
-
-
-def _normalization() -> nn.Module:
-    """Return ImageNet's normalisation as a layer: BatchNorm with fixed statistics is just that."""
-    layer = nn.BatchNorm2d(3, eps=0.0, affine=False)
-    layer.running_mean, layer.running_var = torch.tensor(MEAN), torch.tensor(STD).square()
-    return layer

@@ -3,7 +3,7 @@
 import itertools
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from deploy.files import existing_file
 from detect import load_detector
 from detect.data import CocoSet, check_coco, read_annotations
 from detect.evaluate import coco_map, evaluate_detector
+from detect.foreign import load_foreign
 from experiment.deployment import DEPLOYMENT, Deployed, model_file, open_deployment, sha256_of
 from experiment.measuring import detected_rows
 
@@ -62,8 +63,12 @@ class Evaluated:
         return table
 
 
-def evaluate_deployed(path: Path, coco: CocoSet, model: Path | None, limit: int | None, console: Console) -> Evaluated:
+def evaluate_deployed(
+    path: Path, coco: CocoSet, model: Path | None, limit: int | None, console: Console, mmdet: Path | None = None
+) -> Evaluated:
     """Score an exported detector, and the model file it was made from if that is given or found.
+
+    PyTorch scales the images to the graph's own shape, too.
 
     Args:
         path: An ONNX file with its `deploy.json` beside it, or the folder of both.
@@ -71,6 +76,7 @@ def evaluate_deployed(path: Path, coco: CocoSet, model: Path | None, limit: int 
         model: The model file; looked for by its name and hash in `deploy.json` unless given.
         limit: Only the first so many images; None: all.
         console: Told of progress.
+        mmdet: mmdet's config, where the model is a checkpoint of mmdet's own.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -78,10 +84,8 @@ def evaluate_deployed(path: Path, coco: CocoSet, model: Path | None, limit: int 
     """
     deployed = open_deployment(path)
     _check_same_classes(deployed, coco, check_coco(coco))
-    model, notes = _source(deployed, model)
-    framework = load_detector(model) if model else None
-    if framework and model:
-        check_classes(model, framework[1], deployed.deployment.classes)
+    model, notes = _source(deployed, model, mmdet)
+    framework = _framework(deployed, model, mmdet) if model else None
     with tempfile.TemporaryDirectory() as folder:
         some = _first_of(coco, limit, Path(folder))
         images = read_annotations(some.annotations)["images"]
@@ -101,7 +105,14 @@ def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, .
             )
 
 
-def _source(deployed: Deployed, given: Path | None) -> tuple[Path | None, list[str]]:
+def _framework(deployed: Deployed, model: Path, mmdet: Path | None) -> tuple[nn.Module, ModelCard]:
+    """Return the detector in PyTorch, and its card with the shape that the graph has."""
+    detector, card = load_foreign(mmdet, model) if mmdet else load_detector(model)
+    check_classes(model, card, deployed.deployment.classes)
+    return detector, replace(card, preprocessing={**card.preprocessing, "image_size_hw": deployed.size_hw})
+
+
+def _source(deployed: Deployed, given: Path | None, mmdet: Path | None) -> tuple[Path | None, list[str]]:
     """Return the model file that the graph was made from, None if it is not there, and what to say about both."""
     deployment, folder = deployed.deployment, deployed.onnx.resolve().parent
     notes = []
@@ -110,6 +121,9 @@ def _source(deployed: Deployed, given: Path | None) -> tuple[Path | None, list[s
     if given:
         _check_source(existing_file(given, "expected a model file"), deployed)
         return given, notes
+    if deployment.mmdet and not mmdet:
+        named = f"--model {deployment.model} --mmdet {deployment.mmdet}"
+        return None, [*notes, f"note: made from a checkpoint of mmdet's, not compared with; {named} compares"]
     beside = [model_file(place / deployment.model) for place in (folder.parent, folder)]
     found = [path for path in beside if path.is_file() and sha256_of(path) == deployment.model_sha256]
     if not found:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
 from deploy import ModuleRunner, OnnxRunner, onnx_from_module
-from deploy.files import existing_file, model_from_json, written_atomically
+from deploy.files import existing_file, model_from_json
 from deploy.graph import input_specs, load_onnx, precision_of
 from deploy.record import installed_versions
 from detect.evaluate import agreement
@@ -26,6 +28,7 @@ __all__ = [
     "ONNX",
     "Deployed",
     "Deployment",
+    "Precision",
     "model_file",
     "open_deployment",
     "sha256_of",
@@ -36,8 +39,14 @@ ONNX = "model.onnx"
 DEPLOYMENT = "deploy.json"
 """How to feed the ONNX file beside it."""
 
-_LEAST_AGREED = 0.95
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+_TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.05}
+"""What scores may differ by from PyTorch in float32, and boxes as a share of the image; bf16 runs on no CPU here."""
+_LEAST_AGREED: Mapping[str, float] = {"fp32": 0.95, "fp16": 0.9, "int8": 0.0}
+"""Share of the detections that must agree; what int8 loses is for `deploy eval` to measure."""
 _OUTPUTS = ("boxes_xyxy", "scores", "labels")
+_DEBUG = {"nms_converged"}
 _REMEDY = "expected a folder that espalier deploy export wrote, or the ONNX file in it"
 
 _PREPROCESSING = {
@@ -54,6 +63,8 @@ class Deployment(BaseModel):
     sha256: dict[str, str]
     model: str
     model_sha256: str | None = None  # absent in folders of earlier versions
+    mmdet: str | None = None
+    """Name of mmdet's config, where the model is none of ours."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ def open_deployment(path: Path) -> Deployed:
     onnx = existing_file(path / ONNX if path.is_dir() else path, _REMEDY)
     deployment = model_from_json(Deployment, onnx.parent / DEPLOYMENT, _REMEDY)
     runner = OnnxRunner(onnx, num_threads=torch.get_num_threads())
-    names, ours = ({*runner.inputs, *runner.outputs}, {*FixedShapeDetector.input_names, *_OUTPUTS})
+    names, ours = ({*runner.inputs, *runner.outputs} - _DEBUG, {*FixedShapeDetector.input_names, *_OUTPUTS})
     if names != ours:
         raise ValueError(
             f"{onnx}: not a detector of ours, got inputs and outputs {', '.join(sorted(names))}; "
@@ -103,8 +114,13 @@ def write_deployment(
     card: ModelCard,
     source: Path,
     folder: Path,
-) -> Figures:
-    """Write `model.onnx`, checked against PyTorch, and `deploy.json` that says how to feed it.
+    *,
+    precision: Precision = "fp32",
+    reference: nn.Module | None = None,
+    quantize: Callable[[Path, Path], object] | None = None,
+    also: Mapping[str, Any] | None = None,
+) -> Figures | None:
+    """Write `model.onnx`, compared with PyTorch, and `deploy.json` that says how to feed it: both, or neither.
 
     Args:
         graph: What `onnx_from_module` takes, its inputs and output names too.
@@ -112,35 +128,35 @@ def write_deployment(
         output_names: One for each tensor the graph gives.
         card: Of the model inside.
         source: The model's file, or the folder of the stage that made it.
-        folder: Created.
+        folder: Created; other files in it stay.
+        precision: Of the file in the end; it says how near to PyTorch the file must be.
+        reference: What PyTorch computes in float32, in eval mode; the graph itself unless given.
+        quantize: Makes the file in the end of the exported one; called with both paths.
+        also: More entries of `deploy.json`.
 
     Returns:
-        The largest differences from PyTorch by output; for detectors, how many detections agree of how many.
+        The largest differences from PyTorch by output; for detectors, how many detections agree of how many. None for
+        bf16: ONNX Runtime has no such convolution on a CPU.
 
     Raises:
-        RuntimeError: If the file does not give what PyTorch gives.
+        RuntimeError: If the file does not give what PyTorch gives; in int8, detections are counted only.
     """
-    is_detector = card.kind == "detector"
-    tolerance = math.inf if is_detector else 1e-4  # of two near-equal boxes either may be kept: agreement counts
-    figures: Figures = {}
-    figures["difference"] = onnx_from_module(graph, examples[0], folder / ONNX, output_names, tolerance=tolerance)
-    if is_detector:
-        figures = _agreement(graph, examples, output_names, folder / ONNX)
-    model = load_onnx(folder / ONNX)
-    description = {
-        "inputs": {name: list(spec.shape) for name, spec in input_specs(model).items()},
-        "preprocessing": _PREPROCESSING[card.kind],
-        "classes": card.classes,
-        "precision": precision_of(model),
-        "parity": figures,
-        "versions": installed_versions(),
-        "sha256": {ONNX: sha256_of(folder / ONNX)},
-        "model": source.name,
-        "model_sha256": sha256_of(model_file(source)),
-    }
-    with written_atomically(folder / DEPLOYMENT) as path:
-        path.write_text(json.dumps(description, indent=1))
-    return figures
+    tolerance, is_detector = _TOLERANCES.get(precision), card.kind == "detector"
+    exact = None if is_detector else tolerance  # of two near-equal boxes either may be kept: agreement counts
+    opset = 22 if precision == "bf16" else 18  # the first whose convolutions take bfloat16
+    with _replaced(folder, ONNX, DEPLOYMENT) as work:
+        exported = work / ("float.onnx" if quantize else ONNX)
+        differences = onnx_from_module(
+            graph, examples[0], exported, output_names, tolerance=exact, opset=opset, reference=reference
+        )
+        if quantize:
+            quantize(exported, work / ONNX)
+        parity: Figures | None = {"difference": differences} if differences else None
+        if is_detector and tolerance:
+            parity = _agreement(reference or graph, examples, output_names, work / ONNX, precision)
+        description = {**_described(work / ONNX, card, source), "parity": parity, **(also or {})}
+        (work / DEPLOYMENT).write_text(json.dumps(description, indent=1))
+    return parity
 
 
 def model_file(source: Path) -> Path:
@@ -153,15 +169,48 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@contextmanager
+def _replaced(folder: Path, *names: str) -> Iterator[Path]:
+    """Yield a folder whose files of these names are put into `folder` when the block ends; nothing is if it raises."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
+        yield Path(work)
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (Path(work) / name).replace(folder / name)
+
+
+def _described(onnx: Path, card: ModelCard, source: Path) -> dict[str, Any]:
+    model = load_onnx(onnx)
+    return {
+        "inputs": {name: list(spec.shape) for name, spec in input_specs(model).items()},
+        "preprocessing": _PREPROCESSING[card.kind],
+        "classes": card.classes,
+        "precision": precision_of(model),
+        "versions": installed_versions(),
+        "sha256": {ONNX: sha256_of(onnx)},
+        "model": source.name,
+        "model_sha256": sha256_of(model_file(source)),
+    }
+
+
 def _agreement(
-    graph: nn.Module, examples: Sequence[Mapping[str, Tensor]], output_names: Sequence[str], file: Path
+    reference: nn.Module,
+    examples: Sequence[Mapping[str, Tensor]],
+    output_names: Sequence[str],
+    file: Path,
+    precision: Precision,
 ) -> Figures:
-    torch_runner, onnx_runner = ModuleRunner(graph, output_names), OnnxRunner(file)
+    torch_runner = ModuleRunner(reference, output_names)
+    onnx_runner = OnnxRunner(file, num_threads=torch.get_num_threads())
     num_agreed = num_detections = 0
     for example in examples:
         inputs = {name: tensor.numpy() for name, tensor in example.items()}
-        agreed, detections = agreement(torch_runner.run(inputs), onnx_runner.run(inputs))
-        num_agreed, num_detections = num_agreed + agreed, num_detections + detections
-    if num_agreed < _LEAST_AGREED * num_detections:
-        raise RuntimeError(f"{file}: agrees with PyTorch on {num_agreed} of {num_detections} detections; expected 95 %")
+        found = agreement(torch_runner.run(inputs), onnx_runner.run(inputs), _TOLERANCES[precision])
+        num_agreed, num_detections = num_agreed + found[0], num_detections + found[1]
+    least = _LEAST_AGREED[precision]
+    if num_agreed < least * num_detections:
+        raise RuntimeError(
+            f"{file.name}: agrees with PyTorch on {num_agreed} of {num_detections} detections; expected {least:.0%}"
+        )
     return {"num_agreed": num_agreed, "num_detections": num_detections}

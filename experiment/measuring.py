@@ -57,11 +57,13 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
 
 def detected_rows(runner: OnnxRunner, coco: CocoSet, progress: Report) -> list[dict[str, Any]]:
     """Return COCO result rows of everything that an exported detector finds in a set, at the file's own shape."""
-    batch, _, *size_hw = runner.inputs["image"].fixed_shape("image")
+    image = runner.inputs["image"]
+    batch, _, height, width = image.fixed_shape("image")
     truth = read_annotations(coco.annotations)
     category_ids = [category["id"] for category in truth["categories"]]
     rows = []
-    for i, detections in enumerate(detections_by_graph(runner.run, coco, (size_hw[0], size_hw[1]), batch)):
+    found = detections_by_graph(runner.run, coco, (height, width), batch, image.dtype)
+    for i, detections in enumerate(found):
         rows += coco_rows(detections, category_ids)
         progress(i + 1, len(truth["images"]))
     return rows

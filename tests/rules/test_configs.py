@@ -1,15 +1,19 @@
-"""Every config in the repository loads, and every experiment among them is a valid one."""
+"""Every config in the repository loads, and those of experiments and of deployment are valid ones."""
 
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from classify.config import read_config
 from experiment.config import load_config
+from experiment.deploy_export import ExportConfig
+from experiment.deploy_sweep import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py"))
 EXPERIMENTS = [path for path in CONFIGS if path.startswith("configs/experiment/")]
+DEPLOYMENTS = [path for path in CONFIGS if path.startswith("configs/deploy/")]
 
 
 @pytest.mark.parametrize("path", CONFIGS)
@@ -22,6 +26,11 @@ def test_config_loads(path, monkeypatch):
 def test_experiment_config_is_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     load_config(ROOT / path)
+
+
+@pytest.mark.parametrize("path", DEPLOYMENTS)
+def test_deployment_config_is_valid(path):
+    read_config(ROOT / path, (), SweepConfig if "/sweep_" in path else ExportConfig)
 
 
 def test_broken_config_is_found(tmp_path):

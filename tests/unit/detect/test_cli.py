@@ -190,35 +190,6 @@ def test_eval_on_other_classes_is_refused(model, write_coco):
         invoke("eval", model, coco.annotations, coco.images)
 
 
-def test_predict_writes_a_picture_of_every_image(model, scenes, tmp_path):
-    result = invoke("predict", model, scenes.images, "--out", tmp_path / "pictures")
-    pictures = sorted((tmp_path / "pictures").iterdir())
-    assert [path.name for path in pictures] == sorted(path.name for path in scenes.images.iterdir())
-    assert Image.open(pictures[0]).size == (120, 96)
-    assert len(result.stdout.splitlines()) == len(pictures)
-    assert f"wrote {len(pictures)} pictures to {tmp_path / 'pictures'}" in result.stderr
-
-
-def test_predict_gives_boxes_alone_as_json(model, scenes, tmp_path):
-    image = next(scenes.images.iterdir())
-    result = invoke("predict", model, image, "--out", tmp_path / "pictures", "--json", "--min-score", 0)
-    (row,) = json.loads(result.stdout)
-    assert row["file"] == str(image)
-    assert row["found"][0].keys() == {"name", "score", "box_xyxy"}
-
-
-def test_predict_refuses_pictures_that_exist(model, scenes, tmp_path):
-    image = next(scenes.images.iterdir())
-    (tmp_path / image.name).touch()
-    with pytest.raises(ValueError, match="exists already; give another --out, or --force"):
-        invoke("predict", model, image, "--out", tmp_path)
-
-
-def test_predict_never_replaces_the_images_themselves(model, scenes):
-    with pytest.raises(ValueError, match="holds the images themselves; expected another folder"):
-        invoke("predict", model, scenes.images, "--out", scenes.images, "--force")
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_valid(path):
     assert read_config(path, (), DetectorTraining).schedule.epochs >= 1

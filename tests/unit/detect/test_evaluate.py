@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from mmdet.datasets.transforms import Resize
 from PIL import Image
 
 from detect.data import read_annotations
@@ -14,7 +13,6 @@ from detect.evaluate import (
     coco_rows,
     detections_by_graph,
     evaluate_detector,
-    fit_image,
 )
 from detect.fixed_shape import FixedShapeDetector
 
@@ -24,10 +22,6 @@ ZEROS = {"map": 0.0, "map50": 0.0, "map75": 0.0}
 def perfect_rows(annotations):
     rows = read_annotations(annotations)["annotations"]
     return [{key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in rows]
-
-
-def plain(height, width):
-    return np.full((height, width, 3), 7, np.uint8)
 
 
 @pytest.fixture
@@ -89,42 +83,6 @@ def test_an_image_without_detections_counts(two_images):
 def test_map_is_the_mean_over_ten_overlap_thresholds(two_images, overlap, thresholds_reached):
     rows = [{**row, "bbox": [10, 20, overlap, 15]} for row in perfect_rows(two_images.annotations)]
     assert coco_map(two_images.annotations, rows)["map"] == pytest.approx(thresholds_reached / 10)
-
-
-@pytest.mark.parametrize(
-    ("image_hw", "size_hw", "fitted_hw", "grew_xy"),
-    [
-        ((64, 128), (64, 128), (64, 128), (1, 1)),
-        ((100, 200), (64, 128), (64, 128), (0.64, 0.64)),
-        ((100, 200), (128, 128), (64, 128), (0.64, 0.64)),  # padded below
-        ((100, 100), (64, 128), (64, 64), (0.64, 0.64)),  # padded right
-        ((200, 100), (64, 128), (64, 32), (0.32, 0.32)),  # standing, in a lying shape
-        ((60, 200), (128, 64), (19, 64), (64 / 200, 19 / 60)),  # 60 x 0.32 = 19.2
-        ((32, 64), (64, 128), (64, 128), (2, 2)),
-        ((50, 75), (64, 64), (43, 64), (64 / 75, 43 / 50)),  # 50 x 64 / 75 = 42.7, so the axes differ a little
-    ],
-)
-def test_an_image_is_scaled_to_fit_with_its_ratio_kept(image_hw, size_hw, fitted_hw, grew_xy):
-    inputs, scale_xyxy = fit_image(plain(*image_hw), size_hw)
-    assert inputs["image"].shape == (1, 3, *size_hw)
-    assert inputs["image_hw"].tolist() == [list(fitted_hw)]
-    assert scale_xyxy.tolist() == pytest.approx([*grew_xy, *grew_xy])
-
-
-def test_an_image_lies_at_the_top_left_and_the_padding_is_zero():
-    image = fit_image(plain(100, 100), (96, 128))[0]["image"]
-    assert (image[:, :, :, :96] == 7).all()
-    assert not image[:, :, :, 96:].any()
-
-
-def test_an_image_is_scaled_as_mmdet_scales_it():
-    picture = np.random.default_rng(0).integers(0, 256, (90, 131, 3), np.uint8)
-    inputs, scale_xyxy = fit_image(picture, (64, 96))
-    expected = Resize(scale=(96, 64), keep_ratio=True)({"img": picture})
-    h, w = expected["img"].shape[:2]
-    assert np.array_equal(inputs["image"][0, :, :h, :w], expected["img"].transpose(2, 0, 1))
-    assert inputs["image_hw"].tolist() == [[h, w]]
-    assert scale_xyxy[:2].tolist() == pytest.approx(expected["scale_factor"])
 
 
 def test_boxes_come_back_in_the_images_own_pixels(two_images):

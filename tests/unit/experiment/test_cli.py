@@ -273,10 +273,11 @@ def test_a_slim_classifier_trains_on_and_is_exported(slim, tmp_path):
     config.write_text(CONFIG.replace('"dense", name="resnet18", base_channels=16', f'"finetune", file="{slim[0]}"'))
     tuned = tmp_path / "tuned.safetensors"
     invoke("classify", "train", config, "--out", tuned)
-    result = invoke("deploy", "export", tuned, "--batch", 2)
+    result = invoke("deploy", "export", tuned, "--set", "batch=2")
     onnx = tmp_path / "tuned.deploy/model.onnx"
     assert read_weights(tuned)["conv1.weight"].shape == read_weights(slim[0])["conv1.weight"].shape
-    assert f"wrote {onnx}\nnext: espalier deploy bench {onnx}\n" in result.stderr
+    assert f"wrote {onnx}, fp32; scores differ from PyTorch's by " in result.stderr
+    assert f"on 2 random images\nnext: espalier deploy bench {onnx}\n" in result.stderr
     assert json.loads((onnx.parent / "deploy.json").read_text())["inputs"] == {"image": [2, 3, 32, 32]}
 
 
@@ -290,7 +291,7 @@ def test_an_exported_classifier_normalises_inside(classifier, tmp_path):
 
 
 def test_a_detector_is_exported_with_its_description(detector, tmp_path):
-    invoke("deploy", "export", detector, "--out", tmp_path / "d", "--batch", 2)
+    invoke("deploy", "export", detector, "--out", tmp_path / "d", "--set", "batch=2")
     description = json.loads((tmp_path / "d/deploy.json").read_text())
     assert description["inputs"] == {"image": [2, 3, 64, 96], "image_hw": [2, 2]}
     assert description["classes"] == ["cat", "dog"]

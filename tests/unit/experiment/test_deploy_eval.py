@@ -155,7 +155,7 @@ def test_a_graph_with_other_weights_is_warned_of(elsewhere, model, scenes, expec
 
 
 def test_a_batch_gets_the_same_as_one_image_at_a_time(deployed, model, scenes, tmp_path):
-    invoke("deploy", "export", model, "--batch", 2, "--out", tmp_path / "two")
+    invoke("deploy", "export", model, "--set", "batch=2", "--out", tmp_path / "two")
     ticks = []
     two, one = (
         detected_rows(OnnxRunner(folder / "model.onnx"), scenes, lambda *tick: ticks.append(tick))

@@ -1,0 +1,99 @@
+"""Detectors that are not ours: a config of mmdet and the checkpoint that was trained with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.ops import RoIAlign
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.model import revert_sync_batchnorm
+from torch import nn
+
+from classify.checkpoint import ModelCard, load_weights, read_weights
+from detect.fixed_shape import check_parts
+from detect.model import DetectorSettings, build_detector
+
+__all__ = ["load_foreign"]
+
+_NUMPY = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+_LOGS: list[Any] = [
+    *(HistoryBuffer, np.ndarray, np.dtype, type(np.dtype("float64")), type(np.dtype("int64"))),
+    *((made, f"numpy.{core}.multiarray.{name}") for name, made in _NUMPY.items() for core in ("core", "_core")),
+    (lambda owner, name: name, "builtins.getattr"),  # by which a log names its methods; nothing is looked up here
+]
+"""What the logs of training in mmengine's checkpoints are made of, which torch would refuse: numbers alone."""
+
+
+def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
+    """Return mmdet's detector in eval mode, and a card with its classes.
+
+    Its image size is `DetectorSettings`' default, for what a detector can be given is in no config. RoIAlign and nms
+    are torchvision's, whose results are mmcv's.
+
+    Args:
+        config: Of mmdet. It is Python and is run, as mmdet runs it.
+        checkpoint: PyTorch file of weights by name, alone or as `state_dict`. Nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If no detector can be built from the config, one of its parts is not carried by FixedShapeDetector,
+            or the checkpoint does not fit it or would execute code.
+    """
+    detector: Any = _built(config)
+    check_parts(detector)
+    with torch.serialization.safe_globals(_LOGS):
+        weights = read_weights(checkpoint)
+        meta = _meta(checkpoint)
+    load_weights(detector, weights, str(checkpoint))
+    for layer in detector.modules():
+        if isinstance(layer, RoIAlign):
+            layer.use_torchvision = True
+    classes = _class_names(checkpoint, meta, detector.roi_head.bbox_head.num_classes)
+    preprocessing = {"image_size_hw": list(DetectorSettings.image_size_hw)}
+    return detector.eval(), ModelCard("detector", {}, classes, preprocessing)
+
+
+def _built(config: Path) -> nn.Module:
+    if not config.is_file():
+        raise FileNotFoundError(f"{config}: no such file; expected a config of mmdet")
+    try:
+        model = Config.fromfile(config).model
+        return revert_sync_batchnorm(build_detector(_without_pretrained(model)))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{config}: no detector comes of it, got {reason}; expected a config of mmdet") from error
+
+
+def _without_pretrained(part: Any) -> Any:
+    """Return a config without the weights to start training from: they would be fetched, then replaced."""
+    if isinstance(part, Mapping):
+        kept = {key: value for key, value in part.items() if key != "pretrained" and not _is_pretrained(key, value)}
+        return {key: _without_pretrained(value) for key, value in kept.items()}
+    return [_without_pretrained(value) for value in part] if isinstance(part, list) else part
+
+
+def _is_pretrained(key: str, value: Any) -> bool:
+    return key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained"
+
+
+def _meta(checkpoint: Path) -> Mapping[str, Any]:
+    """Return what mmengine writes beside the weights, if it did."""
+    if checkpoint.suffix == ".safetensors":
+        return {}
+    data = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    meta = data.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def _class_names(checkpoint: Path, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return the names in the checkpoint, by any of the keys that mmdet's versions wrote; numbers without them."""
+    told = {key.lower(): value for key, value in {**meta, **meta.get("dataset_meta", {})}.items()}
+    names = tuple(told.get("classes") or (f"class {label}" for label in range(num_classes)))
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{checkpoint}: other classes than its weights, got {len(names)} names; expected {num_classes}"
+        )
+    return names

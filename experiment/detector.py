@@ -1,0 +1,93 @@
+"""A deployed detector in three lines of Python: load it, give it images, get what is in them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detect.fitting import boxes_by_graph, read_image
+from detect.predict import Found, found_in
+from experiment.deployment import Deployed, open_deployment
+
+__all__ = ["Detector", "ImageLike"]
+
+ImageLike: TypeAlias = str | Path | Image.Image | NDArray[np.uint8]
+"""A file, a PIL image of any mode, or RGB of height x width x 3."""
+
+
+class Detector:
+    """A detector that `espalier deploy export` wrote, run by ONNX Runtime in the batches of its file.
+
+    Args:
+        deployed: What `open_deployment` gives; `Detector.load` does that.
+    """
+
+    def __init__(self, deployed: Deployed) -> None:
+        self._deployed = deployed
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Detector":
+        """Return the detector in a folder, or of an ONNX file with its `deploy.json` beside it.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If it is no detector of ours, or not what its `deploy.json` describes.
+        """
+        return cls(open_deployment(Path(path)))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names that may be found."""
+        return self._deployed.deployment.classes
+
+    def __call__(self, images: Sequence[ImageLike], min_score: float = 0.3) -> list[list[Found]]:
+        """Return what is in each image, in pixels of that image, highest score first.
+
+        Args:
+            images: Any number. Files are turned upright as their EXIF entry says; PIL images are taken as they lie.
+            min_score: Boxes below it are left out, in [0, 1].
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If one is not an image; nothing is run then, unless it is a file that does not decode.
+        """
+        if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4:
+            raise ValueError(f"images: a single image, got {_kind(images)}; expected a list of them")
+        for i, image in enumerate(images):
+            _check(image, f"images[{i}]")
+        return list(self.stream(images, min_score))
+
+    def stream(self, images: Iterable[ImageLike], min_score: float = 0.3) -> Iterator[list[Found]]:
+        """Yield what calling returns, image by image: for videos and sets that memory does not hold."""
+        image, size_hw = self._deployed.runner.inputs["image"], self._deployed.size_hw
+        batch_size = image.fixed_shape("image")[0]
+        pixels = (_pixels(image, f"images[{i}]") for i, image in enumerate(images))
+        for boxes in boxes_by_graph(self._deployed.runner.run, pixels, size_hw, batch_size, image.dtype):
+            yield found_in(boxes, self.classes, min_score)
+
+
+def _pixels(image: ImageLike, subject: str) -> NDArray[np.uint8]:
+    """Return an image as RGB of height x width x 3."""
+    _check(image, subject)
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+
+
+def _check(image: Any, subject: str) -> None:
+    """Raise if it is no image; what only decoding tells is not seen."""
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"{image}: no such file; expected an image")
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"{subject}: not an RGB image, got {_kind(image)}; expected uint8 of height x width x 3")
+    elif not isinstance(image, Image.Image):
+        raise ValueError(f"{subject}: not an image, got {_kind(image)}; expected a path, a PIL image or an RGB array")
+
+
+def _kind(thing: Any) -> str:
+    return f"{thing.dtype} of {thing.shape}" if isinstance(thing, np.ndarray) else type(thing).__name__

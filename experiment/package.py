@@ -1,0 +1,189 @@
+"""A deployed detector as a model repository of Triton Inference Server."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import detect.fitting
+from deploy import EngineInfo, TensorSpec, read_engine_info
+from experiment.deployment import DEPLOYMENT, ONNX, Deployed, open_deployment
+
+__all__ = ["Packaged", "package_detector"]
+
+_TYPES = {
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+}
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("triton")),
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+    trim_blocks=True,
+)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What `package_detector` wrote."""
+
+    models: tuple[str, ...]
+    """Names of the models in the repository."""
+    notes: tuple[str, ...]
+    """What was left out and why, one line each."""
+
+
+def package_detector(path: Path, repository: Path, name: str) -> Packaged:
+    """Write a model repository: the ONNX file, TensorRT's engine if there is one, and a model that takes images.
+
+    Of what is there, models of these names are replaced; others stay.
+
+    Args:
+        path: Folder of an exported detector, or the ONNX file in it. Engines are looked for in it.
+        repository: Created.
+        name: Of the model; `<name>_plan` and `<name>_images` are the others.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If Triton cannot call a model that, or the folder holds no detector of ours, several engines for
+            Triton, or one of another file.
+    """
+    deployed = open_deployment(path)
+    _check_name(name)
+    engine, notes = _engine(deployed)
+    graphs = [_Graph(name, "onnxruntime", ONNX, deployed.onnx)]
+    if engine:
+        graphs.append(_Graph(f"{name}_plan", "tensorrt", "model.plan", engine))
+    values = _values(deployed, name, graphs)
+    names = (*(graph.name for graph in graphs), f"{name}_images")
+    repository.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}.") as folder:
+        work = Path(folder)
+        for graph in graphs:
+            _write_graph(deployed, graph, work / graph.name, values)
+        _write_images(deployed, work / names[-1], values)
+        shutil.copyfile(detect.fitting.__file__, work / "fitting.py")
+        for file in ("client.py", "README.md"):
+            _render(file, work / file, values)
+        _move(work, repository, obsolete=f"{name}_plan")
+    return Packaged(names, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A model of the repository that is one file."""
+
+    name: str
+    backend: str
+    filename: str
+    source: Path
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError if Triton, whose models are folders and parts of addresses, cannot call a model that."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(
+            f"--name {name}: not a model's name, got {name!r}; expected letters, digits, and - _ . after the first"
+        )
+
+
+def _engine(deployed: Deployed) -> tuple[Path | None, list[str]]:
+    """Return the engine that Triton runs, if there is one, and what to say of the others."""
+    engines = {path: read_engine_info(path) for path in sorted(deployed.onnx.parent.glob("*.engine"))}
+    notes = [
+        f"note: {path}: not packaged, for {info.backend} built it and Triton runs engines of TensorRT itself only; "
+        f"build one with: espalier deploy build {deployed.onnx} --backend tensorrt"
+        for path, info in engines.items()
+        if info.backend != "tensorrt"
+    ]
+    ours = [path for path, info in engines.items() if info.backend == "tensorrt"]
+    if len(ours) > 1:
+        raise ValueError(
+            f"{deployed.onnx.parent}: several engines, got {', '.join(p.name for p in ours)}; expected one"
+        )
+    for path in ours:
+        _check_same_graph(deployed, path, engines[path])
+    return (ours[0] if ours else None), notes
+
+
+def _check_same_graph(deployed: Deployed, path: Path, info: EngineInfo) -> None:
+    expected = deployed.deployment.sha256.get(deployed.onnx.name)
+    if info.onnx_sha256 != expected:
+        raise ValueError(
+            f"{path}: built of another ONNX file than {deployed.onnx} as exported, got sha256 {info.onnx_sha256[:12]}; "
+            f"expected {str(expected)[:12]}, build it again"
+        )
+
+
+def _values(deployed: Deployed, name: str, graphs: Sequence[_Graph]) -> dict[str, Any]:
+    """Return what the templates speak of."""
+    runner = deployed.runner
+    image = runner.inputs["image"]
+    shape = image.fixed_shape("image")
+    shapes = [{"name": graph.name, "backend": graph.backend, "shape": list(shape)} for graph in graphs]
+    return {
+        "name": name,
+        "graph": graphs[-1].name,
+        "graphs": shapes,
+        "batch": shape[0],
+        "size_hw": deployed.size_hw,
+        "dtype": image.dtype,
+        "num_places": runner.outputs["scores"].fixed_shape("scores")[1],
+        "classes": deployed.deployment.classes,
+        "inputs": _tensors(runner.inputs),
+        "outputs": _tensors(runner.outputs),
+    }
+
+
+def _tensors(specs: Mapping[str, TensorSpec]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "data_type": _TYPES[spec.dtype], "dims": list(spec.fixed_shape(name))}
+        for name, spec in specs.items()
+    ]
+
+
+def _write_graph(deployed: Deployed, graph: _Graph, folder: Path, values: Mapping[str, Any]) -> None:
+    version = folder / "1"
+    version.mkdir(parents=True)
+    shutil.copyfile(graph.source, version / graph.filename)
+    if graph.filename == ONNX:  # so that espalier's own commands open this file too
+        shutil.copyfile(deployed.onnx.parent / DEPLOYMENT, version / DEPLOYMENT)
+    _write_labels(deployed, folder)
+    own = {"name": graph.name, "backend": graph.backend, "filename": graph.filename}
+    _render("graph.pbtxt", folder / "config.pbtxt", {**values, **own})
+
+
+def _write_images(deployed: Deployed, folder: Path, values: Mapping[str, Any]) -> None:
+    version = folder / "1"
+    version.mkdir(parents=True)
+    shutil.copyfile(detect.fitting.__file__, version / "fitting.py")
+    _write_labels(deployed, folder)
+    _render("model.py", version / "model.py", values)
+    _render("images.pbtxt", folder / "config.pbtxt", values)
+
+
+def _write_labels(deployed: Deployed, folder: Path) -> None:
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in deployed.deployment.classes))
+
+
+def _render(template: str, path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(_TEMPLATES.get_template(f"{template}.jinja").render(values))
+
+
+def _move(work: Path, repository: Path, obsolete: str) -> None:
+    """Put what was written into the repository, in place of what has its names."""
+    repository.mkdir(exist_ok=True)
+    for name in {obsolete, *(path.name for path in work.iterdir())}:
+        if (repository / name).is_dir():
+            shutil.rmtree(repository / name)
+        if (work / name).exists():
+            (work / name).replace(repository / name)

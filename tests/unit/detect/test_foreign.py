@@ -1,0 +1,165 @@
+import os
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmdet.apis import init_detector
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+
+from detect import save_detector
+from detect.fixed_shape import FixedShapeDetector
+from detect.foreign import load_foreign
+from detect.train import train_detector
+
+STOCK = Path(mmdet.__file__).parent / ".mim/configs"
+SMALL = """
+model = dict(
+    backbone=dict(
+        depth=18, base_channels=8, init_cfg=dict(_delete_=True, type="Pretrained", checkpoint="not_there.pth")
+    ),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=32),
+    rpn_head=dict(in_channels=32, feat_channels=32),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=32),
+        bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=3),
+    ),
+)
+"""
+SIZE_HW = (128, 160)
+ROI_ALIGN = {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 2, "use_torchvision": True}
+NAMES = ("cat", "dog", "cow")
+
+pytestmark = pytest.mark.filterwarnings("ignore:checkpoint is None")
+
+
+def reference(config, checkpoint=None):
+    """The detector by mmdet's own means, but for the fixed number of samples."""
+    options = {"model.roi_head.bbox_roi_extractor.roi_layer": ROI_ALIGN, "model.backbone.init_cfg": None}
+    return init_detector(str(config), checkpoint and str(checkpoint), device="cpu", cfg_options=options)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a small config after a stock one, and its checkpoint: what torch.save is given, from the weights."""
+
+    def both(stock="faster-rcnn_r50_fpn_1x_coco", content=lambda weights: weights, scale=1.0):
+        config, checkpoint = tmp_path / "config.py", tmp_path / "net.pth"
+        config.write_text(f'_base_ = "{STOCK}/faster_rcnn/{stock}.py"\n{SMALL}')
+        torch.manual_seed(0)
+        detector = reference(config)
+        for name, std in {"rpn_cls": 0.5, "rpn_reg": 0.1, "fc_cls": 0.5, "fc_reg": 0.2}.items():
+            for path, parameter in detector.named_parameters():
+                if path.endswith(f"{name}.weight"):
+                    torch.nn.init.normal_(parameter, std=scale * std)
+        torch.save(content(detector.state_dict()), checkpoint)
+        return config, checkpoint
+
+    return both
+
+
+def with_meta(**meta):
+    return lambda weights: {"state_dict": weights, "meta": meta}
+
+
+# the second feeds its network BGR, with another mean and not divided, so its features are 57 times as large
+@pytest.mark.parametrize(
+    ("name", "scale"), [("faster-rcnn_r50_fpn_1x_coco", 1), ("faster-rcnn_r50-caffe_fpn_1x_coco", 1 / 57)]
+)
+def test_a_stock_detector_finds_at_fixed_shape_what_it_finds_in_mmdet(write, name, scale):
+    config, checkpoint = write(name, with_meta(dataset_meta={"classes": NAMES}), scale)
+    detector, card = load_foreign(config, checkpoint)
+    assert (card.kind, card.classes, card.preprocessing["image_size_hw"]) == ("detector", NAMES, [800, 1344])
+    image = torch.rand(1, 3, *SIZE_HW, generator=torch.Generator().manual_seed(1)) * 255
+    boxes, scores, labels = FixedShapeDetector(detector, SIZE_HW, nms_rounds=60)(image, torch.tensor([SIZE_HW]).float())
+    net = reference(config, checkpoint)
+    data = {"inputs": [image[0].flip(0)], "data_samples": [DetDataSample(metainfo={"img_shape": SIZE_HW})]}
+    with torch.no_grad():
+        data = net.data_preprocessor(data)
+        expected = net.predict(data["inputs"], data["data_samples"], rescale=False)[0].pred_instances
+    assert len(expected) == 100
+    assert labels[0].tolist() == expected.labels.tolist()
+    torch.testing.assert_close(boxes[0], expected.bboxes, atol=1e-3, rtol=0)
+    torch.testing.assert_close(scores[0], expected.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (with_meta(CLASSES=NAMES, epoch=12), NAMES),  # mmdet 2
+        (with_meta(epoch=12), ("class 0", "class 1", "class 2")),
+        (lambda weights: weights, ("class 0", "class 1", "class 2")),
+        (lambda weights: {f"module.{name}": weight for name, weight in weights.items()}, ("class 0",)),
+    ],
+)
+def test_classes_are_the_checkpoints_or_numbered(write, content, names):
+    assert load_foreign(*write(content=content))[1].classes[: len(names)] == names
+
+
+def test_a_checkpoint_that_training_left_is_read_with_its_log(tiny, classes, scenes, schedule, tmp_path):
+    detector, card = tiny()
+    train_detector(detector, card, scenes, schedule, tmp_path / "work", seed=0)
+    save_detector(tmp_path / "det.safetensors", detector, card)
+    checkpoint = next((tmp_path / "work").glob("epoch_*.pth"))
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint)  # the log, for one
+    found, found_card = load_foreign(tmp_path / "det.py", checkpoint)
+    assert found_card.classes == classes
+    torch.testing.assert_close(found.state_dict(), detector.state_dict())
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(write, tmp_path):
+    config, checkpoint = write(content=lambda weights: {"state_dict": weights, "meta": Evil(tmp_path / "ran")})
+    with pytest.raises(ValueError, match=r"net\.pth: no plain weights inside; expected"):
+        load_foreign(config, checkpoint)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (with_meta(dataset_meta={"classes": NAMES[:2]}), r"net\.pth: other classes than its weights, got 2 names; exp"),
+        (lambda weights: {"backbone.conv1.weight": torch.zeros(1)}, r"net\.pth: of another architecture, .* got "),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(write, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_foreign(*write(content=content))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(", r"config\.py: no detector comes of it, got .*; expected a config of mmdet"),
+        ("lr = 1", r"config\.py: no detector comes of it, got .*model.*; expected a config of mmdet"),
+        ('model = dict(type="NoSuchNet")', r"config\.py: no detector comes of it, got .*NoSuchNet.*; expected"),
+        (f'_base_ = "{STOCK}/retinanet/retinanet_r18_fpn_1x_coco.py"', "rpn_head: this part is not carried, got none"),
+        (f'_base_ = "{STOCK}/_base_/models/cascade-rcnn_r50_fpn.py"', "roi_head: .* got CascadeRoIHead; expected"),
+    ],
+)
+def test_a_config_of_which_no_detector_of_ours_comes_is_refused(tmp_path, text, message):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_foreign(tmp_path / "config.py", tmp_path / "net.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_are_told_of(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.py: no such file; expected a config of mmdet"):
+        load_foreign(tmp_path / "none.py", tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
+        load_foreign(write()[0], tmp_path / "none.pth")
+
+
+def test_a_stock_config_needs_its_pretrained_weights_no_more(write):
+    config, checkpoint = write()
+    assert Config.fromfile(config).model.backbone.init_cfg.checkpoint == "not_there.pth"
+    load_foreign(config, checkpoint)

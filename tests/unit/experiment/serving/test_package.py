@@ -1,0 +1,247 @@
+import hashlib
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from onnx import helper, numpy_helper
+
+from classify.synthetic import SHAPES
+from deploy import EngineInfo, OnnxRunner
+from experiment.deployment import sha256_of
+
+
+def _model_config():
+    """Return Triton's schema; the package around it would want gRPC too."""
+    package = importlib.util.find_spec("tritonclient").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(package) / "grpc/model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SCHEMA = _model_config()
+TYPES = {"float32": SCHEMA.TYPE_FP32, "uint8": SCHEMA.TYPE_UINT8, "int64": SCHEMA.TYPE_INT64, "bool": SCHEMA.TYPE_BOOL}
+
+
+def config_of(model):
+    return text_format.Parse((model / "config.pbtxt").read_text(), SCHEMA.ModelConfig())
+
+
+def tensors(specs):
+    return [(name, TYPES[spec.dtype], list(spec.shape)) for name, spec in specs.items()]
+
+
+def declared(fields):
+    return [(field.name, field.data_type, list(field.dims)) for field in fields]
+
+
+def with_engine(folder, name="model.engine", backend="tensorrt", onnx_sha256=None):
+    """Put a file that its sidecar calls an engine into the folder."""
+    (folder / name).write_bytes(b"engine")
+    info = EngineInfo(
+        backend=backend,
+        backend_version="10.9.0",
+        compute_capabilities=(),
+        precision="float32",
+        onnx_sha256=onnx_sha256 or sha256_of(folder / "model.onnx"),
+        engine_sha256=hashlib.sha256(b"engine").hexdigest(),
+        inputs={},
+        outputs={},
+    )
+    (folder / f"{name}.json").write_text(info.model_dump_json())
+
+
+def with_graph(folder, inputs, outputs):
+    """Put an ONNX file of such tensors there, which gives zeros, and tell its `deploy.json` so."""
+
+    def values(tensors):
+        kinds = {name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for name, (dtype, _) in tensors.items()}
+        return [helper.make_tensor_value_info(name, kinds[name], shape) for name, (_, shape) in tensors.items()]
+
+    zeros = {name: numpy_helper.from_array(np.zeros(shape, dtype)) for name, (dtype, shape) in outputs.items()}
+    nodes = [helper.make_node("Constant", [], [name], value=value) for name, value in zeros.items()]
+    graph = helper.make_graph(nodes, "zeros", values(inputs), values(outputs))
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "model.onnx")
+    description = json.loads((folder / "deploy.json").read_text())
+    shapes = {name: shape for name, (_, shape) in inputs.items()}
+    (folder / "deploy.json").write_text(json.dumps({**description, "inputs": shapes}))
+
+
+@pytest.fixture(scope="module")
+def repository(deployed, invoke, tmp_path_factory):
+    out = tmp_path_factory.mktemp("package") / "repository"
+    invoke("deploy", "package", deployed, "--out", out, "--name", "shapes")
+    return out
+
+
+def test_a_repository_holds_what_triton_and_people_look_for(repository):
+    written = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
+    assert written == {
+        "README.md",
+        "client.py",
+        "fitting.py",
+        "shapes/config.pbtxt",
+        "shapes/labels.txt",
+        "shapes/1/model.onnx",
+        "shapes/1/deploy.json",
+        "shapes_images/config.pbtxt",
+        "shapes_images/labels.txt",
+        "shapes_images/1/model.py",
+        "shapes_images/1/fitting.py",
+    }
+
+
+def test_the_graph_is_declared_with_the_batch_that_is_fixed_in_it(repository, deployed):
+    config = config_of(repository / "shapes")
+    runner = OnnxRunner(deployed / "model.onnx")
+    assert (config.name, config.backend, config.max_batch_size) == ("shapes", "onnxruntime", 0)
+    assert (repository / "shapes/1" / config.default_model_filename).read_bytes() == (
+        deployed / "model.onnx"
+    ).read_bytes()
+    assert declared(config.input) == tensors(runner.inputs)
+    assert declared(config.output) == tensors(runner.outputs)
+    assert declared(config.input)[0] == ("image", SCHEMA.TYPE_FP32, [2, 3, 96, 128])
+    assert not config.HasField("dynamic_batching")
+
+
+def test_images_of_any_size_are_collected_into_that_batch(repository):
+    config = config_of(repository / "shapes_images")
+    assert (config.name, config.backend, config.max_batch_size) == ("shapes_images", "python", 2)
+    assert (repository / "shapes_images/1" / config.default_model_filename).is_file()
+    assert declared(config.input) == [
+        ("image", SCHEMA.TYPE_UINT8, [-1, -1, 3]),
+        ("encoded", SCHEMA.TYPE_UINT8, [-1]),
+    ]
+    assert all(field.optional and field.allow_ragged_batch for field in config.input)
+    assert declared(config.output) == [
+        ("boxes_xyxy", SCHEMA.TYPE_FP32, [100, 4]),
+        ("scores", SCHEMA.TYPE_FP32, [100]),
+        ("labels", SCHEMA.TYPE_INT64, [100]),
+    ]
+    assert list(config.dynamic_batching.preferred_batch_size) == [2]
+    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    assert config.parameters["graph"].string_value == "shapes"
+    assert [group.kind for group in config.instance_group] == [SCHEMA.ModelInstanceGroup.KIND_CPU]
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes_images"])
+def test_labels_are_the_lines_of_their_file(repository, name):
+    files = {field.name: field.label_filename for field in config_of(repository / name).output}
+    assert files == {"boxes_xyxy": "", "scores": "", "labels": "labels.txt"}
+    assert tuple((repository / name / files["labels"]).read_text().splitlines()) == SHAPES
+
+
+def test_other_commands_open_the_packaged_file(repository, invoke, files, deployed, tmp_path):
+    packaged, exported = (
+        json.loads(invoke("detect", "predict", path, files[0], "--out", tmp_path / path.name, "--json").stdout)
+        for path in (repository / "shapes/1", deployed)
+    )
+    assert packaged == exported
+
+
+def test_a_graph_of_bytes_is_given_bytes(elsewhere, invoke, tmp_path):
+    outputs = {
+        "boxes_xyxy": ("float32", [1, 9, 4]),
+        "scores": ("float32", [1, 9]),
+        "labels": ("int64", [1, 9]),
+        "nms_converged": ("bool", [1]),
+    }
+    with_graph(elsewhere, {"image": ("uint8", [1, 3, 96, 128]), "image_hw": ("float32", [1, 2])}, outputs)
+    result = invoke("deploy", "package", elsewhere)
+    config = config_of(tmp_path / "det.triton/det")
+    assert declared(config.input)[0] == ("image", SCHEMA.TYPE_UINT8, [1, 3, 96, 128])
+    assert declared(config.output) == [(name, TYPES[dtype], shape) for name, (dtype, shape) in outputs.items()]
+    for file in ("client.py", "det_images/1/model.py"):
+        assert 'DTYPE = (96, 128), 1, "uint8"' in (tmp_path / "det.triton" / file).read_text()
+    assert f"wrote det, det_images to {tmp_path}/det.triton\nnext: tritonserver --model-rep" in result.stderr
+
+
+def test_an_engine_of_tensorrt_is_a_model_too_and_the_one_that_is_asked(elsewhere, invoke, tmp_path):
+    with_engine(elsewhere)
+    invoke("deploy", "package", elsewhere)
+    plan, onnx, images = (config_of(tmp_path / "det.triton" / name) for name in ("det_plan", "det", "det_images"))
+    assert (plan.name, plan.backend, plan.max_batch_size) == ("det_plan", "tensorrt", 0)
+    assert (tmp_path / "det.triton/det_plan/1" / plan.default_model_filename).read_bytes() == b"engine"
+    assert plan.default_model_filename == "model.plan"
+    assert (declared(plan.input), declared(plan.output)) == (declared(onnx.input), declared(onnx.output))
+    assert images.parameters["graph"].string_value == "det_plan"
+
+
+def test_an_engine_of_tensorrt_rtx_is_left_out_and_told_of(elsewhere, invoke, tmp_path):
+    with_engine(elsewhere, backend="tensorrt_rtx")
+    result = invoke("deploy", "package", elsewhere)
+    assert not (tmp_path / "det.triton/det_plan").exists()
+    assert f"note: {elsewhere}/model.engine: not packaged, for tensorrt_rtx built it and Triton runs" in result.stderr
+    assert f"espalier deploy build {elsewhere}/model.onnx --backend tensorrt" in result.stderr
+
+
+def test_a_file_in_the_current_folder_is_packaged_beside_that_folder(elsewhere, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(elsewhere)
+    invoke("deploy", "package", "model.onnx")
+    assert config_of(tmp_path / "det.triton/det").name == "det"
+
+
+def test_force_replaces_models_of_the_name_and_leaves_others(elsewhere, invoke, tmp_path):
+    out = tmp_path / "repository"
+    (out / "others").mkdir(parents=True)
+    with_engine(elsewhere)
+    invoke("deploy", "package", elsewhere, "--out", out, "--force")
+    (elsewhere / "model.engine").unlink()
+    invoke("deploy", "package", elsewhere, "--out", out, "--force")
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"others", "det", "det_images"}
+    assert config_of(out / "det_images").parameters["graph"].string_value == "det"
+    assert {path.name for path in tmp_path.iterdir()} == {"det.deploy", "repository"}
+
+
+def empty_folder(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def of_a_classifier(folder):
+    with_graph(folder, {"image": ("float32", [1, 3, 32, 32])}, {"scores": ("float32", [1, 3])})
+
+
+def existing_repository(folder):
+    folder.with_suffix(".triton").mkdir()
+
+
+def two_engines(folder):
+    with_engine(folder, "a.engine")
+    with_engine(folder, "b.engine")
+
+
+def engine_of_another_file(folder):
+    with_engine(folder, onnx_sha256="0123456789abcdef")
+
+
+def engine_without_sidecar(folder):
+    (folder / "model.engine").write_bytes(b"engine")
+
+
+@pytest.mark.parametrize(
+    ("broken", "options", "message"),
+    [
+        (empty_folder, (), "model.onnx: no such file; expected a folder that espalier deploy export wrote"),
+        (of_a_classifier, (), "model.onnx: not a detector of ours, got inputs and outputs image, scores; expected"),
+        (existing_repository, (), "det.triton: exists already; give another --out, or --force to replace it"),
+        (lambda _: None, ("--name", "a/b"), "--name a/b: not a model's name, got 'a/b'; expected letters, digits"),
+        (lambda _: None, ("--name", ".."), "--name ..: not a model's name, got '..'; expected letters, digits"),
+        (two_engines, (), "det.deploy: several engines, got a.engine, b.engine; expected one"),
+        (engine_of_another_file, (), "model.engine: built of another ONNX file than "),
+        (engine_without_sidecar, (), "model.engine.json: no such file; rebuild it with: espalier deploy build"),
+    ],
+)
+def test_a_wrong_request_is_one_line(command, elsewhere, broken, options, message):
+    broken(elsewhere)
+    before = sorted(elsewhere.parent.iterdir())
+    code, out, err = command("deploy", "package", elsewhere, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert sorted(elsewhere.parent.iterdir()) == before
