@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from mmcv.ops import RoIAlign
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
@@ -18,10 +17,16 @@ from detect.model import DetectorSettings, build_detector
 
 __all__ = ["load_foreign"]
 
+
+class _Log:
+    """Takes the place of mmengine's HistoryBuffer, which would make what it reads the methods of all of its kind."""
+
+
 _NUMPY = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
 _LOGS: list[Any] = [
-    *(HistoryBuffer, np.ndarray, np.dtype, type(np.dtype("float64")), type(np.dtype("int64"))),
+    *(np.ndarray, np.dtype, type(np.dtype("float64")), type(np.dtype("int64"))),
     *((made, f"numpy.{core}.multiarray.{name}") for name, made in _NUMPY.items() for core in ("core", "_core")),
+    (_Log, "mmengine.logging.history_buffer.HistoryBuffer"),
     (lambda owner, name: name, "builtins.getattr"),  # by which a log names its methods; nothing is looked up here
 ]
 """What the logs of training in mmengine's checkpoints are made of, which torch would refuse: numbers alone."""

@@ -19,12 +19,12 @@ Mmdet = Annotated[
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector.")],
+    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector, or see --mmdet.")],
     out: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder to write; the model's name with .deploy unless given.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Config, as configs/deploy/fp16.py; the defaults of each key unless given.")
+        Path | None, typer.Option(help="Config, as configs/deploy/fp16.py; float32 for every engine unless given.")
     ] = None,
     overrides: Overrides = None,
     mmdet: Mmdet = None,

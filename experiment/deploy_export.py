@@ -203,7 +203,7 @@ class _Scores(nn.Module):
         self.normalise = nn.BatchNorm2d(3, eps=0.0, affine=False)
         self.normalise.running_mean, self.normalise.running_var = torch.tensor(MEAN), torch.tensor(STD).square()
         # in half precision BatchNorm is folded here: the exporter folds it too, but leaves float32 weights
-        copied = copy.deepcopy(net) if dtype == torch.float32 else fuse(net.eval())
+        copied = copy.deepcopy(net) if dtype == torch.float32 else fuse(net)
         self.net, self.dtype = copied.to(dtype), dtype
         self.eval()
 

@@ -7,6 +7,7 @@ import torch
 from mmdet.apis import init_detector
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 
 from detect import save_detector
 from detect.fixed_shape import FixedShapeDetector
@@ -103,7 +104,9 @@ def test_a_checkpoint_that_training_left_is_read_with_its_log(tiny, classes, sce
     save_detector(tmp_path / "det.safetensors", detector, card)
     checkpoint = next((tmp_path / "work").glob("epoch_*.pth"))
     assert torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint)  # the log, for one
+    methods = dict(HistoryBuffer._statistics_methods)
     found, found_card = load_foreign(tmp_path / "det.py", checkpoint)
+    assert HistoryBuffer._statistics_methods == methods  # reading such a log would change those of every other
     assert found_card.classes == classes
     torch.testing.assert_close(found.state_dict(), detector.state_dict())
 

@@ -125,7 +125,12 @@ def test_a_config_that_is_not_there_is_told_of(model, tmp_path, command):
 
 @pytest.mark.parametrize(
     ("override", "got"),
-    [("runs_on=cpu", "'cpu'"), ("size_hw=[64,64]", "(64, 64)"), ("debug=True", "True"), ("nms_rounds=9", "9")],
+    [
+        ("runs_on=openvino", "'openvino'"),
+        ("size_hw=[64,64]", "(64, 64)"),
+        ("debug=True", "True"),
+        ("nms_rounds=9", "9"),
+    ],
 )
 def test_what_fits_detectors_only_is_refused_for_a_classifier(classifier, tmp_path, command, override, got):
     code, _, err = command("deploy", "export", classifier, "--out", tmp_path / "d", *sets(override))
