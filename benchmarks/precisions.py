@@ -1,0 +1,104 @@
+"""Measure what each precision costs in mAP and buys in time: one trained detector, the same files for both.
+
+Run:     python benchmarks/precisions.py RECORD.json MODEL --root FOLDER [--rounds 50] [--threads 1]
+Expects: FOLDER/instances_train.json, which calibrates int8, FOLDER/instances_val.json, which is scored, FOLDER/images
+Writes:  a record: mAP of every exported file in ONNX Runtime, that of the model in PyTorch, and times, all alternately
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deploy import Measurement, OnnxRunner, measure, random_inputs
+from deploy.record import cpu_model, git_commit, installed_versions
+from detect.data import CocoSet
+from experiment.deploy_eval import evaluate_deployed
+from experiment.deploy_export import CalibrationPictures, ExportConfig, export_file
+
+FORMS = {
+    "fp32": {"precision": "fp32"},
+    "fp32, for ONNX Runtime": {"precision": "fp32", "runs_on": "onnxruntime"},
+    "fp16": {"precision": "fp16"},
+    "int8": {"precision": "int8"},
+    "int8, for ONNX Runtime": {"precision": "int8", "runs_on": "onnxruntime"},
+}
+"""Row -> keys of an export config; what says nothing else is built by every engine."""
+
+
+def exported(model: Path, root: Path, work: Path) -> dict[str, Path]:
+    """Export the model in every form and return the ONNX files."""
+    pictures = CalibrationPictures(annotations=root / "instances_train.json", images=root / "images")
+    files = {}
+    for name, keys in FORMS.items():
+        calibration = pictures if keys["precision"] == "int8" else None
+        folder = work / name.replace(", ", "-").replace(" ", "-")
+        export_file(model, ExportConfig(**keys, calibration=calibration), folder)
+        files[name] = folder / "model.onnx"
+    return files
+
+
+def timed(files: dict[str, Path], rounds: int, threads: int) -> Measurement:
+    """Time all files alternately on the same input."""
+    runners = {name: OnnxRunner(path, num_threads=threads) for name, path in files.items()}
+    return measure(runners, random_inputs(next(iter(runners.values())).inputs), warmup=5, rounds=rounds)
+
+
+def results(files: dict[str, Path], model: Path, root: Path, measurement: Measurement) -> list[dict[str, Any]]:
+    """Return mAP and time of every file."""
+    coco = CocoSet(root / "instances_val.json", root / "images")
+    rows = []
+    for name, path in files.items():
+        figures = evaluate_deployed(path, coco, model, None, Console(stderr=True)).figures
+        speedup = measurement.speedups.get(name)
+        figures |= {"name": name, "latency_ms": measurement.latencies[name].median_ms}
+        rows.append({**figures, "speedup": [speedup.ratio, speedup.low, speedup.high] if speedup else None})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the columns and rows for the documents."""
+    columns = ["file", "mAP", "mAP50", "points from PyTorch", "median (ms)", "times as fast (95 %)"]
+    cells = []
+    for row in rows:
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*row["speedup"]) if row["speedup"] else "1"
+        points = f"{100 * row['difference']:+.2f}"
+        cells.append(
+            [row["name"], f"{row['map']:.4f}", f"{row['map50']:.4f}", points, f"{row['latency_ms']:.1f}", ratio]
+        )
+    return {"columns": columns, "table": cells}
+
+
+def main() -> None:
+    """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        files = exported(arguments.model, arguments.root, Path(folder))
+        measurement = timed(files, arguments.rounds, arguments.threads)
+        rows = results(files, arguments.model, arguments.root, measurement)
+    record = {
+        "kind": "precisions of one detector, measured on a CPU",
+        "device": cpu_model(),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "commit": git_commit(),
+        "versions": installed_versions(),
+        "results": rows,
+        **table(rows),
+    }
+    arguments.record.write_text(json.dumps(record, indent=1) + "\n")
+    for row in record["table"]:
+        print(*row, sep="  ")
+
+
+if __name__ == "__main__":
+    main()
