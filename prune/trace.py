@@ -76,8 +76,8 @@ class _Following(TorchDispatchMode):
 
 def _by_schema(func: Any, args: Any, kwargs: Any) -> list[Any]:
     """Return every argument in the operation's own order, defaults too: callers may leave out or name any of them."""
-    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
-    return [{**given, **kwargs}.get(a.name, a.default_value) for a in func._schema.arguments]
+    rest = func._schema.arguments[len(args) :]
+    return [*args, *(kwargs.get(argument.name, argument.default_value) for argument in rest)]
 
 
 def _rule(func: Any, plain: str) -> Rule:
