@@ -6,15 +6,14 @@ Writes:  a record: mAP of every exported file in ONNX Runtime, that of the model
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from records import write_cpu_record
 from rich.console import Console
 
 from deploy import Measurement, OnnxRunner, measure, random_inputs
-from deploy.record import cpu_model, git_commit, installed_versions
 from detect.data import CocoSet
 from experiment.deploy_eval import evaluate_deployed
 from experiment.deploy_export import CalibrationPictures, ExportConfig, export_file
@@ -59,9 +58,8 @@ def results(files: dict[str, Path], model: Path, root: Path, measurement: Measur
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the columns and rows for the documents."""
-    columns = ["file", "mAP", "mAP50", "points from PyTorch", "median (ms)", "times as fast (95 %)"]
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows for the documents."""
     cells = []
     for row in rows:
         ratio = "{:.2f} ({:.2f} to {:.2f})".format(*row["speedup"]) if row["speedup"] else "1"
@@ -69,7 +67,7 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
         cells.append(
             [row["name"], f"{row['map']:.4f}", f"{row['map50']:.4f}", points, f"{row['latency_ms']:.1f}", ratio]
         )
-    return {"columns": columns, "table": cells}
+    return cells
 
 
 def main() -> None:
@@ -85,19 +83,9 @@ def main() -> None:
         files = exported(arguments.model, arguments.root, Path(folder))
         measurement = timed(files, arguments.rounds, arguments.threads)
         rows = results(files, arguments.model, arguments.root, measurement)
-    record = {
-        "kind": "precisions of one detector, measured on a CPU",
-        "device": cpu_model(),
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "commit": git_commit(),
-        "versions": installed_versions(),
-        "results": rows,
-        **table(rows),
-    }
-    arguments.record.write_text(json.dumps(record, indent=1) + "\n")
-    for row in record["table"]:
-        print(*row, sep="  ")
+    columns = ["file", "mAP", "mAP50", "points from PyTorch", "median (ms)", "times as fast (95 %)"]
+    conditions = {"threads": arguments.threads, "rounds": arguments.rounds}
+    write_cpu_record(arguments.record, "precisions of one detector", conditions, rows, columns, table(rows))
 
 
 if __name__ == "__main__":

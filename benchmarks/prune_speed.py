@@ -11,7 +11,6 @@ against the dense one's.
 
 import argparse
 import copy
-import json
 import subprocess
 import sys
 import time
@@ -22,11 +21,11 @@ from typing import Any
 
 import torch
 import torch_pruning
+from records import write_cpu_record
 from torch import Tensor, nn
 from torchvision import models
 
 from classify.backbones import Architecture
-from deploy.record import cpu_model, git_commit, installed_versions
 from detect import DetectorSettings, new_detector
 from detect.pruning import PARTS, TracedDetector, prune_detector
 from prune import prune_model
@@ -144,18 +143,16 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def table(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns and rows for the documents."""
-    columns = ["network", "espalier (s)", "torch-pruning (s)", "times as fast", "same channels kept"]
-    columns += ["espalier, checked (s)", "its peak memory"]
+def table(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows for the documents."""
     rows = []
-    for result in record["results"]:
+    for result in results:
         ours, other = result["seconds"]["ours"], result["seconds"].get("theirs")
         same = "yes" if result["same_channels"] else "no"
         compared = [f"{other:.2f}", f"{other / ours:.1f}", same] if other else ["-"] * 3
         peak = f"{result['peak_memory']:.2f} x dense"
         rows.append([result["network"], f"{ours:.2f}", *compared, f"{result['seconds']['verified']:.2f}", peak])
-    return {"columns": columns, "table": rows}
+    return rows
 
 
 def main() -> None:
@@ -171,17 +168,11 @@ def main() -> None:
     if arguments.peak_of:
         print(peak_of(arguments.peak_of))
         return
-    conditions = {"device": cpu_model(), "threads": arguments.threads, "ratio": RATIO, "commit": git_commit()}
-    record: dict[str, Any] = {
-        "kind": "pruning, measured on a CPU",
-        **conditions,
-        "versions": {**installed_versions(), "torch-pruning": torch_pruning.__version__},
-        "results": [measured(name, arguments.rounds) for name in networks()],
-    }
-    record |= table(record)
-    arguments.record.write_text(json.dumps(record, indent=1) + "\n")
-    for row in record["table"]:
-        print(*row, sep="  ")
+    conditions = {"threads": arguments.threads, "ratio": RATIO, "torch-pruning": torch_pruning.__version__}
+    results = [measured(name, arguments.rounds) for name in networks()]
+    columns = ["network", "espalier (s)", "torch-pruning (s)", "times as fast", "same channels kept"]
+    columns += ["espalier, checked (s)", "its peak memory"]
+    write_cpu_record(arguments.record, "pruning", conditions, results, columns, table(results))
 
 
 if __name__ == "__main__":

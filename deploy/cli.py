@@ -18,8 +18,11 @@ from deploy.record import Record, record_from_measurement, rows_from_record, sav
 from deploy.runtime import FileRunner
 from deploy.runtimes import RUNTIMES, runner_for, runtimes_of
 
-__all__ = ["app", "bench", "build"]
+__all__ = ["RuntimeName", "app", "bench", "build"]
 
+RuntimeName = Annotated[
+    str | None, typer.Option("--runtime", help=f"one of {', '.join(RUNTIMES)}  [default: that of the file's kind]")
+]
 Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
 
 app = typer.Typer(help="Build engines and measure what runs.", no_args_is_help=True)

@@ -6,7 +6,7 @@ statistics live in latency.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,7 +25,7 @@ class Runner(Protocol):
     """Something that computes outputs from inputs and says under what conditions."""
 
     runtime: str
-    """Who computes: "onnxruntime", "openvino", "torch", "torch_compile", "tensorrt" or "tensorrt_rtx"."""
+    """Who computes: a name in `runtimes.RUNTIMES`, "torch" or "torch_compile"."""
     device: str
     """Either "cpu" or "cuda:<index>"."""
     precision: str
@@ -41,9 +41,10 @@ class Runner(Protocol):
 
 
 class FileRunner(Runner, Protocol):
-    """A runner of a file, which says what it takes."""
+    """A runner of a file, which says what it takes and gives."""
 
     inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
 
 
 class OnnxRunner:
@@ -186,10 +187,12 @@ class ModuleRunner:
 
 
 class EngineRunner:
-    """Runs an engine on the GPU, with torch tensors as its buffers.
+    """Runs an engine on the GPU, with torch tensors as its buffers, on a stream of its own.
 
     Args:
         path: The engine, with its sidecar beside it.
+        cuda_graph: Whether its kernels are recorded once and launched together: where they are short, as at batch 1,
+            the launches are what takes time.
 
     Raises:
         RuntimeError: If there is no GPU, or the engine does not fit the installed version (see load_engine).
@@ -197,13 +200,14 @@ class EngineRunner:
 
     num_threads: int | None = None
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, cuda_graph: bool = False) -> None:
         import torch
 
         engine = load_engine(path)
         info = read_engine_info(path)
         self.inputs, self.outputs = info.inputs, info.outputs
-        self.runtime, self.precision = info.backend, info.precision
+        self.runtime, self.precision = info.backend + "_graph" * cuda_graph, info.precision
+        self._cuda_graph = cuda_graph
         self.device = f"cuda:{torch.cuda.current_device()}"
         self._path = path
         self._context = engine.create_execution_context()
@@ -220,7 +224,19 @@ class EngineRunner:
         self._buffers = buffers = CudaBuffers(inputs, self.outputs)
         for name, tensor in {**buffers.inputs, **buffers.outputs}.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
-        return cuda_step(self._stream, buffers.place, self._launch, buffers.fetch)
+        launch = self._recorded() if self._cuda_graph else self._launch
+        return cuda_step(self._stream, buffers.place, launch, buffers.fetch)
+
+    def _recorded(self) -> Callable[[], object]:
+        """Return the replay of one pass over the buffers in place."""
+        import torch
+
+        self._launch()  # the first pass may allocate, which cannot be recorded
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._launch()
+        return graph.replay
 
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):

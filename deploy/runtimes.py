@@ -28,7 +28,19 @@ class Runtime:
 
 
 ONNX, ENGINE = ".onnx", ".engine"
-_BUILD = "build an engine first: espalier deploy build MODEL.onnx --backend "
+
+
+def _engines_of(backend: str, *, cuda_graph: bool = False) -> Runtime:
+    """Return what runs engines of one backend, launching their kernels one by one or as a CUDA graph."""
+    remedy = f"build an engine first: espalier deploy build MODEL.onnx --backend {backend}"
+
+    def runner(path: Path, num_threads: int) -> EngineRunner:
+        if (built := read_engine_info(path).backend) != backend:
+            raise ValueError(f"{path}: not for {backend}, got an engine of {built}; {remedy}")
+        return EngineRunner(path, cuda_graph=cuda_graph)
+
+    return Runtime(ENGINE, runner, remedy)
+
 
 RUNTIMES = {
     "onnxruntime": Runtime(ONNX, lambda path, num_threads: OnnxRunner(path, num_threads=num_threads)),
@@ -37,8 +49,10 @@ RUNTIMES = {
     "openvino_bf16": Runtime(
         ONNX, lambda path, num_threads: OpenVinoRunner(path, num_threads=num_threads, precision_hint="bf16")
     ),
-    "tensorrt": Runtime(ENGINE, lambda path, _: _engine_runner(path, "tensorrt"), _BUILD + "tensorrt"),
-    "tensorrt_rtx": Runtime(ENGINE, lambda path, _: _engine_runner(path, "tensorrt_rtx"), _BUILD + "tensorrt_rtx"),
+    "tensorrt": _engines_of("tensorrt"),
+    "tensorrt_graph": _engines_of("tensorrt", cuda_graph=True),
+    "tensorrt_rtx": _engines_of("tensorrt_rtx"),
+    "tensorrt_rtx_graph": _engines_of("tensorrt_rtx", cuda_graph=True),
 }
 """By name; the first one of a suffix is the default for such files, but an engine's is the one that built it. Other
 packages may add theirs."""
@@ -98,9 +112,3 @@ def _default(path: Path) -> str:
     if path.suffix == ENGINE:
         return read_engine_info(path).backend
     return next(name for name, runtime in RUNTIMES.items() if runtime.suffix == _kind(path))
-
-
-def _engine_runner(path: Path, backend: str) -> EngineRunner:
-    if (built := read_engine_info(path).backend) != backend:
-        raise ValueError(f"{path}: not for {backend}, got an engine of {built}; {RUNTIMES[backend].remedy}")
-    return EngineRunner(path)

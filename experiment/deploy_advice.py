@@ -49,12 +49,13 @@ def _advice_on_channels(told: Explained) -> Iterator[str]:
 def _advice_on_conditions(told: Explained) -> Iterator[str]:
     slim, memory_bound = told.splits[1], told.of("memory_bound")
     short_ms = slim.short_ms(told.ceilings.shortest_ms)
-    if short_ms >= _WORTH * slim.total_ms:
-        yield (
-            f"a larger batch (deploy export --set batch=8): {_share(short_ms, slim.total_ms)} goes to nodes that take "
-            f"at most {SHORT} times the shortest"
-        )
     precision, is_gpu = told.rows[1]["precision"], told.record.is_gpu
+    if short_ms >= _WORTH * slim.total_ms:
+        graph = f", or one launch for all (deploy bench --runtime {told.rows[1]['runtime']}_graph)" if is_gpu else ""
+        yield (
+            f"a larger batch (deploy export --set batch=8){graph}: {_share(short_ms, slim.total_ms)} goes to nodes "
+            f"that take at most {SHORT} times the shortest"
+        )
     if precision != "int8" and _lost_ms(memory_bound) >= _WORTH * slim.total_ms:
         smaller = "half precision or int8" if is_gpu and precision == "float32" else "int8"
         yield f"{smaller}, which moves fewer bytes: {_lost(memory_bound, slim.total_ms)}, bound by memory"

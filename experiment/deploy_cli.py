@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from classify.cli import AsJson, Force, Overrides, closing, loading, refuse_existing
-from deploy.cli import app
+from deploy.cli import RuntimeName, app
 
 __all__ = ["app", "evaluate", "explain", "export", "package", "sweep"]
 
@@ -47,13 +47,16 @@ def export(
 
 @app.command("eval")
 def evaluate(
-    deployed: Annotated[Path, typer.Argument(help="Folder that deploy export wrote, or the ONNX file in it.")],
+    deployed: Annotated[
+        Path, typer.Argument(help="Folder that deploy export wrote, or the ONNX file or an engine in it.")
+    ],
     annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
     images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
     model: Annotated[
         Path | None, typer.Option(help="Model file it was made from; looked for beside the folder unless given.")
     ] = None,
     mmdet: Mmdet = None,
+    runtime: RuntimeName = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +64,8 @@ def evaluate(
     with loading("torch and mmdet"):
         from detect.data import CocoSet
         from experiment.deploy_eval import evaluate_deployed
-    found = evaluate_deployed(deployed, CocoSet(annotations, images), model, limit, Console(stderr=True), mmdet)
+    coco, console = CocoSet(annotations, images), Console(stderr=True)
+    found = evaluate_deployed(deployed, coco, model, limit, console, mmdet=mmdet, runtime=runtime)
     if as_json:
         typer.echo(json.dumps(found.figures, indent=1))
     else:
@@ -70,7 +74,7 @@ def evaluate(
         typer.echo(note, err=True)
     if found.warning:
         typer.secho(found.warning, fg="red", bold=True, err=True)
-    closing(f"evaluated {found.onnx}", f"espalier deploy bench {found.onnx}")
+    closing(f"evaluated {found.file}", f"espalier deploy bench {found.file}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The mAP of an ONNX file as it is deployed, beside that of the model file it was made from."""
+"""The mAP of a file as it is deployed, ONNX or engine, beside that of the model file it was made from."""
 
 import itertools
 import json
@@ -15,6 +15,8 @@ from classify.checkpoint import ModelCard
 from classify.commands import check_classes
 from classify.progress import RunProgress
 from deploy.files import existing_file
+from deploy.runtime import FileRunner
+from deploy.runtimes import ENGINE
 from detect import load_detector
 from detect.data import CocoSet, check_coco, read_annotations
 from detect.evaluate import coco_map, evaluate_detector
@@ -31,12 +33,12 @@ _MOST_LOST = 0.001  # of mAP: what PyTorch and ONNX Runtime differ by in float32
 class Evaluated:
     """What `evaluate_deployed` found out."""
 
-    onnx: Path
+    file: Path
     model: Path | None
-    """What the graph was compared with."""
+    """What the file was compared with."""
     figures: dict[str, Any]
-    """`map` and `map50` of the graph, `num_images`, `precision`, `runtime`; `framework_map` and `framework_map50` of
-    the model file and the `difference` of both mAPs, None without a model file."""
+    """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`; `framework_map` and
+    `framework_map50` of the model file and the `difference` of both mAPs, None without a model file."""
     notes: tuple[str, ...]
     """What to know about the figures, one line each."""
 
@@ -47,7 +49,7 @@ class Evaluated:
         if difference is None or abs(difference) <= _MOST_LOST:
             return None
         return (
-            f"WARNING: {self.onnx}: in {self.figures['precision']} {100 * abs(difference):.2f} points of mAP "
+            f"WARNING: {self.file}: in {self.figures['precision']} {100 * abs(difference):.2f} points of mAP "
             f"{'below' if difference < 0 else 'above'} {self.model}, got {self.figures['map']:.4f}; "
             f"expected {self.figures['framework_map']:.4f} within 0.1 points, do not deploy it before you know why"
         )
@@ -64,34 +66,45 @@ class Evaluated:
 
 
 def evaluate_deployed(
-    path: Path, coco: CocoSet, model: Path | None, limit: int | None, console: Console, mmdet: Path | None = None
+    path: Path,
+    coco: CocoSet,
+    model: Path | None,
+    limit: int | None,
+    console: Console,
+    *,
+    mmdet: Path | None = None,
+    runtime: str | None = None,
 ) -> Evaluated:
     """Score an exported detector, and the model file it was made from if that is given or found.
 
     PyTorch scales the images to the graph's own shape, too.
 
     Args:
-        path: An ONNX file with its `deploy.json` beside it, or the folder of both.
+        path: An ONNX file or an engine with their `deploy.json` beside it, or the folder, whose ONNX file is taken.
         coco: What to score on.
         model: The model file; looked for by its name and hash in `deploy.json` unless given.
         limit: Only the first so many images; None: all.
         console: Told of progress.
         mmdet: mmdet's config, where the model is a checkpoint of mmdet's own.
+        runtime: A name in `deploy.runtimes.RUNTIMES`; that of the file's kind unless given.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the file is no detector of ours, the set is wrong or has other classes, or the model is another.
+        ValueError: If the file is no detector of ours or not for the runtime, the set is wrong or has other classes,
+            or the model is another.
+        RuntimeError: If the runtime is not installed, or needs a GPU and finds none.
     """
     deployed = open_deployment(path)
     _check_same_classes(deployed, coco, check_coco(coco))
+    runner = deployed.runner(runtime)
     model, notes = _source(deployed, model, mmdet)
     framework = _framework(deployed, model, mmdet) if model else None
     with tempfile.TemporaryDirectory() as folder:
         some = _first_of(coco, limit, Path(folder))
         images = read_annotations(some.annotations)["images"]
-        graph, source = _scores(deployed, framework, some, Path(folder), console)
+        graph, source = _scores(runner, framework, some, Path(folder), console)
     notes += _notes_on_shape(deployed.size_hw, images) if framework else []
-    return Evaluated(deployed.onnx, model, _figures(deployed, len(images), graph, source), tuple(notes))
+    return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source), tuple(notes))
 
 
 def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, ...]) -> None:
@@ -100,7 +113,7 @@ def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, .
     for label, (got, expected) in enumerate(itertools.zip_longest(classes, known, fillvalue="none")):
         if got != expected:
             raise ValueError(
-                f"{coco.annotations}: other classes than {deployed.onnx} knows, got {got} as number {label + 1} "
+                f"{coco.annotations}: other classes than {deployed.file} knows, got {got} as number {label + 1} "
                 f"of {len(classes)}; expected {expected}, {len(known)} in all"
             )
 
@@ -114,10 +127,10 @@ def _framework(deployed: Deployed, model: Path, mmdet: Path | None) -> tuple[nn.
 
 def _source(deployed: Deployed, given: Path | None, mmdet: Path | None) -> tuple[Path | None, list[str]]:
     """Return the model file that the graph was made from, None if it is not there, and what to say about both."""
-    deployment, folder = deployed.deployment, deployed.onnx.resolve().parent
+    deployment, folder = deployed.deployment, deployed.file.resolve().parent
     notes = []
-    if deployment.sha256.get(deployed.onnx.name) != sha256_of(deployed.onnx):
-        notes.append(f"note: {deployed.onnx}: not as exported, its {DEPLOYMENT} records no such file")
+    if deployed.file.suffix != ENGINE and deployment.sha256.get(deployed.file.name) != sha256_of(deployed.file):
+        notes.append(f"note: {deployed.file}: not as exported, its {DEPLOYMENT} records no such file")
     if given:
         _check_source(existing_file(given, "expected a model file"), deployed)
         return given, notes
@@ -135,7 +148,7 @@ def _check_source(model: Path, deployed: Deployed) -> None:
     recorded = deployed.deployment.model_sha256
     if recorded and sha256_of(model) != recorded:
         raise ValueError(
-            f"{model}: not the model that {deployed.onnx} was made from, got another sha256; "
+            f"{model}: not the model that {deployed.file} was made from, got another sha256; "
             f"expected {deployed.deployment.model} as it was then"
         )
 
@@ -156,12 +169,12 @@ def _first_of(coco: CocoSet, limit: int | None, folder: Path) -> CocoSet:
 
 
 def _scores(
-    deployed: Deployed, framework: tuple[nn.Module, ModelCard] | None, coco: CocoSet, folder: Path, console: Console
+    runner: FileRunner, framework: tuple[nn.Module, ModelCard] | None, coco: CocoSet, folder: Path, console: Console
 ) -> tuple[dict[str, float], dict[str, float] | None]:
-    """Return `coco_map` of the graph, and of the model file if there is one."""
+    """Return `coco_map` of what runs, and of the model file if there is one."""
     progress = RunProgress(console, [1.0, 2.0] if framework else [1.0])
-    with progress.stage(f"{deployed.onnx.name} in ONNX Runtime"):
-        graph = coco_map(coco.annotations, detected_rows(deployed.runner, coco, progress))
+    with progress.stage(f"the file in {runner.runtime}"):
+        graph = coco_map(coco.annotations, detected_rows(runner, coco, progress))
     if framework is None:
         return graph, None
     with progress.stage("its model file in PyTorch"):
@@ -181,14 +194,15 @@ def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> l
 
 
 def _figures(
-    deployed: Deployed, num_images: int, graph: dict[str, float], framework: dict[str, float] | None
+    runner: FileRunner, num_images: int, graph: dict[str, float], framework: dict[str, float] | None
 ) -> dict[str, Any]:
     return {
         "map": graph["map"],
         "map50": graph["map50"],
         "num_images": num_images,
-        "precision": deployed.runner.precision,
-        "runtime": deployed.runner.runtime,
+        "precision": runner.precision,
+        "runtime": runner.runtime,
+        "device": runner.device,
         "framework_map": framework and framework["map"],
         "framework_map50": framework and framework["map50"],
         "difference": framework and graph["map"] - framework["map"],

@@ -21,6 +21,7 @@ from deploy.layers import OnnxGraph, OnnxLayer
 from deploy.profile import EngineProfiler, NodeTime, OnnxProfiler
 from deploy.record import Record, rows_from_record
 from deploy.roofline import Roofline, measure_roofline
+from deploy.runtimes import ENGINE
 from experiment.deploy_layers import (
     CAUSES,
     STAGES,
@@ -40,7 +41,6 @@ __all__ = ["Explained", "StageTimes", "explain_deployed", "measured_on"]
 
 NAMES = ("dense", "slim")
 _WARMUP = 5
-_ENGINE = ".engine"
 _REMEDY = "expected a folder that espalier deploy export wrote, the ONNX file in it, or an engine"
 
 
@@ -180,7 +180,7 @@ def measured_on(record: Record) -> str:
 
 
 def _opened(dense: Path, slim: Path) -> tuple[_Subject, _Subject]:
-    are_engines = [path.suffix == _ENGINE for path in (dense, slim)]
+    are_engines = [path.suffix == ENGINE for path in (dense, slim)]
     if are_engines[0] != are_engines[1]:
         raise ValueError(f"{dense} and {slim}: cannot be compared, got an engine and an ONNX file; expected two alike")
     return _subject(dense, are_engines[0]), _subject(slim, are_engines[1])

@@ -14,10 +14,12 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
-from deploy import ModuleRunner, OnnxRunner, onnx_from_module
+from deploy import ModuleRunner, OnnxRunner, TensorSpec, onnx_from_module, read_engine_info
 from deploy.files import existing_file, model_from_json
-from deploy.graph import input_specs, load_onnx, precision_of
+from deploy.graph import input_specs, load_onnx, output_specs, precision_of
 from deploy.record import installed_versions
+from deploy.runtime import FileRunner
+from deploy.runtimes import ENGINE, runner_for
 from detect.evaluate import agreement
 from detect.fixed_shape import FixedShapeDetector
 from experiment.stages import Figures
@@ -47,7 +49,7 @@ _LEAST_AGREED: Mapping[str, float] = {"fp32": 0.95, "fp16": 0.9, "int8": 0.0}
 """Share of the detections that must agree; what int8 loses is for `deploy eval` to measure."""
 _OUTPUTS = ("boxes_xyxy", "scores", "labels")
 _DEBUG = {"nms_converged"}
-_REMEDY = "expected a folder that espalier deploy export wrote, or the ONNX file in it"
+_REMEDY = "expected a folder that espalier deploy export wrote, or the ONNX file or an engine in it"
 
 _PREPROCESSING = {
     "detector": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
@@ -69,42 +71,47 @@ class Deployment(BaseModel):
 
 @dataclass(frozen=True)
 class Deployed:
-    """An ONNX file that is a detector of ours."""
+    """A detector of ours as it is deployed: an ONNX file, or an engine built from it."""
 
-    onnx: Path
+    file: Path
     deployment: Deployment
-    runner: OnnxRunner
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
 
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of the image that the file takes."""
-        height, width = self.runner.inputs["image"].fixed_shape("image")[2:]
+        height, width = self.inputs["image"].fixed_shape("image")[2:]
         return height, width
+
+    def runner(self, runtime: str | None = None) -> FileRunner:
+        """Return what runs it, in the named runtime or that of its kind; raises as `deploy.runner_for` does."""
+        return runner_for(self.file, runtime, torch.get_num_threads())
 
 
 def open_deployment(path: Path) -> Deployed:
-    """Return the detector in a folder, ready to run.
+    """Return the detector in a folder; nothing is run yet.
 
     Args:
-        path: The folder, or an ONNX file with its `deploy.json` beside it.
+        path: The folder, whose ONNX file is taken, or an ONNX file or engine with their `deploy.json` beside it.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If it is no detector of ours, or not what its `deploy.json` describes.
+        ValueError: If it is no detector of ours, not what its `deploy.json` describes, or an engine of another file.
     """
-    onnx = existing_file(path / ONNX if path.is_dir() else path, _REMEDY)
-    deployment = model_from_json(Deployment, onnx.parent / DEPLOYMENT, _REMEDY)
-    runner = OnnxRunner(onnx, num_threads=torch.get_num_threads())
-    names, ours = ({*runner.inputs, *runner.outputs} - _DEBUG, {*FixedShapeDetector.input_names, *_OUTPUTS})
+    file = existing_file(path / ONNX if path.is_dir() else path, _REMEDY)
+    deployment = model_from_json(Deployment, file.parent / DEPLOYMENT, _REMEDY)
+    inputs, outputs = _engine_specs(file, deployment) if file.suffix == ENGINE else _onnx_specs(file)
+    names, ours = ({*inputs, *outputs} - _DEBUG, {*FixedShapeDetector.input_names, *_OUTPUTS})
     if names != ours:
         raise ValueError(
-            f"{onnx}: not a detector of ours, got inputs and outputs {', '.join(sorted(names))}; "
+            f"{file}: not a detector of ours, got inputs and outputs {', '.join(sorted(names))}; "
             f"expected {', '.join(sorted(ours))}"
         )
-    shapes = {name: list(spec.shape) for name, spec in runner.inputs.items()}
+    shapes = {name: list(spec.shape) for name, spec in inputs.items()}
     if shapes != deployment.inputs:
-        raise ValueError(f"{onnx}: not what its {DEPLOYMENT} describes, got {shapes}; expected {deployment.inputs}")
-    return Deployed(onnx, deployment, runner)
+        raise ValueError(f"{file}: not what its {DEPLOYMENT} describes, got {shapes}; expected {deployment.inputs}")
+    return Deployed(file, deployment, inputs, outputs)
 
 
 def write_deployment(
@@ -167,6 +174,22 @@ def model_file(source: Path) -> Path:
 def sha256_of(path: Path) -> str:
     """Return the hash by which a file is known."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _onnx_specs(file: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    model = load_onnx(file)
+    return input_specs(model), output_specs(model)
+
+
+def _engine_specs(file: Path, deployment: Deployment) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    info = read_engine_info(file)
+    if info.onnx_sha256 not in deployment.sha256.values():
+        exported = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in deployment.sha256.items())
+        raise ValueError(
+            f"{file}: built of another ONNX file than was exported, got sha256 {info.onnx_sha256[:12]}; "
+            f"expected {exported}, build it again"
+        )
+    return info.inputs, info.outputs
 
 
 @contextmanager

@@ -19,24 +19,32 @@ ImageLike: TypeAlias = str | Path | Image.Image | NDArray[np.uint8]
 
 
 class Detector:
-    """A detector that `espalier deploy export` wrote, run by ONNX Runtime in the batches of its file.
+    """A detector that `espalier deploy export` wrote, run in the batches of its file.
 
     Args:
         deployed: What `open_deployment` gives; `Detector.load` does that.
+        runtime: See `Detector.load`.
     """
 
-    def __init__(self, deployed: Deployed) -> None:
+    def __init__(self, deployed: Deployed, runtime: str | None = None) -> None:
         self._deployed = deployed
+        self._runner = deployed.runner(runtime)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Detector":
-        """Return the detector in a folder, or of an ONNX file with its `deploy.json` beside it.
+    def load(cls, path: str | Path, runtime: str | None = None) -> "Detector":
+        """Return the detector in a folder, or of the ONNX file or an engine in it.
+
+        Args:
+            path: The folder, whose ONNX file is taken, or a file in it.
+            runtime: A name in `deploy.runtimes.RUNTIMES`; ONNX Runtime on the CPU, or what built the engine, unless
+                given.
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If it is no detector of ours, or not what its `deploy.json` describes.
+            ValueError: If it is no detector of ours, not what its `deploy.json` describes, or not for that runtime.
+            RuntimeError: If the runtime is not installed, or needs a GPU and finds none.
         """
-        return cls(open_deployment(Path(path)))
+        return cls(open_deployment(Path(path)), runtime)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,10 +70,10 @@ class Detector:
 
     def stream(self, images: Iterable[ImageLike], min_score: float = 0.3) -> Iterator[list[Found]]:
         """Yield what calling returns, image by image: for videos and sets that memory does not hold."""
-        image, size_hw = self._deployed.runner.inputs["image"], self._deployed.size_hw
+        image, size_hw = self._deployed.inputs["image"], self._deployed.size_hw
         batch_size = image.fixed_shape("image")[0]
         pixels = (_pixels(image, f"images[{i}]") for i, image in enumerate(images))
-        for boxes in boxes_by_graph(self._deployed.runner.run, pixels, size_hw, batch_size, image.dtype):
+        for boxes in boxes_by_graph(self._runner.run, pixels, size_hw, batch_size, image.dtype):
             yield found_in(boxes, self.classes, min_score)
 
 

@@ -16,6 +16,7 @@ from deploy import (
     rows_from_record,
     save_record,
 )
+from deploy.runtime import FileRunner
 from detect import load_detector
 from detect.data import CocoSet, read_annotations
 from detect.evaluate import coco_map, coco_rows, detections_by_graph, fitted_images
@@ -55,7 +56,7 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
     return {**coco_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
 
 
-def detected_rows(runner: OnnxRunner, coco: CocoSet, progress: Report) -> list[dict[str, Any]]:
+def detected_rows(runner: FileRunner, coco: CocoSet, progress: Report) -> list[dict[str, Any]]:
     """Return COCO result rows of everything that an exported detector finds in a set, at the file's own shape."""
     image = runner.inputs["image"]
     batch, _, height, width = image.fixed_shape("image")

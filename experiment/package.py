@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 
 import detect.fitting
-from deploy import EngineInfo, TensorSpec, read_engine_info
+from deploy import TensorSpec, read_engine_info
+from deploy.runtimes import ENGINE
 from experiment.deployment import DEPLOYMENT, ONNX, Deployed, open_deployment
 
 __all__ = ["Packaged", "package_detector"]
@@ -58,9 +59,11 @@ def package_detector(path: Path, repository: Path, name: str) -> Packaged:
             Triton, or one of another file.
     """
     deployed = open_deployment(path)
+    if deployed.file.suffix == ENGINE:
+        raise ValueError(f"{path}: an engine alone; expected its folder, of which all is packaged")
     _check_name(name)
     engine, notes = _engine(deployed)
-    graphs = [_Graph(name, "onnxruntime", ONNX, deployed.onnx)]
+    graphs = [_Graph(name, "onnxruntime", ONNX, deployed.file)]
     if engine:
         graphs.append(_Graph(f"{name}_plan", "tensorrt", "model.plan", engine))
     values = _values(deployed, name, graphs)
@@ -98,36 +101,24 @@ def _check_name(name: str) -> None:
 
 def _engine(deployed: Deployed) -> tuple[Path | None, list[str]]:
     """Return the engine that Triton runs, if there is one, and what to say of the others."""
-    engines = {path: read_engine_info(path) for path in sorted(deployed.onnx.parent.glob("*.engine"))}
+    engines = {path: read_engine_info(path) for path in sorted(deployed.file.parent.glob("*.engine"))}
     notes = [
         f"note: {path}: not packaged, for {info.backend} built it and Triton runs engines of TensorRT itself only; "
-        f"build one with: espalier deploy build {deployed.onnx} --backend tensorrt"
+        f"build one with: espalier deploy build {deployed.file} --backend tensorrt"
         for path, info in engines.items()
         if info.backend != "tensorrt"
     ]
     ours = [path for path, info in engines.items() if info.backend == "tensorrt"]
     if len(ours) > 1:
         raise ValueError(
-            f"{deployed.onnx.parent}: several engines, got {', '.join(p.name for p in ours)}; expected one"
+            f"{deployed.file.parent}: several engines, got {', '.join(p.name for p in ours)}; expected one"
         )
-    for path in ours:
-        _check_same_graph(deployed, path, engines[path])
-    return (ours[0] if ours else None), notes
-
-
-def _check_same_graph(deployed: Deployed, path: Path, info: EngineInfo) -> None:
-    expected = deployed.deployment.sha256.get(deployed.onnx.name)
-    if info.onnx_sha256 != expected:
-        raise ValueError(
-            f"{path}: built of another ONNX file than {deployed.onnx} as exported, got sha256 {info.onnx_sha256[:12]}; "
-            f"expected {str(expected)[:12]}, build it again"
-        )
+    return (open_deployment(ours[0]).file if ours else None), notes
 
 
 def _values(deployed: Deployed, name: str, graphs: Sequence[_Graph]) -> dict[str, Any]:
     """Return what the templates speak of."""
-    runner = deployed.runner
-    image = runner.inputs["image"]
+    image = deployed.inputs["image"]
     shape = image.fixed_shape("image")
     shapes = [{"name": graph.name, "backend": graph.backend, "shape": list(shape)} for graph in graphs]
     return {
@@ -137,10 +128,10 @@ def _values(deployed: Deployed, name: str, graphs: Sequence[_Graph]) -> dict[str
         "batch": shape[0],
         "size_hw": deployed.size_hw,
         "dtype": image.dtype,
-        "num_places": runner.outputs["scores"].fixed_shape("scores")[1],
+        "num_places": deployed.outputs["scores"].fixed_shape("scores")[1],
         "classes": deployed.deployment.classes,
-        "inputs": _tensors(runner.inputs),
-        "outputs": _tensors(runner.outputs),
+        "inputs": _tensors(deployed.inputs),
+        "outputs": _tensors(deployed.outputs),
     }
 
 
@@ -156,7 +147,7 @@ def _write_graph(deployed: Deployed, graph: _Graph, folder: Path, values: Mappin
     version.mkdir(parents=True)
     shutil.copyfile(graph.source, version / graph.filename)
     if graph.filename == ONNX:  # so that espalier's own commands open this file too
-        shutil.copyfile(deployed.onnx.parent / DEPLOYMENT, version / DEPLOYMENT)
+        shutil.copyfile(deployed.file.parent / DEPLOYMENT, version / DEPLOYMENT)
     _write_labels(deployed, folder)
     own = {"name": graph.name, "backend": graph.backend, "filename": graph.filename}
     _render("graph.pbtxt", folder / "config.pbtxt", {**values, **own})

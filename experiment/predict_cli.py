@@ -18,6 +18,8 @@ from rich.console import Console
 
 from classify.cli import AsJson, Force, closing, refuse_existing
 from classify.progress import RunProgress
+from deploy.cli import RuntimeName
+from deploy.runtimes import ENGINE
 from detect import load_detector
 from detect.cli import app
 from detect.fitting import read_image
@@ -35,10 +37,14 @@ _Find = Callable[[Iterable[_Pixels]], Iterator[list[Found]]]
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model file, or folder that deploy export wrote (or its ONNX file).")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Model file, or folder that deploy export wrote (or the ONNX file or an engine in it)."),
+    ],
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, videos, or folders of them.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the pictures.")] = Path("runs/predictions"),
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are left out.")] = 0.3,
+    runtime: RuntimeName = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +53,7 @@ def predict(
     if out.resolve() in {file.resolve().parent for file in files}:
         raise ValueError(f"--out {out}: holds the images themselves; expected another folder")
     refuse_existing(force, *(out / picture_name(file) for file in files))
-    find, command = _finder(model, min_score)
+    find, command = _finder(model, min_score, runtime)
     out.mkdir(parents=True, exist_ok=True)
     progress = RunProgress(Console(stderr=True), [1.0])
     with progress.stage("predict"):
@@ -60,11 +66,13 @@ def predict(
     closing(f"wrote {len(files)} pictures to {out}", command)
 
 
-def _finder(model: Path, min_score: float) -> tuple[_Find, str]:
+def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, str]:
     """Return what finds things in images, and the command to run next."""
-    if model.is_dir() or model.suffix == Path(ONNX).suffix:
-        found = partial(Detector.load(model).stream, min_score=min_score)
+    if model.is_dir() or model.suffix in (Path(ONNX).suffix, ENGINE):
+        found = partial(Detector.load(model, runtime).stream, min_score=min_score)
         return found, f"espalier deploy package {model if model.is_dir() else model.parent}"
+    if runtime:
+        raise ValueError(f"--runtime {runtime}: a model file runs in PyTorch, got {model}; export it first")
     detector, card = load_detector(model)
     return lambda images: predictions(detector, card, images, min_score), f"espalier deploy export {model}"
 

@@ -25,7 +25,10 @@ from experiment.measuring import detected_rows
 SETTINGS = DetectorSettings(
     (96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4
 )
-KEYS = ["map", "map50", "num_images", "precision", "runtime", "framework_map", "framework_map50", "difference"]
+KEYS = [
+    *("map", "map50", "num_images", "precision", "runtime", "device"),
+    *("framework_map", "framework_map50", "difference"),
+]
 
 
 def invoke(*arguments):
@@ -109,9 +112,17 @@ def test_the_deployed_file_is_worth_what_its_model_is(deployed, scenes, expected
     assert err.endswith(f"evaluated {deployed}/model.onnx\nnext: espalier deploy bench {deployed}/model.onnx\n")
 
 
+def test_a_file_is_scored_in_the_runtime_that_is_named(deployed, scenes, expected):
+    pytest.importorskip("openvino")
+    figures, err = evaluated(deployed, scenes, "--runtime", "openvino")
+    assert (figures["runtime"], figures["device"]) == ("openvino", "cpu")
+    assert figures["map"] == pytest.approx(expected["map"], abs=1e-4)
+    assert "the file in openvino done in" in err
+
+
 def test_progress_is_told_on_standard_error(deployed, scenes):
     _, err = evaluated(deployed, scenes)
-    assert "[1/2] model.onnx in ONNX Runtime done in" in err
+    assert "[1/2] the file in onnxruntime done in" in err
     assert "[2/2] its model file in PyTorch done in" in err
     assert "left" in err
 

@@ -1,17 +1,22 @@
+import hashlib
 import shutil
 import sys
 
+import onnx
 import pytest
 from typer.testing import CliRunner
 
 from classify.backbones import Architecture
 from classify.synthetic import SHAPES
 from classify.train import Schedule
+from deploy import EngineInfo
+from deploy.graph import input_specs, output_specs
 from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment import Detector
 from experiment.cli import app, main
+from experiment.deployment import sha256_of
 
 SETTINGS = DetectorSettings(
     (96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4
@@ -66,6 +71,28 @@ def deployed(model, invoke):
 def elsewhere(deployed, tmp_path):
     """A copy of that folder, to be changed."""
     return shutil.copytree(deployed, tmp_path / "det.deploy")
+
+
+@pytest.fixture
+def with_engine():
+    """Put a file that its sidecar calls an engine, built from the ONNX file there, into a folder."""
+
+    def put(folder, name="model.engine", backend="tensorrt", **other):
+        (folder / name).write_bytes(b"engine")
+        graph = onnx.load(folder / "model.onnx")
+        info = EngineInfo(
+            backend=backend,
+            backend_version="10.9.0",
+            compute_capabilities=(),
+            precision="float32",
+            onnx_sha256=sha256_of(folder / "model.onnx"),
+            engine_sha256=hashlib.sha256(b"engine").hexdigest(),
+            inputs=input_specs(graph),
+            outputs=output_specs(graph),
+        )
+        (folder / f"{name}.json").write_text(info.model_copy(update=other).model_dump_json())
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,3 @@
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -11,8 +10,7 @@ from google.protobuf import text_format
 from onnx import helper, numpy_helper
 
 from classify.synthetic import SHAPES
-from deploy import EngineInfo, OnnxRunner
-from experiment.deployment import sha256_of
+from deploy import OnnxRunner
 
 
 def _model_config():
@@ -38,22 +36,6 @@ def tensors(specs):
 
 def declared(fields):
     return [(field.name, field.data_type, list(field.dims)) for field in fields]
-
-
-def with_engine(folder, name="model.engine", backend="tensorrt", onnx_sha256=None):
-    """Put a file that its sidecar calls an engine into the folder."""
-    (folder / name).write_bytes(b"engine")
-    info = EngineInfo(
-        backend=backend,
-        backend_version="10.9.0",
-        compute_capabilities=(),
-        precision="float32",
-        onnx_sha256=onnx_sha256 or sha256_of(folder / "model.onnx"),
-        engine_sha256=hashlib.sha256(b"engine").hexdigest(),
-        inputs={},
-        outputs={},
-    )
-    (folder / f"{name}.json").write_text(info.model_dump_json())
 
 
 def with_graph(folder, inputs, outputs):
@@ -162,7 +144,7 @@ def test_a_graph_of_bytes_is_given_bytes(elsewhere, invoke, tmp_path):
     assert f"wrote det, det_images to {tmp_path}/det.triton\nnext: tritonserver --model-rep" in result.stderr
 
 
-def test_an_engine_of_tensorrt_is_a_model_too_and_the_one_that_is_asked(elsewhere, invoke, tmp_path):
+def test_an_engine_of_tensorrt_is_a_model_too_and_the_one_that_is_asked(elsewhere, with_engine, invoke, tmp_path):
     with_engine(elsewhere)
     invoke("deploy", "package", elsewhere)
     plan, onnx, images = (config_of(tmp_path / "det.triton" / name) for name in ("det_plan", "det", "det_images"))
@@ -173,7 +155,7 @@ def test_an_engine_of_tensorrt_is_a_model_too_and_the_one_that_is_asked(elsewher
     assert images.parameters["graph"].string_value == "det_plan"
 
 
-def test_an_engine_of_tensorrt_rtx_is_left_out_and_told_of(elsewhere, invoke, tmp_path):
+def test_an_engine_of_tensorrt_rtx_is_left_out_and_told_of(elsewhere, with_engine, invoke, tmp_path):
     with_engine(elsewhere, backend="tensorrt_rtx")
     result = invoke("deploy", "package", elsewhere)
     assert not (tmp_path / "det.triton/det_plan").exists()
@@ -187,7 +169,7 @@ def test_a_file_in_the_current_folder_is_packaged_beside_that_folder(elsewhere, 
     assert config_of(tmp_path / "det.triton/det").name == "det"
 
 
-def test_force_replaces_models_of_the_name_and_leaves_others(elsewhere, invoke, tmp_path):
+def test_force_replaces_models_of_the_name_and_leaves_others(elsewhere, with_engine, invoke, tmp_path):
     out = tmp_path / "repository"
     (out / "others").mkdir(parents=True)
     with_engine(elsewhere)
@@ -199,29 +181,29 @@ def test_force_replaces_models_of_the_name_and_leaves_others(elsewhere, invoke, 
     assert {path.name for path in tmp_path.iterdir()} == {"det.deploy", "repository"}
 
 
-def empty_folder(folder):
+def empty_folder(folder, with_engine):
     shutil.rmtree(folder)
     folder.mkdir()
 
 
-def of_a_classifier(folder):
+def of_a_classifier(folder, with_engine):
     with_graph(folder, {"image": ("float32", [1, 3, 32, 32])}, {"scores": ("float32", [1, 3])})
 
 
-def existing_repository(folder):
+def existing_repository(folder, with_engine):
     folder.with_suffix(".triton").mkdir()
 
 
-def two_engines(folder):
+def two_engines(folder, with_engine):
     with_engine(folder, "a.engine")
     with_engine(folder, "b.engine")
 
 
-def engine_of_another_file(folder):
+def engine_of_another_file(folder, with_engine):
     with_engine(folder, onnx_sha256="0123456789abcdef")
 
 
-def engine_without_sidecar(folder):
+def engine_without_sidecar(folder, with_engine):
     (folder / "model.engine").write_bytes(b"engine")
 
 
@@ -231,15 +213,15 @@ def engine_without_sidecar(folder):
         (empty_folder, (), "model.onnx: no such file; expected a folder that espalier deploy export wrote"),
         (of_a_classifier, (), "model.onnx: not a detector of ours, got inputs and outputs image, scores; expected"),
         (existing_repository, (), "det.triton: exists already; give another --out, or --force to replace it"),
-        (lambda _: None, ("--name", "a/b"), "--name a/b: not a model's name, got 'a/b'; expected letters, digits"),
-        (lambda _: None, ("--name", ".."), "--name ..: not a model's name, got '..'; expected letters, digits"),
+        (lambda *_: None, ("--name", "a/b"), "--name a/b: not a model's name, got 'a/b'; expected letters, digits"),
+        (lambda *_: None, ("--name", ".."), "--name ..: not a model's name, got '..'; expected letters, digits"),
         (two_engines, (), "det.deploy: several engines, got a.engine, b.engine; expected one"),
         (engine_of_another_file, (), "model.engine: built of another ONNX file than "),
         (engine_without_sidecar, (), "model.engine.json: no such file; rebuild it with: espalier deploy build"),
     ],
 )
-def test_a_wrong_request_is_one_line(command, elsewhere, broken, options, message):
-    broken(elsewhere)
+def test_a_wrong_request_is_one_line(command, elsewhere, with_engine, broken, options, message):
+    broken(elsewhere, with_engine)
     before = sorted(elsewhere.parent.iterdir())
     code, out, err = command("deploy", "package", elsewhere, *options)
     assert (code, out, err.count("\n")) == (2, "", 1)

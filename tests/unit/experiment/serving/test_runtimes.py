@@ -1,0 +1,111 @@
+"""A deployed file in every runtime: what `eval`, `predict` and `Detector` do with `--runtime` and with engines."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from detect.synthetic import write_scenes
+from experiment import Detector
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("val"), 7, (96, 128), seed=0)
+
+
+def evaluated(invoke, deployed, scenes, *options):
+    return json.loads(invoke("deploy", "eval", deployed, scenes.annotations, scenes.images, "--json", *options).stdout)
+
+
+def test_openvino_finds_what_onnx_runtime_finds(deployed, detector, files):
+    pytest.importorskip("openvino")
+    found, expected = Detector.load(deployed, "openvino")(files, 0.1), detector(files, 0.1)
+    assert sum(map(len, expected)) > 10
+    for things, es in zip(found, expected, strict=True):
+        assert [thing.name for thing in things] == [e.name for e in es]
+        np.testing.assert_allclose([t.score for t in things], [e.score for e in es], atol=1e-4)
+        np.testing.assert_allclose([t.box_xyxy for t in things], [e.box_xyxy for e in es], atol=0.05)
+
+
+def test_pictures_are_drawn_in_the_runtime_that_is_named(deployed, files, invoke, tmp_path):
+    pytest.importorskip("openvino")
+    rows = [
+        json.loads(invoke("detect", "predict", deployed, files[0], "--out", tmp_path / name, "--json", *options).stdout)
+        for name, options in (("default", ()), ("openvino", ("--runtime", "openvino")))
+    ]
+    assert [thing["name"] for thing in rows[0][0]["found"]] == [thing["name"] for thing in rows[1][0]["found"]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="running an engine needs an NVIDIA GPU")
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt_graph", "tensorrt_rtx", "tensorrt_rtx_graph"])
+def test_an_engine_is_scored_beside_its_model(elsewhere, model, scenes, invoke, runtime):
+    backend = runtime.removesuffix("_graph")
+    pytest.importorskip(backend)
+    invoke("deploy", "build", elsewhere / "model.onnx", "--backend", backend)
+    figures = evaluated(invoke, elsewhere / "model.engine", scenes, "--runtime", runtime, "--model", model)
+    assert figures["runtime"] == runtime
+    assert figures["map"] == pytest.approx(figures["framework_map"], abs=0.01)  # TF32
+
+
+def of_another_file(folder, with_engine):
+    with_engine(folder, onnx_sha256="0123456789abcdef")
+
+
+def of_another_version(folder, with_engine):
+    with_engine(folder, backend="tensorrt_rtx", backend_version="0.9")
+
+
+def of_this_version(folder, with_engine):
+    trt = pytest.importorskip("tensorrt_rtx")
+    if torch.cuda.is_available():
+        pytest.skip("here is a GPU")
+    with_engine(folder, backend="tensorrt_rtx", backend_version=trt.__version__)
+
+
+def of_another_network(folder, with_engine):
+    with_engine(folder, outputs={})
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (
+            of_another_file,
+            "model.engine: built of another ONNX file than was exported, got sha256 0123456789ab",
+        ),
+        (of_another_version, "model.engine: built by another version, got tensorrt_rtx 0.9; expected the installed"),
+        (of_this_version, "model.engine: no GPU to run it, got a machine without CUDA; measure the ONNX file instead"),
+        (of_another_network, "model.engine: not a detector of ours, got inputs and outputs image, image_hw; expected"),
+    ],
+)
+def test_an_engine_that_cannot_be_scored_is_one_line(command, elsewhere, with_engine, scenes, engine, message):
+    engine(elsewhere, with_engine)
+    code, out, err = command("deploy", "eval", elsewhere / "model.engine", scenes.annotations, scenes.images)
+    assert (code, out, err.count("\n")) == (1 if "no GPU" in message else 2, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("openvno", "runtime: unknown, got 'openvno'; expected openvino"),
+        ("tensorrt", "model.onnx: not for tensorrt, got .onnx; build an engine first"),
+    ],
+)
+def test_a_runtime_that_does_not_fit_is_one_line(command, deployed, scenes, name, message):
+    for arguments in (
+        ("deploy", "eval", deployed, scenes.annotations, scenes.images),
+        ("detect", "predict", deployed, scenes.images),
+    ):
+        code, out, err = command(*arguments, "--runtime", name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+
+
+def test_a_model_file_is_of_no_runtime(command, model, files, tmp_path):
+    code, out, err = command("detect", "predict", model, files[0], "--runtime", "openvino", "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert "--runtime openvino: a model file runs in PyTorch, got " in err
+    assert not (tmp_path / "out").exists()
