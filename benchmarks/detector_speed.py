@@ -89,7 +89,7 @@ class TorchvisionRunner:
         """Keep the runner of the file."""
         self.runner = runner
         self.runtime, self.device = runner.runtime, runner.device
-        self.precision, self.num_threads = runner.precision, runner.num_threads
+        self.precision, self.num_threads, self.file = runner.precision, runner.num_threads, runner.file
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return boxes, scores and labels, ours counting classes from 0."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from deploy import Measurement, OnnxRunner, measure, random_inputs
 from detect.data import CocoSet
 from experiment.deploy_eval import evaluate_deployed
-from experiment.deploy_export import CalibrationPictures, ExportConfig, export_file
+from experiment.deploy_export import ExportConfig, Pictures, export_file
 
 FORMS = {
     "fp32": {"precision": "fp32"},
@@ -30,12 +30,11 @@ FORMS = {
 
 def exported(model: Path, root: Path, work: Path) -> dict[str, Path]:
     """Export the model in every form and return the ONNX files."""
-    pictures = CalibrationPictures(annotations=root / "instances_train.json", images=root / "images")
+    pictures = Pictures(annotations=root / "instances_train.json", images=root / "images")
     files = {}
     for name, keys in FORMS.items():
-        calibration = pictures if keys["precision"] == "int8" else None
         folder = work / name.replace(", ", "-").replace(" ", "-")
-        export_file(model, ExportConfig(**keys, calibration=calibration), folder)
+        export_file(model, ExportConfig(**keys, pictures=pictures), folder)
         files[name] = folder / "model.onnx"
     return files
 

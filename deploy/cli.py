@@ -16,7 +16,7 @@ from deploy.graph import Arrays, random_inputs
 from deploy.latency import Measurement, measure
 from deploy.record import Record, record_from_measurement, rows_from_record, save_record, table_from_record
 from deploy.runtime import FileRunner
-from deploy.runtimes import RUNTIMES, runner_for, runtimes_of
+from deploy.runtimes import ENGINE, RUNTIMES, runner_for, runtimes_of
 
 __all__ = ["RuntimeName", "app", "bench", "build"]
 
@@ -76,18 +76,22 @@ def build(
         list[str] | None, typer.Option(help="GPU generation to build for, such as 8.6; may be repeated")
     ] = None,
     repeat: Annotated[
-        int, typer.Option(help="engines to build, NAME-1, NAME-2, ...: kernels are chosen anew for each", min=1)
+        int,
+        typer.Option(help="engines to build, NAME-1, NAME-2, ...: TensorRT chooses its kernels anew for each", min=1),
     ] = 1,
     workspace_mib: Annotated[int | None, typer.Option(help="limit of a layer's scratch memory", min=1)] = None,
     optimization_level: Annotated[int | None, typer.Option(help="how much the builder tries", min=0, max=5)] = None,
     timing_cache: Annotated[
         Path | None, typer.Option(help="kernel times of earlier builds, made or brought up to date; tensorrt only")
     ] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="let products of float32 round to TensorFloat-32")] = False,
     out: Annotated[Path | None, typer.Option(help="engine to write  [default: beside the ONNX file]")] = None,
     force: Force = False,
 ) -> None:
     """Build an engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
-    engines = _engine_names(out or onnx.with_suffix(".engine"), repeat)
+    engines = _engine_names(out or onnx.with_suffix(ENGINE), repeat)
+    if repeat > 1 and timing_cache:
+        raise ValueError(f"--repeat {repeat}: the first build's kernels are in --timing-cache; expected one of the two")
     _refuse_existing(force, *engines)
     for engine in engines:
         info = engine_from_onnx(
@@ -98,6 +102,7 @@ def build(
             workspace_mib=workspace_mib,
             optimization_level=optimization_level,
             timing_cache=timing_cache,
+            tf32=tf32,
         )
         mib = engine.stat().st_size / 1024**2
         typer.echo(f"wrote {engine}: {info.precision}, {mib:.1f} MiB, built in {info.build_s:.1f} s")
@@ -106,6 +111,8 @@ def build(
 
 def _engine_names(out: Path, repeat: int) -> list[Path]:
     """Return net.engine, or net-1.engine, net-2.engine and so on."""
+    if out.suffix != ENGINE:
+        raise ValueError(f"--out {out}: not an engine's name, got {out.suffix or 'no ending'}; expected {ENGINE}")
     if repeat == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(1, repeat + 1)]

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deploy.files import existing_file, model_from_json, written_atomically
+from deploy.files import existing_file, model_from_json, sha256_of, written_atomically
 from deploy.graph import TensorSpec, input_specs, load_onnx, output_specs, precision_of
 from deploy.machine import current_gpu, optional_module
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["BACKENDS", "EngineInfo", "engine_from_onnx", "load_engine", "read_engine_info"]
+__all__ = ["BACKENDS", "EngineInfo", "engine_from_onnx", "last_error", "load_engine", "read_engine_info"]
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
@@ -39,6 +39,7 @@ class EngineInfo(BaseModel):
     compute_capabilities: tuple[str, ...]
     """Such as "8.6"; empty means what the backend chooses itself."""
     precision: str
+    """As `deploy.precision_of` tells it; "tf32" where float32 may be rounded to TensorFloat-32."""
     onnx_file: str | None = None
     """Its name, without folders; this and the following are None in sidecars of earlier versions."""
     onnx_sha256: str
@@ -64,6 +65,7 @@ def engine_from_onnx(
     workspace_mib: int | None = None,
     optimization_level: int | None = None,
     timing_cache: str | Path | None = None,
+    tf32: bool = False,
 ) -> EngineInfo:
     """Build an engine and its sidecar, and return what the sidecar says.
 
@@ -78,6 +80,8 @@ def engine_from_onnx(
         workspace_mib: Limit, >= 1, of the scratch memory a layer may take, in MiB; None leaves the backend's own.
         optimization_level: 0 to 5, how much the builder tries; None leaves the backend's own.
         timing_cache: File of the kernel times that TensorRT measured in earlier builds; made or brought up to date.
+        tf32: Whether products of float32 may round what they multiply to TensorFloat-32, 10 bits of mantissa. The
+            backends do so unless told not to; here float32 means float32 in every runtime.
 
     Raises:
         FileNotFoundError: If the ONNX file does not exist.
@@ -99,22 +103,21 @@ def engine_from_onnx(
     inputs = _fixed_specs(input_specs(model), [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _fixed_specs(output_specs(model), [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, compute_capabilities, workspace_mib, optimization_level)
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     if timing_cache:
         _use_timing_cache(config, backend, Path(timing_cache))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError(
-            f"{onnx_path}: {backend} cannot build it, got {_last_error(backend)}; change the named layer"
-        )
-    build_s, gpu = round(time.perf_counter() - start_s, 3), current_gpu()
+        raise RuntimeError(f"{onnx_path}: {backend} cannot build it, got {last_error(backend)}; change the named layer")
+    build_s, gpu, precision = round(time.perf_counter() - start_s, 3), current_gpu(), precision_of(model)
     info = EngineInfo(
         backend=backend,
         backend_version=trt.__version__,
         compute_capabilities=tuple(compute_capabilities),
-        precision=precision_of(model),
+        precision="tf32" if tf32 and precision == "float32" else precision,
         onnx_file=Path(onnx_path).name,
-        onnx_sha256=_sha256(Path(onnx_path).read_bytes()),
-        engine_sha256=_sha256(plan),
+        onnx_sha256=sha256_of(onnx_path),
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
         build_s=build_s,
         gpu=gpu.name if gpu else None,
         driver=gpu.driver if gpu else None,
@@ -139,7 +142,7 @@ def read_engine_info(engine_path: str | Path) -> EngineInfo:
     """
     path = existing_file(engine_path, _REBUILD)
     info = model_from_json(EngineInfo, _sidecar(path), _REBUILD)
-    if _sha256(path.read_bytes()) != info.engine_sha256:
+    if sha256_of(path) != info.engine_sha256:
         raise ValueError(f"{path}: not the engine its sidecar describes, got another sha256; {_REBUILD}")
     return info
 
@@ -148,7 +151,8 @@ def load_engine(engine_path: str | Path) -> Any:
     """Return the backend's engine object, ready to run on this machine's GPU.
 
     Raises:
-        ValueError: If another version built it, or the ONNX file beside it is not the one it was built from.
+        ValueError: If another version built it, or TensorRT on another GPU, or the ONNX file beside it is not the one
+            it was built from.
         RuntimeError: If there is no GPU, or the backend refuses it.
     """
     import torch
@@ -165,10 +169,13 @@ def load_engine(engine_path: str | Path) -> Any:
         raise RuntimeError(
             f"{engine_path}: no GPU to run it, got a machine without CUDA; measure the ONNX file instead"
         )
+    gpu = current_gpu()
+    if info.backend == "tensorrt" and gpu and info.gpu not in (None, gpu.name):  # it would only warn, and be slow
+        raise ValueError(f"{engine_path}: built for another GPU, got {info.gpu}; expected {gpu.name}, {_REBUILD}")
     _errors(info.backend).clear()
     engine = _runtime(info.backend).deserialize_cuda_engine(Path(engine_path).read_bytes())
     if engine is None:
-        raise RuntimeError(f"{engine_path}: {info.backend} refuses it, got {_last_error(info.backend)}; {_REBUILD}")
+        raise RuntimeError(f"{engine_path}: {info.backend} refuses it, got {last_error(info.backend)}; {_REBUILD}")
     return engine
 
 
@@ -184,10 +191,6 @@ def _write(engine_path: Path, plan: Any, info: EngineInfo) -> None:
         beside.write_bytes(plan)
     with written_atomically(_sidecar(engine_path)) as beside:
         beside.write_text(info.model_dump_json(indent=2) + "\n")
-
-
-def _sha256(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _backend_module(backend: str) -> Any:
@@ -222,7 +225,8 @@ def _runtime(backend: str) -> Any:
     return _backend_module(backend).Runtime(_logger(backend))
 
 
-def _last_error(backend: str) -> str:
+def last_error(backend: str) -> str:
+    """Return what a backend said of its last failure."""
     return _errors(backend)[-1] if _errors(backend) else "no reason"
 
 
@@ -260,13 +264,13 @@ def _builder(trt: Any, backend: str) -> Any:
         return trt.Builder(_logger(backend))
     except TypeError as error:  # pybind11's word for a null pointer
         raise RuntimeError(
-            f"{backend} cannot start, got {_last_error(backend)}; it needs an NVIDIA GPU, or build with tensorrt_rtx"
+            f"{backend} cannot start, got {last_error(backend)}; it needs an NVIDIA GPU, or build with tensorrt_rtx"
         ) from error
 
 
 def _refuse_stale(engine_path: Path, info: EngineInfo) -> None:
     source = engine_path.parent / info.onnx_file if info.onnx_file else None
-    if source and source.is_file() and _sha256(source.read_bytes()) != info.onnx_sha256:
+    if source and source.is_file() and sha256_of(source) != info.onnx_sha256:
         raise ValueError(f"{engine_path}: built from another file, got a {source} that has changed since; {_REBUILD}")
 
 
@@ -315,7 +319,7 @@ def _use_timing_cache(config: Any, backend: str, path: Path) -> None:
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise ValueError(
-            f"{path}: not for this GPU and version, got {_last_error(backend)}; name another file, it will be made"
+            f"{path}: not for this GPU and version, got {last_error(backend)}; name another file, it will be made"
         )
 
 

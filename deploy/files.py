@@ -5,6 +5,7 @@ What the files mean lives in the modules that write them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["existing_file", "model_from_json", "written_atomically"]
+__all__ = ["existing_file", "model_from_json", "sha256_of", "written_atomically"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -44,6 +45,11 @@ def existing_file(path: str | Path, remedy: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {remedy}")
     return path
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the hash by which a file is known."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def model_from_json(model_class: type[Model], path: str | Path, remedy: str) -> Model:

@@ -87,7 +87,7 @@ def precision_of(model: ModelProto) -> str:
     """Return "int8" for a graph with quantized tensors, else the float type most of its weights have.
 
     Where convolutions or matrix products have weights these alone count: anchors, which can be more, stay float32. A
-    graph without float weights has the precision of its first input.
+    graph without float weights has the precision of its first input, or output where it takes none.
     """
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -99,7 +99,7 @@ def precision_of(model: ModelProto) -> str:
     for tensor in [tensor for tensor in tensors if tensor.name in multiplied] or tensors:
         num_weights[tensor_dtype_to_np_dtype(tensor.data_type).name] += math.prod(tensor.dims)
     floats = [dtype for dtype, _ in num_weights.most_common() if "float" in dtype]
-    return floats[0] if floats else next(iter(input_specs(model).values())).dtype
+    return floats[0] if floats else next(iter({**input_specs(model), **output_specs(model)}.values())).dtype
 
 
 def foreign_operators(model: ModelProto) -> list[str]:
@@ -112,9 +112,10 @@ def foreign_operators(model: ModelProto) -> list[str]:
 def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
     """Return arrays without a single zero: zeros draw less power and can be skipped, so they flatter a time.
 
-    Floats are uniform in [0, 255), the pixels our graphs take and normalise; integers lie in [1, 127); booleans are
-    True. An input whose name ends in `_hw` is a size and gets height and width of the first 4-D input: a random one
-    would make a detector take nearly all of its image for padding, which is zeros again.
+    Floats and bytes are whole numbers from 1 to 255, the same in both: the pixels that our graphs take and normalise.
+    Other integers lie in [1, 127); booleans are True. An input whose name ends in `_hw` is a size and gets height and
+    width of the first 4-D input: a random one would make a detector take nearly all of its image for padding, which is
+    zeros again.
 
     Raises:
         ValueError: If a shape has a free dimension.
@@ -150,6 +151,10 @@ def check_inputs(subject: str, specs: Mapping[str, TensorSpec], inputs: Arrays) 
 def _spec(value: ValueInfoProto) -> TensorSpec:
     from onnx.helper import tensor_dtype_to_np_dtype
 
+    if not value.type.HasField("tensor_type"):
+        raise ValueError(
+            f"{value.name!r}: not a tensor, got {value.type.WhichOneof('value')}; expected a graph of tensors"
+        )
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
     return TensorSpec(shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)
@@ -165,7 +170,5 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def _random_array(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> npt.NDArray[np.generic]:
-    if "int" in dtype:
-        return rng.integers(1, 127, shape).astype(dtype)
-    array = rng.uniform(0, 255, shape).astype(dtype)
-    return np.where(array == 0, np.ones_like(array), array)
+    end = 256 if dtype == "uint8" or "float" in dtype else 127
+    return rng.integers(1, end, shape).astype(dtype)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploy.graph import Arrays, check_inputs, input_specs, load_onnx, output_specs, precision_of
-from deploy.runtime import onnx_session
+from deploy.runtime import onnx_session, onnx_step
 from deploy.step import CudaBuffers, Step, cuda_step
 
 __all__ = ["CudaOnnxRunner"]
@@ -38,9 +39,13 @@ class CudaOnnxRunner:
         self.inputs, self.outputs = input_specs(model), output_specs(model)
         self.precision = precision_of(model)
         self.device = f"cuda:{torch.cuda.current_device()}"
-        self._path = path
+        self.file: Path | None = Path(path)
         self._stream = torch.cuda.Stream()
-        place = {"device_id": torch.cuda.current_device(), "user_compute_stream": str(self._stream.cuda_stream)}
+        place = {
+            "device_id": torch.cuda.current_device(),
+            "user_compute_stream": str(self._stream.cuda_stream),
+            "use_tf32": "0",  # float32 means the same in every runtime
+        }
         self._session = onnx_session(path, 1, (PROVIDER, place))
         if PROVIDER not in self._session.get_providers():  # it falls back to the CPU with no more than a log line
             raise RuntimeError(
@@ -57,15 +62,14 @@ class CudaOnnxRunner:
         """Copy the inputs to the GPU and return a step that copies, computes and fetches."""
         import onnxruntime
 
-        check_inputs(str(self._path), self.inputs, inputs)
+        check_inputs(str(self.file), self.inputs, inputs)
         self._buffers = buffers = CudaBuffers(inputs, self.outputs)
         binding = self._binding(buffers)
         options = onnxruntime.RunOptions()
         # the events tell when it is done; a wait on the host would be counted
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return cuda_step(
-            self._stream, buffers.place, lambda: self._session.run_with_iobinding(binding, options), buffers.fetch
-        )
+        launch = onnx_step(self.file, partial(self._session.run_with_iobinding, binding, options))
+        return cuda_step(self._stream, buffers.place, launch, buffers.fetch)
 
     def _binding(self, buffers: CudaBuffers) -> Any:
         import torch

@@ -52,7 +52,7 @@ class OpenVinoRunner:
         model = load_onnx(path)
         self._openvino = optional_module("openvino", f"{path} was to run in")
         self.inputs, self.outputs = input_specs(model), output_specs(model)
-        self._path = path
+        self.file: Path | None = Path(path)
         compiled = _compiled(self._openvino, path, num_threads, precision_hint)
         self.num_threads: int | None = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.precision = _precision(compiled)
@@ -65,7 +65,7 @@ class OpenVinoRunner:
 
     def prepare(self, inputs: Arrays) -> Step:
         """Return a step that runs the network; wrong names, shapes or dtypes raise ValueError."""
-        check_inputs(str(self._path), self.inputs, inputs)
+        check_inputs(str(self.file), self.inputs, inputs)
         for name, array in inputs.items():
             self._request.set_tensor(name, self._openvino.Tensor(np.ascontiguousarray(array)))
 

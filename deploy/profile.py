@@ -61,7 +61,7 @@ class OnnxProfiler(OnnxRunner):
         nodes: dict[Any, dict[str, Any]] = {}
         logs = list(_onnx_runs(events, nodes))
         if len(logs) < runs:
-            raise RuntimeError(f"{self._path}: too many events, got {len(logs)} runs of {runs}; measure fewer runs")
+            raise RuntimeError(f"{self.file}: too many events, got {len(logs)} runs of {runs}; measure fewer runs")
         return tuple(
             NodeTime(
                 name=event["name"].removesuffix(_NODE),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deploy.files import model_from_json, written_atomically
+from deploy.files import model_from_json, sha256_of, written_atomically
 from deploy.graph import Arrays
 from deploy.latency import Latency, Measurement, Speedup, Transfers, inputs_by_name
 from deploy.machine import Device, cpu_model, device_from_place, git_commit, installed_versions
@@ -58,6 +58,8 @@ class Candidate(_Frozen):
     input_shapes: dict[str, tuple[int, ...]]
     reference: str
     """The candidate whose latency is compared with this one's: the first of the same batch, maybe itself."""
+    file_sha256: str | None = None
+    """Of what ran: the same in `espalier deploy eval` for the same file; None for a network in memory."""
     macs: int | None
     """Multiply-adds per batch, if the caller knows them."""
     latency: Latency
@@ -133,6 +135,7 @@ def record_from_measurement(
                 batch=measurement.batches[name],
                 input_shapes={key: array.shape for key, array in own_inputs[name].items()},
                 reference=measurement.references[name],
+                file_sha256=sha256_of(file) if (file := runners[name].file) else None,
                 macs=(macs or {}).get(name),
                 latency=latency,
                 transfers=measurement.transfers.get(name),
@@ -175,6 +178,7 @@ def rows_from_record(record: Record) -> list[dict[str, str | float | None]]:
                 "runtime": candidate.runtime,
                 "precision": candidate.precision,
                 "batch": candidate.batch,
+                "file_sha256": candidate.file_sha256,
                 "latency_ms": candidate.latency.median_ms,
                 "latency_p90_ms": candidate.latency.p90_ms,
                 "latency_p99_ms": candidate.latency.p99_ms,

@@ -49,7 +49,7 @@ def measure_roofline(runner: OnnxRunner | EngineRunner) -> Roofline:
     On a GPU in half precision, unless the runner's is float32; int8 goes beyond it. On a CPU always in float32.
     """
     is_gpu = runner.device != "cpu"
-    precision = "float16" if is_gpu and runner.precision != "float32" else "float32"
+    precision = "float16" if is_gpu and runner.precision not in ("float32", "tf32") else "float32"
     side, num_elements = (8192, 2**27) if is_gpu else (1024, 2**24)
     rng = np.random.default_rng(0)
     product = {name: rng.standard_normal((side, side), np.float32).astype(precision) for name in ("a", "b")}

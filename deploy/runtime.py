@@ -7,10 +7,11 @@ statistics live in latency.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deploy.engine import load_engine, read_engine_info
+from deploy.engine import last_error, load_engine, read_engine_info
 from deploy.graph import Arrays, TensorSpec, check_inputs, input_specs, load_onnx, output_specs, precision_of
 from deploy.step import CudaBuffers, Step, cuda_step
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["EngineRunner", "FileRunner", "ModuleRunner", "OnnxRunner", "Runner", "onnx_session"]
+__all__ = ["EngineRunner", "FileRunner", "ModuleRunner", "OnnxRunner", "Runner", "onnx_session", "onnx_step"]
 
 
 class Runner(Protocol):
@@ -29,9 +30,11 @@ class Runner(Protocol):
     device: str
     """Either "cpu" or "cuda:<index>"."""
     precision: str
-    """Most weights: "float32", "float16", "bfloat16" or "int8"."""
+    """Most weights: "float32", "tf32", "float16", "bfloat16" or "int8"."""
     num_threads: int | None
     """CPU threads it may use; None on a GPU."""
+    file: Path | None
+    """What it runs; None for a network in memory."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs for these inputs."""
@@ -67,23 +70,25 @@ class OnnxRunner:
         self.inputs, self.outputs = input_specs(model), output_specs(model)
         self.precision = precision_of(model)
         self.num_threads: int | None = num_threads
-        self._path = path
+        self.file: Path | None = Path(path)
         self._session = onnx_session(path, num_threads)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs; wrong names, shapes or dtypes raise ValueError."""
-        check_inputs(str(self._path), self.inputs, inputs)
-        return dict(zip(self.outputs, self._session.run(list(self.outputs), inputs), strict=True))
+        return dict(zip(self.outputs, self._running(inputs)(), strict=True))
 
     def prepare(self, inputs: Arrays) -> Step:
         """Return a step that runs the session; wrong names, shapes or dtypes raise ValueError."""
-        check_inputs(str(self._path), self.inputs, inputs)
-        output_names = list(self.outputs)
+        run = self._running(inputs)
 
         def step() -> None:
-            self._session.run(output_names, inputs)
+            run()
 
         return step
+
+    def _running(self, inputs: Arrays) -> Callable[[], list[Any]]:
+        check_inputs(str(self.file), self.inputs, inputs)
+        return onnx_step(self.file, partial(self._session.run, list(self.outputs), inputs))
 
 
 class ModuleRunner:
@@ -103,6 +108,9 @@ class ModuleRunner:
 
         self.runtime = "torch_compile" if compiled else "torch"
         self.device = device
+        self.file: Path | None = None
+        if device != "cpu":
+            torch.backends.cudnn.allow_tf32 = False  # as in matrix products: float32 means the same in every runtime
         weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
         self.precision = str(torch.float32 if weight is None else weight.dtype).removeprefix("torch.")
         self.num_threads = torch.get_num_threads() if device == "cpu" else None
@@ -209,8 +217,10 @@ class EngineRunner:
         self.runtime, self.precision = info.backend + "_graph" * cuda_graph, info.precision
         self._cuda_graph = cuda_graph
         self.device = f"cuda:{torch.cuda.current_device()}"
-        self._path = path
+        self.file: Path | None = Path(path)
         self._context = engine.create_execution_context()
+        if self._context is None:
+            raise RuntimeError(f"{path}: {info.backend} cannot run it, got {last_error(info.backend)}; free GPU memory")
         self._stream = torch.cuda.Stream()
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -220,7 +230,7 @@ class EngineRunner:
 
     def prepare(self, inputs: Arrays) -> Step:
         """Copy the inputs to the GPU and return a step that copies, computes and fetches."""
-        check_inputs(str(self._path), self.inputs, inputs)
+        check_inputs(str(self.file), self.inputs, inputs)
         self._buffers = buffers = CudaBuffers(inputs, self.outputs)
         for name, tensor in {**buffers.inputs, **buffers.outputs}.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
@@ -240,7 +250,7 @@ class EngineRunner:
 
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise RuntimeError(f"{self._path}: {self.runtime} could not run the engine; build it again on this machine")
+            raise RuntimeError(f"{self.file}: {self.runtime} could not run the engine; build it again on this machine")
 
 
 def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecutionProvider") -> Any:
@@ -250,7 +260,6 @@ def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecuti
         ValueError: If ONNX Runtime refuses the file.
     """
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
@@ -258,12 +267,27 @@ def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecuti
     options.log_severity_level = 4  # fatal only: what fails is raised below
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except (
-        errors.Fail,
-        errors.InvalidArgument,
-        errors.InvalidGraph,
-        errors.InvalidProtobuf,
-        errors.NotImplemented,
-    ) as error:
+    except _onnxruntime_errors() as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: ONNX Runtime refuses it, got {reason}; expected standard operators only") from error
+
+
+def onnx_step(path: str | Path | None, run: Callable[[], Any]) -> Callable[[], Any]:
+    """Return `run` with what ONNX Runtime raises in it as a RuntimeError of one line."""
+    errors = _onnxruntime_errors()
+
+    def step() -> Any:
+        try:
+            return run()
+        except errors as error:
+            reason = str(error).splitlines()[0]
+            raise RuntimeError(f"{path}: ONNX Runtime cannot run it, got {reason}; change the named node") from error
+
+    return step
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Return its exceptions, which have nothing but Exception in common."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))

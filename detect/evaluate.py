@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from classify.checkpoint import ModelCard
@@ -115,28 +116,32 @@ def fitted_images(
 
 
 def agreement(
-    expected: dict[str, NDArray[Any]], actual: dict[str, NDArray[Any]], tolerance: float = 1e-4
+    expected: dict[str, NDArray[Any]],
+    actual: dict[str, NDArray[Any]],
+    score_tolerance: float = 1e-4,
+    box_tolerance: float = 0.1,
 ) -> tuple[int, int]:
     """Return how many expected detections a graph found too, and how many there are, over the batch.
 
     There are as many as the larger of both counts, so that what a graph finds beyond the expected ones counts against
-    it. Found too: the same label, a score that differs by the tolerance at most and a box by the tolerance times the
-    largest coordinate. Order does not count: two whose scores agree to the last digits may come in either order.
+    it. Found too: the same label, score and box nearly the same, and each found one stands for one expected one alone.
+    Order does not count: two whose scores agree to the last digits may come in either order.
 
     Args:
         expected: {"boxes_xyxy", "scores", "labels"} of the module, with their batch dimension.
         actual: The same of the exported file.
-        tolerance: In [0, 1]; rounding in float32 stays below the default.
+        score_tolerance: Scores may differ by it, in [0, 1]; rounding in float32 stays below the defaults.
+        box_tolerance: Corners may be so far apart, in pixels.
     """
-    limit = tolerance * max(1.0, float(np.abs(expected["boxes_xyxy"]).max(initial=0.0)))
     boxes, scores, labels = (
         np.abs(expected[name][:, :, None].astype(np.float64) - actual[name][:, None])
         for name in ("boxes_xyxy", "scores", "labels")
     )
-    is_same = (boxes.max(-1) <= limit) & (scores <= tolerance) & (labels == 0)
-    is_detection = expected["labels"] >= 0
-    num_found = int((actual["labels"] >= 0).sum())
-    return int((is_same.any(-1) & is_detection).sum()), max(int(is_detection.sum()), num_found)
+    is_same = (boxes.max(-1) <= box_tolerance) & (scores <= score_tolerance) & (labels == 0)
+    is_pair = is_same & (expected["labels"] >= 0)[:, :, None]
+    num_agreed = sum(int(pairs[linear_sum_assignment(pairs, maximize=True)].sum()) for pairs in is_pair)
+    num_expected, num_found = (int((found["labels"] >= 0).sum()) for found in (expected, actual))
+    return num_agreed, max(num_expected, num_found)
 
 
 def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str, Any]]:

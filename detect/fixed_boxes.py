@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-__all__ = ["BoxDecoder", "keep_best", "keep_by_operator", "spread_by_group", "take"]
+__all__ = ["BoxDecoder", "keep_best", "keep_by_operator", "rounds_to_settle", "spread_by_group", "take"]
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # default of mmdet's DeltaXYWHBBoxCoder.decode, which no config reaches
 
@@ -57,12 +57,22 @@ def keep_best(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float, num_round
 
     Source: Cluster-NMS, in Zheng et al., Enhancing Geometric Factors in Model Learning and Inference, 2020.
     """
-    overlaps_XX = (_pairwise_iou(boxes_X4) > iou_threshold).to(boxes_X4.dtype).triu(1)
+    overlaps_XX = _overlaps(boxes_X4, iou_threshold)
     keep_1X = valid_1X = valid_X[..., None, :]
     for _ in range(num_rounds):
         keep_1X = _round(keep_1X, valid_1X, overlaps_XX)
     converged_1 = (_round(keep_1X, valid_1X, overlaps_XX) == keep_1X).all(-1)
     return keep_1X[..., 0, :], converged_1[..., 0]
+
+
+def rounds_to_settle(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> int:
+    """Return the fewest rounds with which `keep_best` converges on all of these boxes."""
+    overlaps_XX = _overlaps(boxes_X4, iou_threshold)
+    keep_1X = valid_1X = valid_X[..., None, :]
+    num_rounds = 0
+    while not torch.equal(after_1X := _round(keep_1X, valid_1X, overlaps_XX), keep_1X):
+        keep_1X, num_rounds = after_1X, num_rounds + 1
+    return num_rounds
 
 
 def keep_by_operator(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
@@ -93,6 +103,10 @@ def spread_by_group(boxes_NX4: Tensor, group_NX: Tensor, valid_NX: Tensor) -> Te
 def take(values_NX4: Tensor, index_NY: Tensor) -> Tensor:
     """Return each image's values at its indices, (N, Y, 4)."""
     return values_NX4.gather(1, index_NY[..., None].expand(-1, -1, 4))
+
+
+def _overlaps(boxes_X4: Tensor, iou_threshold: float) -> Tensor:
+    return (_pairwise_iou(boxes_X4) > iou_threshold).to(boxes_X4.dtype).triu(1)
 
 
 def _round(keep_1X: Tensor, valid_1X: Tensor, overlaps_XX: Tensor) -> Tensor:

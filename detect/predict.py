@@ -54,7 +54,10 @@ def input_files(paths: Iterable[Path]) -> list[Path]:
 
 def picture_name(file: Path) -> str:
     """Return the name of the image or video that shows what was found in that file."""
-    return f"{file.stem}.mp4" if is_video(file) else file.name
+    if is_video(file):
+        return f"{file.stem}.mp4"
+    is_known = Image.registered_extensions().get(file.suffix.lower()) in Image.SAVE
+    return file.name if is_known else f"{file.name}.png"  # the whole name: frame.001 and frame.002 are two
 
 
 def predict(

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import experiment.model_runtimes  # noqa: F401  # before the commands, whose help names every runtime
+
 if TYPE_CHECKING:
     from experiment.detector import Detector
 

@@ -57,7 +57,7 @@ def _advice_on_conditions(told: Explained) -> Iterator[str]:
             f"that take at most {SHORT} times the shortest"
         )
     if precision != "int8" and _lost_ms(memory_bound) >= _WORTH * slim.total_ms:
-        smaller = "half precision or int8" if is_gpu and precision == "float32" else "int8"
+        smaller = "half precision or int8" if is_gpu and precision in ("float32", "tf32") else "int8"
         yield f"{smaller}, which moves fewer bytes: {_lost(memory_bound, slim.total_ms)}, bound by memory"
 
 

@@ -85,6 +85,9 @@ def package(
         typer.Option(file_okay=False, help="Model repository; the folder's name with .triton unless given."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model; the folder's name unless given.")] = None,
+    engine: Annotated[
+        Path | None, typer.Option(help="Engine that TensorRT built; the one in the folder that fits unless given.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Write a detector as a model repository of Triton Inference Server, with a client for it."""
@@ -93,7 +96,7 @@ def package(
     refuse_existing(force, out)
     with loading("torch and mmdet"):
         from experiment.package import package_detector
-    packaged = package_detector(folder, out, name)
+    packaged = package_detector(folder, out, name, engine)
     for note in packaged.notes:
         typer.echo(note, err=True)
     closing(f"wrote {', '.join(packaged.models)} to {out}", f"tritonserver --model-repository {out}")

@@ -3,10 +3,13 @@
 import itertools
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -14,9 +17,9 @@ from torch import nn
 from classify.checkpoint import ModelCard
 from classify.commands import check_classes
 from classify.progress import RunProgress
+from deploy import Arrays
 from deploy.files import existing_file
 from deploy.runtime import FileRunner
-from deploy.runtimes import ENGINE
 from detect import load_detector
 from detect.data import CocoSet, check_coco, read_annotations
 from detect.evaluate import coco_map, evaluate_detector
@@ -37,7 +40,8 @@ class Evaluated:
     model: Path | None
     """What the file was compared with."""
     figures: dict[str, Any]
-    """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`; `framework_map` and
+    """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`, `file_sha256`; `num_unsettled`
+    images in which its rounds of suppression were too few, None where the file does not tell; `framework_map` and
     `framework_map50` of the model file and the `difference` of both mAPs, None without a model file."""
     notes: tuple[str, ...]
     """What to know about the figures, one line each."""
@@ -94,7 +98,7 @@ def evaluate_deployed(
             or the model is another.
         RuntimeError: If the runtime is not installed, or needs a GPU and finds none.
     """
-    deployed = open_deployment(path)
+    deployed = open_deployment(path, may_differ=True)
     _check_same_classes(deployed, coco, check_coco(coco))
     runner = deployed.runner(runtime)
     model, notes = _source(deployed, model, mmdet)
@@ -102,9 +106,14 @@ def evaluate_deployed(
     with tempfile.TemporaryDirectory() as folder:
         some = _first_of(coco, limit, Path(folder))
         images = read_annotations(some.annotations)["images"]
-        graph, source = _scores(runner, framework, some, Path(folder), console)
+        settled: list[NDArray[Any]] = []
+        graph, source = _scores(runner, settled, framework, some, Path(folder), console)
+    # the last batch may be filled up with more
+    num_unsettled = int((~np.concatenate(settled)[: len(images)]).sum()) if settled else None
+    notes += [*_notes_on_running(runner, num_unsettled, len(images))]
     notes += _notes_on_shape(deployed.size_hw, images) if framework else []
-    return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source), tuple(notes))
+    told = {"num_unsettled": num_unsettled, "file_sha256": sha256_of(deployed.file)}
+    return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source) | told, tuple(notes))
 
 
 def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, ...]) -> None:
@@ -129,8 +138,8 @@ def _source(deployed: Deployed, given: Path | None, mmdet: Path | None) -> tuple
     """Return the model file that the graph was made from, None if it is not there, and what to say about both."""
     deployment, folder = deployed.deployment, deployed.file.resolve().parent
     notes = []
-    if deployed.file.suffix != ENGINE and deployment.sha256.get(deployed.file.name) != sha256_of(deployed.file):
-        notes.append(f"note: {deployed.file}: not as exported, its {DEPLOYMENT} records no such file")
+    if not deployed.is_as_exported:
+        notes.append(f"note: {deployed.file}: not as exported, its {DEPLOYMENT} records another sha256")
     if given:
         _check_source(existing_file(given, "expected a model file"), deployed)
         return given, notes
@@ -169,16 +178,41 @@ def _first_of(coco: CocoSet, limit: int | None, folder: Path) -> CocoSet:
 
 
 def _scores(
-    runner: FileRunner, framework: tuple[nn.Module, ModelCard] | None, coco: CocoSet, folder: Path, console: Console
+    runner: FileRunner,
+    settled: list[NDArray[Any]],
+    framework: tuple[nn.Module, ModelCard] | None,
+    coco: CocoSet,
+    folder: Path,
+    console: Console,
 ) -> tuple[dict[str, float], dict[str, float] | None]:
-    """Return `coco_map` of what runs, and of the model file if there is one."""
+    """Return `coco_map` of what runs, and of the model file if there is one; add whether suppression ended."""
+
+    def graph_run(inputs: Arrays) -> Arrays:
+        outputs = runner.run(inputs)
+        if "nms_converged" in outputs:
+            settled.append(outputs["nms_converged"])
+        return outputs
+
     progress = RunProgress(console, [1.0, 2.0] if framework else [1.0])
     with progress.stage(f"the file in {runner.runtime}"):
-        graph = coco_map(coco.annotations, detected_rows(runner, coco, progress))
+        graph = coco_map(coco.annotations, detected_rows(graph_run, runner.inputs["image"], coco, progress))
     if framework is None:
         return graph, None
     with progress.stage("its model file in PyTorch"):
         return graph, evaluate_detector(*framework, coco, folder, progress)
+
+
+def _notes_on_running(runner: FileRunner, num_unsettled: int | None, num_images: int) -> Iterator[str]:
+    """Say what the figures do not show of the file, or show of nothing but this runtime."""
+    if num_unsettled:
+        yield (
+            f"WARNING: suppression had not ended in {num_unsettled} of {num_images} images; export with more "
+            f"nms_rounds, or with pictures like these"
+        )
+    if runner.precision == "float16" and runner.device == "cpu":
+        yield (
+            f"note: {runner.runtime} has the weights in float16 and computes in float32 on this CPU; a GPU rounds more"
+        )
 
 
 def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,6 @@ What belongs together and what slows a layer down is judged in `deploy_layers`; 
 how all of it is shown.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from classify.progress import RunProgress
-from deploy import EngineRunner, OnnxRunner, Runner, measure, random_inputs, read_engine_info, record_from_measurement
+from deploy import EngineRunner, OnnxRunner, Runner, random_inputs, read_engine_info, record_from_measurement
 from deploy.files import existing_file
 from deploy.graph import Arrays, load_onnx
-from deploy.latency import Measurement
 from deploy.layers import OnnxGraph, OnnxLayer
 from deploy.profile import EngineProfiler, NodeTime, OnnxProfiler
 from deploy.record import Record, rows_from_record
@@ -36,6 +34,7 @@ from experiment.deploy_layers import (
     stages_of,
 )
 from experiment.deployment import ONNX, sha256_of
+from experiment.measuring import measure_with_progress
 
 __all__ = ["Explained", "StageTimes", "explain_deployed", "measured_on"]
 
@@ -131,8 +130,13 @@ class Explained:
 @dataclass(frozen=True)
 class _Subject:
     path: Path
-    is_engine: bool
+    backend: str | None
+    """What built it; None for an ONNX file."""
     graph: OnnxGraph
+
+    @property
+    def kind(self) -> str:
+        return f"an engine of {self.backend}" if self.backend else "an ONNX file"
 
 
 def explain_deployed(dense: Path, slim: Path, num_threads: int, runs: int, console: Console) -> Explained:
@@ -140,7 +144,7 @@ def explain_deployed(dense: Path, slim: Path, num_threads: int, runs: int, conso
 
     Args:
         dense: A folder that `deploy export` wrote, an ONNX file, or an engine with its ONNX file beside it.
-        slim: The same network, pruned; an engine where `dense` is one.
+        slim: The same network, pruned; an engine of the same backend where `dense` is one.
         num_threads: CPU threads of ONNX Runtime.
         runs: How many are kept, >= 1.
         console: Told of progress.
@@ -157,7 +161,7 @@ def explain_deployed(dense: Path, slim: Path, num_threads: int, runs: int, conso
     inputs = random_inputs(runners["dense"].inputs)
     progress = RunProgress(console, [1.0, 2.0, 2.0])
     with progress.stage("both files"):
-        measurement = _measured(runners, inputs, runs, progress)
+        measurement = measure_with_progress(runners, inputs, _WARMUP, runs, progress)
     with progress.stage("every node of both"):
         times = _node_times(subjects, num_threads, inputs, runs, progress)
     with progress.stage("what the machine can do"):
@@ -180,24 +184,27 @@ def measured_on(record: Record) -> str:
 
 
 def _opened(dense: Path, slim: Path) -> tuple[_Subject, _Subject]:
-    are_engines = [path.suffix == ENGINE for path in (dense, slim)]
-    if are_engines[0] != are_engines[1]:
-        raise ValueError(f"{dense} and {slim}: cannot be compared, got an engine and an ONNX file; expected two alike")
-    return _subject(dense, are_engines[0]), _subject(slim, are_engines[1])
+    first, second = _subject(dense), _subject(slim)
+    if first.kind != second.kind:
+        raise ValueError(
+            f"{dense} and {slim}: cannot be compared, got {first.kind} and {second.kind}; expected two alike"
+        )
+    return first, second
 
 
-def _subject(path: Path, is_engine: bool) -> _Subject:
+def _subject(path: Path) -> _Subject:
     path = existing_file(path / ONNX if path.is_dir() else path, _REMEDY)
-    onnx = path
-    if is_engine:
-        info = read_engine_info(path)
-        onnx = existing_file(path.with_suffix(".onnx"), "expected the file that the engine was built from, beside it")
-        if sha256_of(onnx) != info.onnx_sha256:
-            raise ValueError(
-                f"{onnx}: not what {path.name} was built from, got another sha256; "
-                f"rebuild it with: espalier deploy build {onnx}"
-            )
-    return _Subject(path, is_engine, _graph(onnx))
+    if path.suffix != ENGINE:
+        return _Subject(path, None, _graph(path))
+    info = read_engine_info(path)
+    onnx = path.parent / (info.onnx_file or f"{path.stem}.onnx")
+    existing_file(onnx, "expected the file that the engine was built from, beside it")
+    if sha256_of(onnx) != info.onnx_sha256:
+        raise ValueError(
+            f"{onnx}: not what {path.name} was built from, got another sha256; "
+            f"rebuild it with: espalier deploy build {onnx}"
+        )
+    return _Subject(path, info.backend, _graph(onnx))
 
 
 def _graph(path: Path) -> OnnxGraph:
@@ -208,7 +215,7 @@ def _graph(path: Path) -> OnnxGraph:
 
 
 def _runner(subject: _Subject, num_threads: int) -> OnnxRunner | EngineRunner:
-    return EngineRunner(subject.path) if subject.is_engine else OnnxRunner(subject.path, num_threads=num_threads)
+    return EngineRunner(subject.path) if subject.backend else OnnxRunner(subject.path, num_threads=num_threads)
 
 
 def _check_precision(subject: str, runners: Mapping[str, Runner]) -> None:
@@ -217,25 +224,14 @@ def _check_precision(subject: str, runners: Mapping[str, Runner]) -> None:
         raise ValueError(f"{subject}: cannot be compared, got {' and '.join(precisions)}; expected the same precision")
 
 
-def _measured(runners: Mapping[str, Runner], inputs: Arrays, runs: int, progress: RunProgress) -> Measurement:
-    done = itertools.count(1)
-    return measure(
-        runners,
-        inputs,
-        warmup=_WARMUP,
-        rounds=runs,
-        on_round=lambda: progress(next(done), _WARMUP + runs),
-    )
-
-
 def _node_times(
     subjects: Sequence[_Subject], num_threads: int, inputs: Arrays, runs: int, progress: RunProgress
 ) -> list[tuple[NodeTime, ...]]:
     profilers = {
-        name: EngineProfiler(subject.path) if subject.is_engine else OnnxProfiler(subject.path, num_threads=num_threads)
+        name: EngineProfiler(subject.path) if subject.backend else OnnxProfiler(subject.path, num_threads=num_threads)
         for name, subject in zip(NAMES, subjects, strict=True)
     }
-    _measured(profilers, inputs, runs, progress)
+    measure_with_progress(profilers, inputs, _WARMUP, runs, progress)
     return [profiler.node_times(runs) for profiler in profilers.values()]
 
 

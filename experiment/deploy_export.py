@@ -11,23 +11,23 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from classify.checkpoint import ModelCard, load_classifier, read_card
 from classify.config import Part, check_name
-from classify.data import MEAN, STD
 from deploy import quantized_onnx
 from deploy.precision import KEEP_FLOAT, METHODS
 from detect import load_detector
 from detect.data import CocoSet, check_coco
 from detect.evaluate import fitted_images
 from detect.fitting import stacked
-from detect.fixed_shape import NMS_ROUNDS, FixedShapeDetector, RunsOn
+from detect.fixed_shape import FixedShapeDetector, RunsOn
 from detect.foreign import load_foreign
+from detect.reference import Reference, reference_of
 from experiment.deployment import Precision, write_deployment
+from experiment.graphs import ClassScores
 from experiment.stages import Figures
 
-__all__ = ["CalibrationPictures", "ExportConfig", "Exported", "export_file"]
+__all__ = ["ExportConfig", "Exported", "Pictures", "Quantization", "export_file"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 _ADAPTIVE = (
@@ -37,17 +37,31 @@ _ADAPTIVE = (
 _Inputs = tuple[list[dict[str, Tensor]], str, Callable[[Path, Path], object] | None]
 """Examples to compare on, what they are, and what makes the file in the end of the exported one."""
 _NUM_RANDOM, _NUM_PICTURES = 4, 8  # compared with PyTorch, at least and at most
+_USUALLY_AGREED = {"fp32": 1.0, "fp16": 0.95, "int8": 0.5}
+_FP16_MAX = torch.finfo(torch.float16).max
+_LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d)  # a sum, as of a residual, shows in the ReLU or layer after it
 
 
-class CalibrationPictures(Part):
-    """The pictures that tell which values the layers take: like those to come, but none of those that are scored."""
+class Pictures(Part):
+    """Pictures like those to come, but none of those that are scored."""
 
     annotations: Path
     """COCO annotation file; of its boxes nothing is used."""
     images: Path
     """Folder its file names are relative to."""
     num_images: int = Field(64, ge=1)
-    """The first so many; all are held in memory. With the few that follow them the file is compared with PyTorch."""
+    """int8 is calibrated on the first so many, all held in memory. Every file is compared with PyTorch on a few that
+    follow them, or on some of them where none follow."""
+
+    @property
+    def coco(self) -> CocoSet:
+        """The set."""
+        return CocoSet(self.annotations, self.images)
+
+
+class Quantization(Part):
+    """How int8 is made of float32."""
+
     method: str = "minmax"
     """How the range of a layer's values is chosen: minmax, entropy or percentile."""
     keep_float: tuple[str, ...] = KEEP_FLOAT
@@ -57,11 +71,6 @@ class CalibrationPictures(Part):
     @classmethod
     def _known(cls, name: str) -> str:
         return check_name(name, METHODS)
-
-    @property
-    def coco(self) -> CocoSet:
-        """The set."""
-        return CocoSet(self.annotations, self.images)
 
 
 class ExportConfig(Part):
@@ -78,25 +87,29 @@ class ExportConfig(Part):
     build it. For detectors only."""
     size_hw: tuple[int, int] | None = None
     """Height and width of the input, multiples of 32; the model's own unless given. For detectors only."""
-    nms_rounds: int = Field(NMS_ROUNDS, ge=1)
-    """Rounds of suppression where it is arithmetic, see FixedShapeDetector. For detectors only."""
+    nms_rounds: int | None = Field(None, ge=1)
+    """Rounds of suppression where it is arithmetic, see FixedShapeDetector; twice what the compared images take, and 24
+    at least, unless given. For detectors only."""
     debug: bool = False
     """Add the output nms_converged, which says whether these rounds sufficed. For detectors only."""
-    calibration: CalibrationPictures | None = None
-    """For int8; of the other precisions, None."""
+    pictures: Pictures | None = None
+    """What int8 is calibrated on, and what every file is compared on; random images unless given, in which a trained
+    detector may find nothing. For detectors only."""
+    int8: Quantization = Quantization()
+    """Of the other precisions, left alone."""
 
     @model_validator(mode="after")
-    def _calibration_counts(self) -> "ExportConfig":
-        if self.precision == "int8" and self.calibration is None:
+    def _int8_counts(self) -> "ExportConfig":
+        if self.precision == "int8" and self.pictures is None:
             raise ValueError(
-                "calibration: int8 needs pictures, got none; expected calibration=dict(annotations=..., images=...)"
+                "pictures: int8 is calibrated on some, got none; expected pictures=dict(annotations=..., images=...)"
             )
-        if self.precision != "int8" and self.calibration:
-            raise ValueError(f"calibration: of no use, got one; expected none, {self.precision} is not calibrated")
+        if self.precision != "int8" and "int8" in self.model_fields_set:
+            raise ValueError(f"int8: of no use, got precision {self.precision}; expected int8, or no such key")
         return self
 
 
-_FOR_DETECTORS = {"runs_on", "size_hw", "nms_rounds", "debug", "calibration"}
+_FOR_DETECTORS = {"runs_on", "size_hw", "nms_rounds", "debug", "pictures"}
 
 
 @dataclass(frozen=True)
@@ -124,8 +137,8 @@ def export_file(model: Path, settings: ExportConfig, folder: Path, mmdet: Path |
         RuntimeError: If the file does not give what PyTorch gives.
     """
     kind = "detector" if mmdet else read_card(model).kind
-    if settings.calibration:
-        check_coco(settings.calibration.coco)
+    if settings.pictures:
+        check_coco(settings.pictures.coco)
     if kind == "classifier":
         return _export_classifier(model, settings, folder)
     detector, card = load_foreign(mmdet, model) if mmdet else load_detector(model)
@@ -139,17 +152,18 @@ def _export_detector(
     detector: Any, card: ModelCard, model: Path, settings: ExportConfig, folder: Path, also: Mapping[str, Any]
 ) -> Exported:
     _check_finite(model, detector, "train anew")
-    make = partial(
-        FixedShapeDetector,
+    height, width = card.preprocessing["image_size_hw"]
+    examples, compared_on, quantize = _inputs((height, width), settings)
+    seen = reference_of(detector, (height, width), examples)
+    graph = FixedShapeDetector(
         detector,
-        tuple(card.preprocessing["image_size_hw"]),
-        nms_rounds=settings.nms_rounds,
+        (height, width),
+        nms_rounds=_nms_rounds(settings, seen, compared_on),
         runs_on=settings.runs_on,
         debug=settings.debug,
+        dtype=_DTYPES[settings.precision],
     )
-    graph = make(dtype=_DTYPES[settings.precision])
-    _check_finite(f"{model} in {settings.precision}", graph, "take bf16 or fp32")
-    examples, compared_on, quantize = _inputs(graph, settings)
+    _check_values(f"{model} in {settings.precision}", graph, examples)
     parity = write_deployment(
         graph,
         examples,
@@ -158,12 +172,21 @@ def _export_detector(
         model,
         folder,
         precision=settings.precision,
-        reference=graph if graph.dtype == torch.float32 else make(),
+        expected=seen.outputs,
         quantize=quantize,
         also={"compared_on": compared_on, "config": settings.model_dump(mode="json"), **also},
     )
     sampling_ratio = detector.roi_head.bbox_roi_extractor.roi_layers[0].sampling_ratio
-    return Exported(_told(parity, compared_on), () if sampling_ratio else (_ADAPTIVE,))
+    notes = (*_notes(parity, settings.precision, compared_on), *(() if sampling_ratio else (_ADAPTIVE,)))
+    return Exported(_told(parity, compared_on), notes)
+
+
+def _nms_rounds(settings: ExportConfig, seen: Reference, compared_on: str) -> int:
+    """Return the rounds asked for, or safe ones; raise ValueError if those asked for do not reach the fixed point."""
+    given = settings.nms_rounds
+    if given is not None and settings.runs_on == "any" and given < seen.rounds:
+        raise ValueError(f"nms_rounds: too few for {compared_on}, got {given}; expected at least {seen.rounds}")
+    return given or seen.safe_rounds
 
 
 def _export_classifier(model: Path, settings: ExportConfig, folder: Path) -> Exported:
@@ -175,10 +198,10 @@ def _export_classifier(model: Path, settings: ExportConfig, folder: Path) -> Exp
         )
     net, card = load_classifier(model)
     _check_finite(model, net, "train anew")
-    graph = _Scores(net, _DTYPES[settings.precision])
-    _check_finite(f"{model} in {settings.precision}", graph, "take bf16 or fp32")
+    graph = ClassScores(net, _DTYPES[settings.precision])
     side = card.preprocessing["image_size"]
     image = (torch.rand(settings.batch, 3, side, side) * 255).to(getattr(torch, settings.image))
+    _check_values(f"{model} in {settings.precision}", graph, [{"image": image}])
     compared_on = _images(settings.batch)
     parity = write_deployment(
         graph,
@@ -188,28 +211,10 @@ def _export_classifier(model: Path, settings: ExportConfig, folder: Path) -> Exp
         model,
         folder,
         precision=settings.precision,
-        reference=_Scores(net, torch.float32),
+        reference=ClassScores(net, torch.float32),
         also={"compared_on": compared_on, "config": settings.model_dump(mode="json")},
     )
     return Exported(_told(parity, compared_on))
-
-
-class _Scores(nn.Module):
-    """A classifier with ImageNet's normalisation in front; the one given is left as it is."""
-
-    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        # BatchNorm with fixed statistics is just that normalisation
-        self.normalise = nn.BatchNorm2d(3, eps=0.0, affine=False)
-        self.normalise.running_mean, self.normalise.running_var = torch.tensor(MEAN), torch.tensor(STD).square()
-        # in half precision BatchNorm is folded here: the exporter folds it too, but leaves float32 weights
-        copied = copy.deepcopy(net) if dtype == torch.float32 else fuse(net)
-        self.net, self.dtype = copied.to(dtype), dtype
-        self.eval()
-
-    def forward(self, image: Tensor) -> Tensor:
-        scores: Tensor = self.net(self.normalise(image.float()).to(self.dtype))
-        return scores.float()
 
 
 def _check_finite(subject: Path | str, net: nn.Module, remedy: str) -> None:
@@ -218,33 +223,64 @@ def _check_finite(subject: Path | str, net: nn.Module, remedy: str) -> None:
             raise ValueError(f"{subject}: weight {name} got NaN or infinity; expected finite numbers, {remedy}")
 
 
-def _inputs(graph: FixedShapeDetector, settings: ExportConfig) -> _Inputs:
-    if settings.calibration:
-        return _pictures(graph, settings, settings.calibration)
+def _check_values(subject: str, graph: Any, examples: Sequence[Mapping[str, Tensor]]) -> None:
+    """Raise ValueError if a weight is no number in the graph's precision, or a layer gives more than fp16 holds.
+
+    No runtime computes in fp16 on a CPU, so the rounded weights are run in float32 and every layer is watched.
+    """
+    _check_finite(subject, graph, "take bf16 or fp32")
+    if graph.dtype != torch.float16:
+        return
+    wide = copy.deepcopy(graph).float()
+    wide.dtype = torch.float32
+    largest: dict[str, float] = {}
+
+    def look(name: str, layer: nn.Module, given: Any, output: Any) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(output.abs().max()))
+
+    for name, layer in wide.named_modules():
+        if isinstance(layer, _LAYERS):
+            layer.register_forward_hook(partial(look, name))
+    with torch.no_grad():
+        for example in examples:
+            wide(*example.values())
+    for name, value in largest.items():
+        if not value <= _FP16_MAX:
+            raise ValueError(
+                f"{subject}: layer {name} gives too large a value, got {value:.3g}; expected at most {_FP16_MAX:.0f}, "
+                f"take bf16 or fp32"
+            )
+
+
+def _inputs(size_hw: tuple[int, int], settings: ExportConfig) -> _Inputs:
+    if settings.pictures:
+        return _of_pictures(size_hw, settings, settings.pictures)
     num = -(-_NUM_RANDOM // settings.batch)
-    dtype = getattr(torch, settings.image)
-    drawn = (graph.example_inputs(settings.batch, dtype) for _ in range(num))
-    examples = [dict(zip(graph.input_names, tensors, strict=True)) for tensors in drawn]
+    shape, dtype = (settings.batch, 3, *size_hw), getattr(torch, settings.image)
+    image_hw = torch.tensor([size_hw] * settings.batch, dtype=torch.float32)
+    examples = [{"image": (torch.rand(shape) * 255).to(dtype), "image_hw": image_hw} for _ in range(num)]
     return examples, _images(num * settings.batch), None
 
 
-def _pictures(graph: FixedShapeDetector, settings: ExportConfig, told: CalibrationPictures) -> _Inputs:
+def _of_pictures(size_hw: tuple[int, int], settings: ExportConfig, told: Pictures) -> _Inputs:
     """Return the pictures after those to calibrate on, or these where none follow; and what calibrates."""
-    pictures = (inputs for _, inputs, _ in fitted_images(told.coco, graph.size_hw, settings.image))
+    pictures = (inputs for _, inputs, _ in fitted_images(told.coco, size_hw, settings.image))
+    is_int8 = settings.precision == "int8"
     calibrated, others = ([*itertools.islice(pictures, num)] for num in (told.num_images, _NUM_PICTURES))
     compared = others or calibrated[:_NUM_PICTURES]
     examples = [
         {name: torch.from_numpy(array) for name, array in batch.items()} for batch in _batches(compared, settings.batch)
     ]
+    what = "some that it was calibrated on," if is_int8 and not others else "others" if is_int8 else "some"
+    compared_on = f"{len(compared)} pictures, {what} of {told.annotations.name}"
     quantize = partial(
         quantized_onnx,
         batches=_batches(calibrated, settings.batch),
         form="tensorrt" if settings.runs_on == "any" else "cpu",
-        method=told.method,
-        keep_float=told.keep_float,
+        method=settings.int8.method,
+        keep_float=settings.int8.keep_float,
     )
-    what = "others" if others else "some that it was calibrated on,"
-    return examples, f"{len(compared)} pictures, {what} of {told.annotations.name}", quantize
+    return examples, compared_on, quantize if is_int8 else None
 
 
 def _batches(pictures: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
@@ -253,6 +289,24 @@ def _batches(pictures: Sequence[dict[str, Any]], size: int) -> list[dict[str, An
 
 def _images(num: int) -> str:
     return f"{num} random image{'s' if num > 1 else ''}"
+
+
+def _notes(parity: Figures | None, precision: Precision, compared_on: str) -> list[str]:
+    """Say where a file that was not refused is to be doubted."""
+    if parity is None:
+        return []
+    agreed, found = parity["num_agreed"], parity["num_detections"]
+    if not found:
+        return [
+            f"note: nothing was found in {compared_on}, so no box was compared; "
+            f"--set pictures.annotations=FILE --set pictures.images=FOLDER compares on pictures"
+        ]
+    if agreed < _USUALLY_AGREED[precision] * found:
+        return [
+            f"WARNING: only {agreed} of {found} detections in {compared_on} are those of PyTorch in float32; "
+            f"espalier deploy eval tells what that costs"
+        ]
+    return []
 
 
 def _told(parity: Figures | None, compared_on: str) -> str:

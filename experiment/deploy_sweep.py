@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from classify.backbones import BACKBONES, Architecture, build_classifier
 from classify.config import Part, check_name
 from classify.progress import RunProgress
-from deploy import engine_from_onnx, measure, onnx_from_module, random_inputs, record_from_measurement
+from deploy import engine_from_onnx, onnx_from_module, random_inputs, record_from_measurement
 from deploy.files import written_atomically
 from deploy.record import Record, rows_from_record, save_record
 from deploy.runtime import FileRunner
 from deploy.runtimes import ENGINE, RUNTIMES, runner_for
 from experiment.config import Ratio, Timing
 from experiment.deploy_explain import measured_on
+from experiment.measuring import measure_with_progress
 from experiment.sweep_plot import sweep_plot
 from prune import Cost, cost_of, prune_model
 
@@ -163,14 +164,8 @@ def _measured(
     config: SweepConfig, settings: list[_Setting], runners: Mapping[str, FileRunner], progress: RunProgress
 ) -> Record:
     inputs = random_inputs(runners[_DENSE].inputs)
-    timing, done = config.latency, itertools.count(1)
-    measurement = measure(
-        runners,
-        inputs,
-        warmup=timing.warmup,
-        rounds=timing.rounds,
-        on_round=lambda: progress(next(done), timing.warmup + timing.rounds),
-    )
+    timing = config.latency
+    measurement = measure_with_progress(runners, inputs, timing.warmup, timing.rounds, progress)
     macs = {setting.measured_as: config.batch * setting.cost.macs for setting in settings}
     return record_from_measurement(measurement, runners, inputs, macs=macs, config=config.model_dump(mode="json"))
 

@@ -1,6 +1,6 @@
 """A deployed detector in three lines of Python: load it, give it images, get what is in them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,7 +51,7 @@ class Detector:
         """Names that may be found."""
         return self._deployed.deployment.classes
 
-    def __call__(self, images: Sequence[ImageLike], min_score: float = 0.3) -> list[list[Found]]:
+    def __call__(self, images: Iterable[ImageLike], min_score: float = 0.3) -> list[list[Found]]:
         """Return what is in each image, in pixels of that image, highest score first.
 
         Args:
@@ -64,6 +64,7 @@ class Detector:
         """
         if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4:
             raise ValueError(f"images: a single image, got {_kind(images)}; expected a list of them")
+        images = list(images)  # it may be a generator, and is gone through twice
         for i, image in enumerate(images):
             _check(image, f"images[{i}]")
         return list(self.stream(images, min_score))

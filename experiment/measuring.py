@@ -9,25 +9,30 @@ from typing import Any
 import torch
 
 from deploy import (
+    Arrays,
+    Measurement,
     OnnxRunner,
+    Runner,
+    TensorSpec,
     measure,
     random_inputs,
     record_from_measurement,
     rows_from_record,
     save_record,
 )
-from deploy.runtime import FileRunner
 from detect import load_detector
 from detect.data import CocoSet, read_annotations
 from detect.evaluate import coco_map, coco_rows, detections_by_graph, fitted_images
+from detect.fitting import Graph
 from detect.fixed_shape import FixedShapeDetector
+from detect.reference import reference_of
 from experiment.config import Timing
 from experiment.deployment import ONNX, write_deployment
 from experiment.stages import Figures, Report, figures_in
 from experiment.steps import MODEL
 from prune import cost_of
 
-__all__ = ["DETECTIONS", "RECORD", "detected_rows", "export", "measure_latency"]
+__all__ = ["DETECTIONS", "RECORD", "detected_rows", "export", "measure_latency", "measure_with_progress"]
 
 DETECTIONS = "detections.json"
 """COCO result rows of the exported graph on the validation set."""
@@ -45,25 +50,25 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
     """
     detector, card = load_detector(source / MODEL)
     size_hw = tuple(card.preprocessing["image_size_hw"])
-    graph = FixedShapeDetector(detector, size_hw)
     few = itertools.islice(fitted_images(val, size_hw), _NUM_COMPARED)
     examples = [{name: torch.from_numpy(value) for name, value in inputs.items()} for _, inputs, _ in few]
-    parity = write_deployment(graph, examples, graph.output_names, card, source, folder)
+    seen = reference_of(detector, size_hw, examples)
+    graph = FixedShapeDetector(detector, size_hw, nms_rounds=seen.safe_rounds)
+    parity = write_deployment(graph, examples, graph.output_names, card, source, folder, expected=seen.outputs)
     cost = cost_of(graph, tuple(examples[0].values()))
     runner = OnnxRunner(folder / ONNX, num_threads=torch.get_num_threads())
-    rows = detected_rows(runner, val, progress)
+    rows = detected_rows(runner.run, runner.inputs["image"], val, progress)
     (folder / DETECTIONS).write_text(json.dumps(rows))
     return {**coco_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
 
 
-def detected_rows(runner: FileRunner, coco: CocoSet, progress: Report) -> list[dict[str, Any]]:
-    """Return COCO result rows of everything that an exported detector finds in a set, at the file's own shape."""
-    image = runner.inputs["image"]
+def detected_rows(graph: Graph, image: TensorSpec, coco: CocoSet, progress: Report) -> list[dict[str, Any]]:
+    """Return COCO result rows of everything that an exported detector finds in a set; `image` is the graph's input."""
     batch, _, height, width = image.fixed_shape("image")
     truth = read_annotations(coco.annotations)
     category_ids = [category["id"] for category in truth["categories"]]
     rows = []
-    found = detections_by_graph(runner.run, coco, (height, width), batch, image.dtype)
+    found = detections_by_graph(graph, coco, (height, width), batch, image.dtype)
     for i, detections in enumerate(found):
         rows += coco_rows(detections, category_ids)
         progress(i + 1, len(truth["images"]))
@@ -79,14 +84,21 @@ def measure_latency(exports: Mapping[str, Path], settings: Timing, folder: Path,
     runners = {name: OnnxRunner(path / ONNX, num_threads=settings.num_threads) for name, path in exports.items()}
     inputs = random_inputs(next(iter(runners.values())).inputs)
     macs = {name: figures_in(path)["macs"] for name, path in exports.items()}
-    ticks = itertools.count(1)
-    measurement = measure(
-        runners,
-        inputs,
-        warmup=settings.warmup,
-        rounds=settings.rounds,
-        on_round=lambda: progress(next(ticks), settings.rounds + settings.warmup),
-    )
+    measurement = measure_with_progress(runners, inputs, settings.warmup, settings.rounds, progress)
     record = record_from_measurement(measurement, runners, inputs, macs=macs, config=settings.model_dump())
     save_record(record, folder / RECORD)
     return {"rows": {str(row["name"]): row for row in rows_from_record(record)}}
+
+
+def measure_with_progress(
+    runners: Mapping[str, Runner], inputs: Arrays, warmup: int, rounds: int, progress: Report
+) -> Measurement:
+    """Return what `deploy.measure` does, telling progress after every round."""
+    ticks = itertools.count(1)
+    return measure(
+        runners,
+        inputs,
+        warmup=warmup,
+        rounds=rounds,
+        on_round=lambda: progress(next(ticks), warmup + rounds),
+    )

@@ -13,7 +13,7 @@ import jinja2
 import detect.fitting
 from deploy import TensorSpec, read_engine_info
 from deploy.runtimes import ENGINE
-from experiment.deployment import DEPLOYMENT, ONNX, Deployed, open_deployment
+from experiment.deployment import DEPLOYMENT, ONNX, Deployed, open_deployment, sha256_of
 
 __all__ = ["Packaged", "package_detector"]
 
@@ -43,26 +43,27 @@ class Packaged:
     """What was left out and why, one line each."""
 
 
-def package_detector(path: Path, repository: Path, name: str) -> Packaged:
+def package_detector(path: Path, repository: Path, name: str, engine: Path | None = None) -> Packaged:
     """Write a model repository: the ONNX file, TensorRT's engine if there is one, and a model that takes images.
 
     Of what is there, models of these names are replaced; others stay.
 
     Args:
-        path: Folder of an exported detector, or the ONNX file in it. Engines are looked for in it.
+        path: Folder of an exported detector, or the ONNX file in it.
         repository: Created.
         name: Of the model; `<name>_plan` and `<name>_images` are the others.
+        engine: Built by TensorRT from that ONNX file; the one in the folder that is so unless given.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If Triton cannot call a model that, or the folder holds no detector of ours, several engines for
-            Triton, or one of another file.
+        ValueError: If Triton cannot call a model that, the folder holds no detector of ours or several engines for
+            Triton, or the given engine is none for Triton or of another file.
     """
     deployed = open_deployment(path)
     if deployed.file.suffix == ENGINE:
-        raise ValueError(f"{path}: an engine alone; expected its folder, of which all is packaged")
+        raise ValueError(f"{path}: an engine alone; expected its folder, and --engine {path}")
     _check_name(name)
-    engine, notes = _engine(deployed)
+    engine, notes = (_checked(engine, deployed.file), []) if engine else _only_engine(deployed.file)
     graphs = [_Graph(name, "onnxruntime", ONNX, deployed.file)]
     if engine:
         graphs.append(_Graph(f"{name}_plan", "tensorrt", "model.plan", engine))
@@ -74,9 +75,6 @@ def package_detector(path: Path, repository: Path, name: str) -> Packaged:
         for graph in graphs:
             _write_graph(deployed, graph, work / graph.name, values)
         _write_images(deployed, work / names[-1], values)
-        shutil.copyfile(detect.fitting.__file__, work / "fitting.py")
-        for file in ("client.py", "README.md"):
-            _render(file, work / file, values)
         _move(work, repository, obsolete=f"{name}_plan")
     return Packaged(names, tuple(notes))
 
@@ -99,21 +97,32 @@ def _check_name(name: str) -> None:
         )
 
 
-def _engine(deployed: Deployed) -> tuple[Path | None, list[str]]:
-    """Return the engine that Triton runs, if there is one, and what to say of the others."""
-    engines = {path: read_engine_info(path) for path in sorted(deployed.file.parent.glob("*.engine"))}
-    notes = [
-        f"note: {path}: not packaged, for {info.backend} built it and Triton runs engines of TensorRT itself only; "
-        f"build one with: espalier deploy build {deployed.file} --backend tensorrt"
-        for path, info in engines.items()
-        if info.backend != "tensorrt"
-    ]
-    ours = [path for path, info in engines.items() if info.backend == "tensorrt"]
-    if len(ours) > 1:
+def _only_engine(onnx: Path) -> tuple[Path | None, list[str]]:
+    """Return the engine beside an ONNX file that Triton can run, if there is one, and what to say of the others."""
+    fitting, notes = [], []
+    for path in sorted(onnx.parent.glob(f"*{ENGINE}")):
+        try:
+            fitting.append(_checked(path, onnx))
+        except (FileNotFoundError, ValueError) as error:
+            notes.append(f"note: not packaged: {error}")
+    if len(fitting) > 1:
+        names = ", ".join(path.name for path in fitting)
+        raise ValueError(f"{onnx.parent}: several engines, got {names}; choose one with --engine")
+    return next(iter(fitting), None), notes
+
+
+def _checked(engine: Path, onnx: Path) -> Path:
+    """Return an engine; raises ValueError unless TensorRT built it from that ONNX file."""
+    info = read_engine_info(engine)
+    remedy = f"build one with: espalier deploy build {onnx} --backend tensorrt"
+    if info.backend != "tensorrt":
+        raise ValueError(f"{engine}: not for Triton, got an engine of {info.backend}; {remedy}")
+    if info.onnx_sha256 != (expected := sha256_of(onnx)):
         raise ValueError(
-            f"{deployed.file.parent}: several engines, got {', '.join(p.name for p in ours)}; expected one"
+            f"{engine}: built of another ONNX file than {onnx.name}, got sha256 {info.onnx_sha256[:12]}; "
+            f"expected {expected[:12]}, {remedy}"
         )
-    return (open_deployment(ours[0]).file if ours else None), notes
+    return engine
 
 
 def _values(deployed: Deployed, name: str, graphs: Sequence[_Graph]) -> dict[str, Any]:
@@ -158,7 +167,9 @@ def _write_images(deployed: Deployed, folder: Path, values: Mapping[str, Any]) -
     version.mkdir(parents=True)
     shutil.copyfile(detect.fitting.__file__, version / "fitting.py")
     _write_labels(deployed, folder)
-    _render("model.py", version / "model.py", values)
+    for file in ("model.py", "client.py"):  # both take fitting.py from beside them
+        _render(file, version / file, values)
+    _render("README.md", folder / "README.md", values)
     _render("images.pbtxt", folder / "config.pbtxt", values)
 
 

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -54,10 +55,9 @@ def predict(
         raise ValueError(f"--out {out}: holds the images themselves; expected another folder")
     refuse_existing(force, *(out / picture_name(file) for file in files))
     find, command = _finder(model, min_score, runtime)
-    out.mkdir(parents=True, exist_ok=True)
     progress = RunProgress(Console(stderr=True), [1.0])
-    with progress.stage("predict"):
-        rows = _rows(find, files, out, progress)
+    with progress.stage("predict"), _filled(out) as work:
+        rows = _rows(find, files, work, progress)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
@@ -77,8 +77,19 @@ def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, 
     return lambda images: predictions(detector, card, images, min_score), f"espalier deploy export {model}"
 
 
-def _rows(find: _Find, files: Sequence[Path], out: Path, progress: RunProgress) -> list[dict[str, Any]]:
-    """Write the picture of every file, and return what was found in it, in their order."""
+@contextmanager
+def _filled(folder: Path) -> Iterator[Path]:
+    """Yield a folder whose files are put into `folder` when the block ends; nothing is if it raises."""
+    beside = next(path for path in (folder, *folder.parents) if path.exists())  # on the same disk, so moved at once
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".espalier-") as work:
+        yield Path(work)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(work).iterdir():
+            file.replace(folder / file.name)
+
+
+def _rows(find: _Find, files: Sequence[Path], folder: Path, progress: RunProgress) -> list[dict[str, Any]]:
+    """Write the picture of every file into `folder`, and return what was found in it, in their order."""
     images = [file for file in files if not is_video(file)]
     videos = [open_video(file) for file in files if is_video(file)]
     total = len(images) + sum(video.num_frames for video in videos)
@@ -93,10 +104,10 @@ def _rows(find: _Find, files: Sequence[Path], out: Path, progress: RunProgress) 
     rows: dict[Path, dict[str, Any]] = {}
     # images fill the batches of a graph together, whatever file they come from
     for file, (pixels, found) in zip(images, found_in(read_image(file) for file in images), strict=True):
-        draw(Image.fromarray(pixels), found).save(out / picture_name(file))
+        draw(Image.fromarray(pixels), found).save(folder / picture_name(file))
         rows[file] = {"file": str(file), "found": [asdict(thing) for thing in found]}
     for video in videos:
-        frames = _draw_video(found_in(video.frames()), video.fps, out / picture_name(video.path))
+        frames = _draw_video(found_in(video.frames()), video.fps, folder / picture_name(video.path))
         rows[video.path] = {"file": str(video.path), "fps": video.fps, "frames": frames}
     return [rows[file] for file in files]
 
@@ -105,13 +116,10 @@ def _draw_video(found: Iterator[tuple[_Pixels, list[Found]]], fps: float, path: 
     """Write the frames with their boxes, and return what was found frame by frame."""
     frames = []
     first = next(found)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        partial_file = Path(folder) / path.name
-        with written_video(partial_file, fps, (first[0].shape[0], first[0].shape[1])) as write:
-            for pixels, things in itertools.chain([first], found):
-                write(np.asarray(draw(Image.fromarray(pixels), things)))
-                frames.append([asdict(thing) for thing in things])
-        partial_file.replace(path)
+    with written_video(path, fps, (first[0].shape[0], first[0].shape[1])) as write:
+        for pixels, things in itertools.chain([first], found):
+            write(np.asarray(draw(Image.fromarray(pixels), things)))
+            frames.append([asdict(thing) for thing in things])
     return frames
 
 

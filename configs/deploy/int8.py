@@ -2,11 +2,11 @@
 
 Run:     espalier deploy export MODEL --config configs/deploy/int8.py
 Expects: MODEL is a detector
-Needs:   COCO 2017, or other pictures like those to come: --set calibration.annotations=FILE
-         --set calibration.images=FOLDER. The mAP is measured on others, by espalier deploy eval.
+Needs:   COCO 2017, or other pictures like those to come: --set pictures.annotations=FILE
+         --set pictures.images=FOLDER. The mAP is measured on others, by espalier deploy eval.
 """
 
 precision = "int8"
-calibration = dict(
+pictures = dict(
     annotations="data/coco/annotations/instances_train2017.json", images="data/coco/train2017", num_images=64
 )

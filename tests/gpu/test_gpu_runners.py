@@ -33,7 +33,7 @@ def check(runner, onnx_file):
     session = OnnxRunner(onnx_file)
     inputs = random_inputs(session.inputs)
     expected = session.run(inputs)["scores"]
-    np.testing.assert_allclose(runner.run(inputs)["scores"], expected, atol=5e-3 * abs(expected).max())  # TF32
+    np.testing.assert_allclose(runner.run(inputs)["scores"], expected, atol=1e-3 * abs(expected).max())
     times = runner.prepare(inputs)()
     assert min(times.latency_ms, times.host_to_device_ms, times.device_to_host_ms) > 0
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 
@@ -118,3 +119,27 @@ def test_repeated_builds_are_engines_of_their_own(onnx_files, tmp_path):
 def test_build_puts_the_engine_beside_the_file_by_default(onnx_files):
     invoke("build", onnx_files[1])
     assert read_engine_info(onnx_files[1].with_suffix(".engine")).compute_capabilities == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "net.plan"], r"--out net\.plan: not an engine's name, got \.plan; expected \.engine"),
+        (["--out", "net"], r"--out net: not an engine's name, got no ending; expected \.engine"),
+        (
+            ["--repeat", 2, "--timing-cache", "c"],
+            r"--repeat 2: the first build's kernels are in --timing-cache; expected",
+        ),
+    ],
+)
+def test_builds_that_nobody_can_use_are_refused(onnx_files, options, message):
+    with pytest.raises(ValueError, match=message):
+        invoke("build", onnx_files[0], *options)
+
+
+def test_a_record_says_which_files_were_measured(onnx_files, tmp_path):
+    options = ["--rounds", 1, "--warmup", 0, "--json", "--out", tmp_path / "record.json"]
+    rows = json.loads(invoke("bench", *onnx_files, *options).stdout)["rows"]
+    assert [row["file_sha256"] for row in rows] == [
+        hashlib.sha256(file.read_bytes()).hexdigest() for file in onnx_files
+    ]

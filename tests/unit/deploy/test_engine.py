@@ -42,6 +42,15 @@ def test_a_real_engine_and_its_sidecar_are_built(onnx_files, engine_path):
     assert sorted(path.name for path in engine_path.parent.iterdir()) == ["net.engine", "net.engine.json"]
 
 
+def test_float32_is_rounded_to_tf32_only_when_asked_for(onnx_files, tmp_path):
+    plans = [tmp_path / "exact.engine", tmp_path / "tf32.engine"]
+    exact, rounded = (
+        engine_from_onnx(onnx_files[0], plan, tf32=tf32) for plan, tf32 in zip(plans, (False, True), strict=True)
+    )
+    assert (exact.precision, rounded.precision) == ("float32", "tf32")
+    assert exact.engine_sha256 != rounded.engine_sha256
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16", "int8"])
 def test_every_precision_and_batch_is_built(conv_net, tmp_path, precision, batch):

@@ -1,7 +1,7 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from deploy import TensorSpec, random_inputs
 from deploy.graph import foreign_operators, input_specs, load_onnx, output_specs, precision_of
@@ -64,6 +64,14 @@ def test_random_inputs_hold_no_zero_and_repeat_with_their_seed():
     assert not np.array_equal(first["image"], other["image"])
 
 
+def test_bytes_and_floats_of_a_seed_are_the_same_pixels():
+    bytes_, floats = (
+        random_inputs({"image": TensorSpec((1, 3, 64, 64), dtype)})["image"] for dtype in ("uint8", "float32")
+    )
+    np.testing.assert_array_equal(bytes_, floats)
+    assert (floats.min(), floats.max()) == (1, 255)
+
+
 def test_a_size_is_that_of_the_image_not_random():
     specs = {"image": TensorSpec((2, 3, 8, 16), "float32"), "image_hw": TensorSpec((2, 2), "float32")}
     np.testing.assert_array_equal(random_inputs(specs)["image_hw"], [[8, 16], [8, 16]])
@@ -73,6 +81,21 @@ def test_random_inputs_refuse_a_free_dimension(one_node_file):
     specs = input_specs(onnx.load(one_node_file("Relu", shape=("batch", 4))))
     with pytest.raises(ValueError, match=r"tensor 'x': a free dimension, got \(None, 4\); expected fixed sizes"):
         random_inputs(specs)
+
+
+def test_a_graph_of_sequences_is_refused():
+    node = helper.make_node("SequenceEmpty", [], ["all"])
+    value = helper.make_tensor_sequence_value_info("all", TensorProto.FLOAT, None)
+    model = helper.make_model(helper.make_graph([node], "g", [], [value]))
+    with pytest.raises(ValueError, match="'all': not a tensor, got sequence_type; expected a graph of tensors"):
+        output_specs(model)
+
+
+def test_a_graph_that_takes_and_weighs_nothing_has_the_precision_of_its_output():
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT16, [2])
+    zeros = numpy_helper.from_array(np.zeros(2, np.float16))
+    node = helper.make_node("Constant", [], ["y"], value=zeros)
+    assert precision_of(helper.make_model(helper.make_graph([node], "g", [], [value]))) == "float16"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", b"\xff\xff\xff\xff"])

@@ -1,8 +1,10 @@
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from deploy import EngineRunner, ModuleRunner, OnnxRunner, engine_from_onnx, onnx_from_module, random_inputs
@@ -100,3 +102,20 @@ def test_an_engine_without_a_gpu_is_refused_in_one_line(onnx_files, tmp_path):
     engine_from_onnx(onnx_files[0], tmp_path / "net.engine", compute_capabilities=("8.6",))
     with pytest.raises(RuntimeError, match=r"net\.engine: no GPU to run it"):
         EngineRunner(tmp_path / "net.engine")
+
+
+def test_what_fails_while_it_runs_is_one_line(tmp_path):
+    """An index outside of what it picks from passes every check there is before."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    index = numpy_helper.from_array(np.array([9]), "index")
+    graph = helper.make_graph([helper.make_node("Gather", ["x", "index"], ["y"], name="pick")], "g", [x], [y], [index])
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "net.onnx")
+    runner = OnnxRunner(tmp_path / "net.onnx")
+    inputs = {"x": np.ones(4, np.float32)}
+    for run in (lambda: runner.run(inputs), runner.prepare(inputs)):
+        with pytest.raises(
+            RuntimeError, match=r"^\S+net\.onnx: ONNX Runtime cannot run it, got .*; change the named node$"
+        ):
+            run()

@@ -154,10 +154,15 @@ def test_detections_in_another_order_agree():
     assert agreement(expected, swapped) == (2, 2)  # the unused place does not count
 
 
+def test_one_found_box_stands_for_one_expected_box_alone():
+    expected = outputs([[0, 0, 9, 9], [0, 0, 9, 9.05]], [0.9, 0.9], [0, 0])
+    assert agreement(expected, outputs([[0, 0, 9, 9], [0, 0, 0, 0]], [0.9, 0.0], [0, -1])) == (1, 2)
+
+
 @pytest.mark.parametrize(
     "other",
     [
-        outputs([[0, 0, 9, 9.1]], [0.9], [0]),  # 0.1 px off, where a ten thousandth of 9 is 0.0009
+        outputs([[0, 0, 9, 9.2]], [0.9], [0]),  # twice what is allowed
         outputs([[0, 0, 9, 9]], [0.9002], [0]),
         outputs([[0, 0, 9, 9]], [0.9], [1]),
     ],

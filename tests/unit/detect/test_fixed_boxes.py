@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from detect.fixed_boxes import keep_best, keep_by_operator, spread_by_group
+from detect.fixed_boxes import keep_best, keep_by_operator, rounds_to_settle, spread_by_group
 from detect.fixed_shape import Suppress
 
 EVERY = torch.ones(300, dtype=torch.bool)
@@ -58,6 +58,12 @@ def test_chain_longer_than_the_rounds_is_reported(length: int, num_rounds: int, 
     every_other = [place % 2 == 0 for place in range(length)]
     assert is_converged.item() is converged
     assert (keep.tolist() == every_other) is converged
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 40])
+def test_a_chain_settles_in_as_many_rounds_as_it_has_links(length: int) -> None:
+    boxes = torch.stack([chain(length), torch.zeros(length, 4)])
+    assert rounds_to_settle(boxes, torch.ones(2, length, dtype=torch.bool), 0.4) == length - 1
 
 
 @pytest.mark.parametrize("suppress", [partial(keep_best, num_rounds=30), keep_by_operator])

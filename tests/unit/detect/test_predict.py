@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -33,6 +35,22 @@ def test_a_folder_stands_for_its_images_in_order(tmp_path, photo):
 def test_an_image_may_have_any_name(photo):
     renamed = photo.rename(photo.with_suffix(".data"))
     assert input_files([renamed]) == [renamed]
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("a.JPG", "a.JPG"),
+        ("a.gif", "a.gif"),
+        ("b.data", "b.data.png"),
+        ("frame.001", "frame.001.png"),
+        ("photo", "photo.png"),
+        ("a.ras", "a.ras.png"),  # a format that is read and not written
+        ("film.webm", "film.mp4"),
+    ],
+)
+def test_pictures_that_no_format_is_known_for_become_png(name, picture):
+    assert picture_name(Path(name)) == picture
 
 
 def test_an_unreadable_image_is_refused(tmp_path, photo):

@@ -51,6 +51,19 @@ def write_net(path, widths, *, side=8, names=("a", "b", "fc"), dtype=np.float32)
     return path
 
 
+def built(onnx, name=None):
+    """Build an engine beside an ONNX file; no GPU is needed."""
+    engine = onnx.with_name(name) if name else onnx.with_suffix(".engine")
+    engine_from_onnx(onnx, engine, compute_capabilities=("8.6",))
+    return engine
+
+
+def changed(engine, **entries):
+    """Write other entries into an engine's sidecar."""
+    sidecar = engine.with_name(f"{engine.name}.json")
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **entries}))
+
+
 @pytest.fixture(autouse=True)
 def quick_ceilings(monkeypatch):
     """A machine of 1e12 MACs and 1e12 bytes a second, which no layer here reaches: measuring takes a second."""
@@ -217,15 +230,22 @@ def test_files_of_two_precisions_are_refused(pair, refusal, tmp_path):
 
 
 def test_an_engine_and_an_onnx_file_are_refused(pair, refusal):
-    code, line = refusal(pair[0].with_suffix(".engine"), pair[1])
+    engine = built(pair[0])
+    code, line = refusal(engine, pair[1])
+    problem = "cannot be compared, got an engine of tensorrt_rtx and an ONNX file; expected two alike"
+    assert (code, line) == (2, f"{engine} and {pair[1]}: {problem}")
+
+
+def test_engines_of_two_backends_are_refused(pair, refusal):
+    engines = [built(path) for path in pair]
+    changed(engines[1], backend="tensorrt")
+    code, line = refusal(*engines)
     assert code == 2
-    assert line.endswith("cannot be compared, got an engine and an ONNX file; expected two alike")
+    assert line.endswith("got an engine of tensorrt_rtx and an engine of tensorrt; expected two alike")
 
 
 def test_an_engine_needs_the_file_it_was_built_from(pair, refusal, tmp_path):
-    engine, other = tmp_path / "dense.engine", tmp_path / "slim.engine"
-    for path in (engine, other):
-        engine_from_onnx(path.with_suffix(".onnx"), path, compute_capabilities=("8.6",))
+    engine, other = (built(path) for path in pair)
     write_net(tmp_path / "slim.onnx", (8, 32))
     code, line = refusal(engine, other)
     assert (code, line.split(";")[0]) == (
@@ -240,8 +260,22 @@ def test_an_engine_needs_the_file_it_was_built_from(pair, refusal, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_engines_without_a_gpu_are_refused_in_one_line(pair, refusal):
-    engines = [path.with_suffix(".engine") for path in pair]
-    for path, engine in zip(pair, engines, strict=True):
-        engine_from_onnx(path, engine, compute_capabilities=("8.6",))
+    engines = [built(path) for path in pair]
     code, line = refusal(*engines)
     assert (code, line.split(",")[0]) == (1, f"{engines[0]}: no GPU to run it")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.parametrize("name", ["dense-2.engine", "elsewhere.engine"])
+def test_the_file_that_an_engine_was_built_from_is_the_one_its_sidecar_names(name, pair, refusal):
+    engine, slim = built(pair[0], name), built(pair[1])
+    assert refusal(engine, slim)[1].startswith(f"{engine}: no GPU to run it")
+    pair[0].rename(pair[0].with_name("gone.onnx"))
+    assert refusal(engine, slim)[1].startswith(f"{pair[0]}: no such file; expected the file that the engine was built")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_an_engine_whose_sidecar_names_no_file_is_of_the_file_of_its_name(pair, refusal):
+    engines = [built(path) for path in pair]
+    changed(engines[0], onnx_file=None)
+    assert refusal(*engines)[1].startswith(f"{engines[0]}: no GPU to run it")

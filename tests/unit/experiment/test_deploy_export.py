@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from typer.testing import CliRunner
 
 from classify.backbones import Architecture, build_classifier
@@ -18,10 +19,12 @@ from classify.checkpoint import ModelCard, load_classifier, save_model
 from classify.data import MEAN, STD
 from classify.synthetic import SHAPES
 from classify.train import Schedule
-from deploy import ModuleRunner, OnnxRunner, engine_from_onnx, random_inputs
+from deploy import ModuleRunner, OnnxRunner, engine_from_onnx, onnx_from_module, random_inputs
+from deploy.precision import KEEP_FLOAT
 from detect import DetectorSettings, load_detector, new_detector, save_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.foreign import load_foreign
+from detect.reference import reference_of
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment import deployment
@@ -69,7 +72,7 @@ def evaluated(folder, coco, *arguments):
 
 def calibration(coco, num_images):
     names = {"annotations": coco.annotations, "images": coco.images, "num_images": num_images}
-    return sets("precision=int8", *(f"calibration.{name}={value}" for name, value in names.items()))
+    return sets("precision=int8", *(f"pictures.{name}={value}" for name, value in names.items()))
 
 
 @pytest.fixture
@@ -131,9 +134,10 @@ def test_without_a_word_the_file_is_float32_and_for_every_engine(plain):
         "image": "float32",
         "runs_on": "any",
         "size_hw": None,
-        "nms_rounds": 24,
+        "nms_rounds": None,
         "debug": False,
-        "calibration": None,
+        "pictures": None,
+        "int8": {"method": "minmax", "keep_float": list(KEEP_FLOAT)},
     }
     assert "NonMaxSuppression" not in operators(folder)
     agreed, found = told["parity"]["num_agreed"], told["parity"]["num_detections"]
@@ -159,7 +163,7 @@ def test_a_file_of_half_precision_and_bytes_is_worth_nearly_what_its_model_is(mo
 
 
 def test_bfloat16_is_not_compared_but_builds(model, tmp_path):
-    told, err = exported(model, tmp_path / "d", *sets("precision=bf16", "nms_rounds=2"))
+    told, err = exported(model, tmp_path / "d", *sets("precision=bf16"))
     file = tmp_path / "d/model.onnx"
     assert (told["precision"], told["parity"]) == ("bfloat16", None)
     assert "bf16; not compared with PyTorch: ONNX Runtime has no bfloat16 convolution on a CPU\n" in err
@@ -184,7 +188,7 @@ def test_int8_has_the_form_of_what_runs_it(model, scenes, tmp_path, runs_on, zer
     assert {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"} == {zero_points}
     assert ("NonMaxSuppression" in operators(tmp_path / "d")) == (runs_on == "onnxruntime")
     assert told["precision"] == "int8"
-    assert told["config"]["calibration"]["num_images"] == num_images
+    assert told["config"]["pictures"]["num_images"] == num_images
     assert told["compared_on"] == compared_on
     assert f"detections agree with PyTorch's in {compared_on}\n" in err
     figures, _ = evaluated(tmp_path / "d", scenes, "--model", model)
@@ -277,7 +281,7 @@ def foreign(tmp_path):
 def test_a_foreign_detector_is_exported_scored_and_measured(foreign, scenes, tmp_path):
     config, checkpoint = foreign
     folder = tmp_path / "net.deploy"
-    told, err = exported(checkpoint, folder, "--mmdet", config, *sets("size_hw=[96,128]", "nms_rounds=2"))
+    told, err = exported(checkpoint, folder, "--mmdet", config, *sets("size_hw=[96,128]"))
     assert told["classes"] == list(SHAPES)
     assert (told["model"], told["mmdet"]) == ("net.pth", "stock.py")
     assert told["inputs"]["image"] == [1, 3, 96, 128]
@@ -292,7 +296,7 @@ def test_a_foreign_detector_is_exported_scored_and_measured(foreign, scenes, tmp
 
 
 def test_a_foreign_detector_takes_mmdets_usual_shape(foreign):
-    assert load_foreign(*foreign)[1].preprocessing == {"image_size_hw": [800, 1344]}
+    assert load_foreign(*foreign)[1].preprocessing["image_size_hw"] == [800, 1344]
 
 
 def test_a_file_that_differs_from_pytorch_leaves_what_was_there(classifier, tmp_path, command, monkeypatch):
@@ -308,11 +312,94 @@ def test_a_file_that_differs_from_pytorch_leaves_what_was_there(classifier, tmp_
 
 
 def test_a_file_that_finds_something_else_is_refused_but_in_int8(model, plain):
-    detector = load_detector(model)[0]
-    torch.nn.init.normal_(detector.roi_head.bbox_head.fc_reg.weight)
-    other = FixedShapeDetector(detector, SIZE_HW)
-    examples = [dict(zip(other.input_names, other.example_inputs(), strict=True))]
-    arguments = (other, examples, other.output_names, plain[0] / "model.onnx")
+    other = load_detector(model)[0]
+    torch.nn.init.normal_(other.roi_head.bbox_head.fc_reg.weight)
+    graph = FixedShapeDetector(other, SIZE_HW)
+    examples = [dict(zip(graph.input_names, graph.example_inputs(), strict=True))]
+    arguments = (reference_of(other, SIZE_HW, examples).outputs, examples, plain[0] / "model.onnx")
     with pytest.raises(RuntimeError, match=r"^model\.onnx: agrees with PyTorch on \d+ of \d+ detections; expected 95%"):
         deployment._agreement(*arguments, "fp32")
     assert deployment._agreement(*arguments, "int8")["num_detections"] > 0
+
+
+def test_a_file_that_gives_no_numbers_is_refused_though_nothing_was_to_be_found(model, plain, tmp_path):
+    graph = onnx.load(plain[0] / "model.onnx")
+    for tensor in graph.graph.initializer:
+        if tensor.dims and tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), np.nan, np.float32), tensor.name))
+    onnx.save(graph, tmp_path / "model.onnx")
+    detector = load_detector(model)[0]
+    detector.roi_head.test_cfg.score_thr = 1.0
+    examples = [
+        dict(
+            zip(
+                FixedShapeDetector.input_names,
+                (torch.zeros(1, 3, *SIZE_HW), torch.tensor([SIZE_HW]).float()),
+                strict=True,
+            )
+        )
+    ]
+    seen = reference_of(detector, SIZE_HW, examples)
+    assert (seen.outputs[0]["labels"] == -1).all()
+    with pytest.raises(RuntimeError, match="gives no numbers, got NaN or infinity"):
+        deployment._agreement(seen.outputs, examples, tmp_path / "model.onnx", "fp32")
+
+
+def test_as_many_rounds_are_taken_as_settle_what_is_compared_and_fewer_are_refused(model, scenes, tmp_path, command):
+    """Greedy suppression by torchvision is the reference, so too few rounds would find other boxes."""
+    few = (*sets(f"pictures.annotations={scenes.annotations}", f"pictures.images={scenes.images}", "nms_rounds=1"),)
+    code, out, err = command("deploy", "export", model, "--out", tmp_path / "d", *few)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    least = int(re.search(r"nms_rounds: too few for .*, got 1; expected at least (\d+)\n", err)[1])
+    assert least > 1
+    told, err = exported(model, tmp_path / "d", *few[:-1], f"nms_rounds={least}", "--set", "debug=True")
+    assert (told["parity"]["num_agreed"], "WARNING" in err) == (told["parity"]["num_detections"], False)
+    figures, err = evaluated(tmp_path / "d", scenes, "--model", model)
+    assert figures["num_unsettled"] == 0
+
+
+def test_a_file_with_too_few_rounds_is_told_of_where_it_is_scored(model, scenes, tmp_path):
+    graph = FixedShapeDetector(load_detector(model)[0], SIZE_HW, nms_rounds=1, debug=True)
+    exported(model, tmp_path / "d", *sets("debug=True"))
+    examples = dict(zip(graph.input_names, graph.example_inputs(), strict=True))
+    onnx_from_module(graph, examples, tmp_path / "d/model.onnx", graph.output_names, tolerance=None)
+    figures, err = evaluated(tmp_path / "d", scenes, "--model", model)
+    assert figures["num_unsettled"] > 0
+    assert f"WARNING: suppression had not ended in {figures['num_unsettled']} of 7 images" in err
+
+
+def test_a_trained_detector_that_finds_nothing_in_noise_is_told_of(model, tmp_path):
+    detector, card = load_detector(model)
+    detector.roi_head.bbox_head.fc_cls.bias.data[-1] = 1e3  # background, whatever is there
+    save_detector(tmp_path / "blind.safetensors", detector, card)
+    _, err = exported(tmp_path / "blind.safetensors", tmp_path / "d")
+    assert "note: nothing was found in 4 random images, so no box was compared; --set pictures.annotations=" in err
+
+
+@pytest.mark.parametrize("kind", ["detector", "classifier"])
+def test_what_leaves_the_range_of_fp16_on_its_way_is_refused(model, classifier, tmp_path, command, kind):
+    """Weights of a thousand fit; what they make of a picture does not, and no CPU would notice."""
+    if kind == "detector":
+        net, card = load_detector(model)
+        net.neck.lateral_convs[0].conv.weight.data.fill_(1e3)
+        save_detector(tmp_path / "big.safetensors", net, card)
+        layer = "neck."
+    else:
+        net, card = load_classifier(classifier)
+        list(net.modules())[-1].weight.data.fill_(6e4)
+        save_model(tmp_path / "big.safetensors", net, card)
+        layer = "net."
+    code, out, err = command(
+        "deploy", "export", tmp_path / "big.safetensors", "--out", tmp_path / "d", *sets("precision=fp16")
+    )
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"in fp16: layer {layer}" in err
+    assert "gives too large a value, got " in err
+    assert err.endswith("; expected at most 65504, take bf16 or fp32\n")
+    assert not (tmp_path / "d").exists()
+
+
+def test_half_precision_on_a_cpu_is_told_to_be_computed_in_float32(model, scenes, tmp_path):
+    exported(model, tmp_path / "d", *sets("precision=fp16"))
+    err = evaluated(tmp_path / "d", scenes, "--model", model)[1]
+    assert "note: onnxruntime has the weights in float16 and computes in float32 on this CPU; a GPU rounds more" in err

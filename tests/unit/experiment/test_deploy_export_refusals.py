@@ -19,7 +19,7 @@ def sets(*overrides):
 
 
 def calibration(coco):
-    return sets("precision=int8", f"calibration.annotations={coco.annotations}", f"calibration.images={coco.images}")
+    return sets("precision=int8", f"pictures.annotations={coco.annotations}", f"pictures.images={coco.images}")
 
 
 @pytest.fixture
@@ -83,20 +83,20 @@ def test_weights_that_are_no_numbers_are_refused(model, tmp_path, command, value
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("precision=int8",), "--set: calibration: int8 needs pictures, got none; expected calibration=dict("),
-        (("precision=int8", "calibration.images=x"), "--set: calibration.annotations: Field required"),
-        (("calibration.annotations=a", "calibration.images=x"), "calibration: of no use, got one; expected none, fp32"),
+        (("precision=int8",), "--set: pictures: int8 is calibrated on some, got none; expected pictures=dict("),
+        (("precision=int8", "pictures.images=x"), "--set: pictures.annotations: Field required"),
+        (("int8.method=entropy",), "--set: int8: of no use, got precision fp32; expected int8, or no such key"),
         (("precision=fp8",), "--set: precision: Input should be 'fp32', 'fp16', 'bf16' or 'int8', got 'fp8'"),
         (("precison=fp16",), "--set: unknown key precison; nearest valid ones: precision"),
         (("batch=0",), "--set: batch: Input should be greater than or equal to 1, got 0"),
         (("size_hw=[96,100]",), "size_hw: does not fit the feature levels, got (96, 100); expected multiples of 32"),
         (
-            ("precision=int8", "calibration.annotations=none.json", "calibration.images=none"),
+            ("precision=int8", "pictures.annotations=none.json", "pictures.images=none"),
             "none.json: no such file; expected a COCO annotation file",
         ),
         (
-            ("precision=int8", "calibration.annotations=a", "calibration.images=b", "calibration.method=best"),
-            "--set: calibration.method: unknown, got 'best'; expected one of entropy, minmax, percentile",
+            ("precision=int8", "pictures.annotations=a", "pictures.images=b", "int8.method=best"),
+            "--set: int8.method: unknown, got 'best'; expected one of entropy, minmax, percentile",
         ),
     ],
 )

@@ -77,8 +77,8 @@ def elsewhere(deployed, tmp_path):
 def with_engine():
     """Put a file that its sidecar calls an engine, built from the ONNX file there, into a folder."""
 
-    def put(folder, name="model.engine", backend="tensorrt", **other):
-        (folder / name).write_bytes(b"engine")
+    def put(folder, name="model.engine", backend="tensorrt", content=b"engine", **other):
+        (folder / name).write_bytes(content)
         graph = onnx.load(folder / "model.onnx")
         info = EngineInfo(
             backend=backend,
@@ -86,7 +86,7 @@ def with_engine():
             compute_capabilities=(),
             precision="float32",
             onnx_sha256=sha256_of(folder / "model.onnx"),
-            engine_sha256=hashlib.sha256(b"engine").hexdigest(),
+            engine_sha256=hashlib.sha256(content).hexdigest(),
             inputs=input_specs(graph),
             outputs=output_specs(graph),
         )

@@ -45,6 +45,11 @@ def test_any_number_of_images_is_taken(detector, files):
     assert detector([]) == []
 
 
+def test_a_generator_is_taken(detector, files):
+    assert detector(files[0].parent.glob(files[0].name), 0.0) == detector([files[0]], 0.0)
+    assert detector((read_image(file) for file in files), 0.0) == detector(files, 0.0)
+
+
 def test_a_batch_of_arrays_is_taken(detector, files):
     assert detector(np.stack([read_image(file) for file in files[:2]]), 0.0) == detector(files[:2], 0.0)
 

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from classify.synthetic import SHAPES
 from deploy import OnnxRunner
+from deploy.files import sha256_of
 
 
 def _model_config():
@@ -52,7 +53,8 @@ def with_graph(folder, inputs, outputs):
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "model.onnx")
     description = json.loads((folder / "deploy.json").read_text())
     shapes = {name: shape for name, (_, shape) in inputs.items()}
-    (folder / "deploy.json").write_text(json.dumps({**description, "inputs": shapes}))
+    sha256 = {"model.onnx": sha256_of(folder / "model.onnx")}
+    (folder / "deploy.json").write_text(json.dumps({**description, "inputs": shapes, "sha256": sha256}))
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +67,14 @@ def repository(deployed, invoke, tmp_path_factory):
 def test_a_repository_holds_what_triton_and_people_look_for(repository):
     written = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     assert written == {
-        "README.md",
-        "client.py",
-        "fitting.py",
         "shapes/config.pbtxt",
         "shapes/labels.txt",
         "shapes/1/model.onnx",
         "shapes/1/deploy.json",
         "shapes_images/config.pbtxt",
         "shapes_images/labels.txt",
+        "shapes_images/README.md",
+        "shapes_images/1/client.py",
         "shapes_images/1/model.py",
         "shapes_images/1/fitting.py",
     }
@@ -139,8 +140,8 @@ def test_a_graph_of_bytes_is_given_bytes(elsewhere, invoke, tmp_path):
     config = config_of(tmp_path / "det.triton/det")
     assert declared(config.input)[0] == ("image", SCHEMA.TYPE_UINT8, [1, 3, 96, 128])
     assert declared(config.output) == [(name, TYPES[dtype], shape) for name, (dtype, shape) in outputs.items()]
-    for file in ("client.py", "det_images/1/model.py"):
-        assert 'DTYPE = (96, 128), 1, "uint8"' in (tmp_path / "det.triton" / file).read_text()
+    for file in ("client.py", "model.py"):
+        assert 'DTYPE = (96, 128), 1, "uint8"' in (tmp_path / "det.triton/det_images/1" / file).read_text()
     assert f"wrote det, det_images to {tmp_path}/det.triton\nnext: tritonserver --model-rep" in result.stderr
 
 
@@ -159,8 +160,53 @@ def test_an_engine_of_tensorrt_rtx_is_left_out_and_told_of(elsewhere, with_engin
     with_engine(elsewhere, backend="tensorrt_rtx")
     result = invoke("deploy", "package", elsewhere)
     assert not (tmp_path / "det.triton/det_plan").exists()
-    assert f"note: {elsewhere}/model.engine: not packaged, for tensorrt_rtx built it and Triton runs" in result.stderr
-    assert f"espalier deploy build {elsewhere}/model.onnx --backend tensorrt" in result.stderr
+    problem = f"{elsewhere}/model.engine: not for Triton, got an engine of tensorrt_rtx; build one with"
+    note = f"note: not packaged: {problem}: espalier deploy build {elsewhere}/model.onnx --backend tensorrt\n"
+    assert note in result.stderr
+
+
+def test_of_several_engines_the_named_one_is_packaged(elsewhere, with_engine, invoke, tmp_path):
+    for index in (1, 2, 3):
+        with_engine(elsewhere, f"model-{index}.engine", content=f"engine {index}".encode())
+    invoke("deploy", "package", elsewhere, "--engine", elsewhere / "model-2.engine")
+    assert (tmp_path / "det.triton/det_plan/1/model.plan").read_bytes() == b"engine 2"
+
+
+def test_an_engine_is_taken_from_any_folder(elsewhere, with_engine, invoke, tmp_path):
+    with_engine(elsewhere)
+    other = tmp_path / "engines"
+    other.mkdir()
+    for name in ("model.engine", "model.engine.json"):
+        (elsewhere / name).rename(other / name)
+    invoke("deploy", "package", elsewhere, "--engine", other / "model.engine")
+    assert config_of(tmp_path / "det.triton/det_images").parameters["graph"].string_value == "det_plan"
+
+
+def test_engines_that_do_not_fit_are_told_of_and_the_one_that_does_is_packaged(
+    elsewhere, with_engine, invoke, tmp_path
+):
+    (elsewhere / "bare.engine").write_bytes(b"engine")
+    with_engine(elsewhere, "other.engine", onnx_sha256="0123456789abcdef")
+    with_engine(elsewhere, "rtx.engine", backend="tensorrt_rtx")
+    with_engine(elsewhere, "fits.engine", content=b"this one")
+    result = invoke("deploy", "package", elsewhere)
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: not packaged: ")]
+    problems = ("bare.engine.json: no such file;", "other.engine: built of another ONNX file", "rtx.engine: not for Tr")
+    for note, problem in zip(notes, problems, strict=True):
+        assert problem in note
+    assert (tmp_path / "det.triton/det_plan/1/model.plan").read_bytes() == b"this one"
+
+
+def test_a_second_detector_leaves_the_first_as_it_was(elsewhere, invoke, tmp_path):
+    out = tmp_path / "repository"
+    invoke("deploy", "package", elsewhere, "--out", out, "--name", "first")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    invoke("deploy", "package", elsewhere, "--out", out, "--name", "second", "--force")
+    assert {path: path.read_bytes() for path in before} == before
+    for name in ("first", "second"):
+        assert f'MODEL = "{name}"\n' in (out / f"{name}_images/1/client.py").read_text()
+        assert (out / f"{name}_images/README.md").read_text().startswith(f"# {name}\n")
+    assert {path.name for path in out.iterdir()} == {"first", "first_images", "second", "second_images"}
 
 
 def test_a_file_in_the_current_folder_is_packaged_beside_that_folder(elsewhere, invoke, tmp_path, monkeypatch):
@@ -203,8 +249,15 @@ def engine_of_another_file(folder, with_engine):
     with_engine(folder, onnx_sha256="0123456789abcdef")
 
 
+def engine_of_another_backend(folder, with_engine):
+    with_engine(folder, backend="tensorrt_rtx")
+
+
 def engine_without_sidecar(folder, with_engine):
     (folder / "model.engine").write_bytes(b"engine")
+
+
+CHOSEN = ("--engine", "det.deploy/model.engine")
 
 
 @pytest.mark.parametrize(
@@ -215,12 +268,15 @@ def engine_without_sidecar(folder, with_engine):
         (existing_repository, (), "det.triton: exists already; give another --out, or --force to replace it"),
         (lambda *_: None, ("--name", "a/b"), "--name a/b: not a model's name, got 'a/b'; expected letters, digits"),
         (lambda *_: None, ("--name", ".."), "--name ..: not a model's name, got '..'; expected letters, digits"),
-        (two_engines, (), "det.deploy: several engines, got a.engine, b.engine; expected one"),
-        (engine_of_another_file, (), "model.engine: built of another ONNX file than "),
-        (engine_without_sidecar, (), "model.engine.json: no such file; rebuild it with: espalier deploy build"),
+        (two_engines, (), "det.deploy: several engines, got a.engine, b.engine; choose one with --engine"),
+        (engine_of_another_file, CHOSEN, "model.engine: built of another ONNX file than model.onnx, got sha256 0123"),
+        (engine_of_another_backend, CHOSEN, "model.engine: not for Triton, got an engine of tensorrt_rtx; build one"),
+        (engine_without_sidecar, CHOSEN, "model.engine.json: no such file; rebuild it with: espalier deploy build"),
+        (lambda *_: None, CHOSEN, "model.engine: no such file; rebuild it with: espalier deploy build"),
     ],
 )
-def test_a_wrong_request_is_one_line(command, elsewhere, with_engine, broken, options, message):
+def test_a_wrong_request_is_one_line(command, elsewhere, with_engine, broken, options, message, monkeypatch):
+    monkeypatch.chdir(elsewhere.parent)
     broken(elsewhere, with_engine)
     before = sorted(elsewhere.parent.iterdir())
     code, out, err = command("deploy", "package", elsewhere, *options)

@@ -113,6 +113,38 @@ def test_pictures_that_exist_are_kept(invoke, model, files, tmp_path):
         invoke("detect", "predict", model, files[0], "--out", tmp_path)
 
 
+def test_an_image_of_any_ending_gets_a_picture(invoke, deployed, files, tmp_path):
+    renamed = shutil.copy(files[0], tmp_path / "b.data")
+    rows = predicted(invoke, deployed, renamed, files[1], "--out", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(["b.data.png", files[1].name])
+    assert [row["file"] for row in rows] == [str(renamed), str(files[1])]
+    assert Image.open(tmp_path / "out/b.data.png").format == "PNG"
+
+
+@pytest.mark.parametrize("out", ["out", "there", "new/out"])
+def test_a_failed_call_leaves_nothing_and_may_be_repeated(command, deployed, files, video, tmp_path, out):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(files[0].read_bytes()[:60])  # the header is in the first 33
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    code, told, err = command("detect", "predict", deployed, *files, video, cut, "--out", tmp_path / out, "--json")
+    assert (code, told) == (2, "")
+    assert f"espalier: {cut}: does not decode; expected an image\n" in err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert command("detect", "predict", deployed, *files, video, "--out", tmp_path / out)[0] == 0
+    found = {path.name for path in (tmp_path / out).iterdir()}
+    assert found == {*(file.name for file in files), "film.mp4"} | ({"notes.txt"} if out == "there" else set())
+
+
+def test_force_replaces_the_pictures_alone(invoke, deployed, files, tmp_path):
+    for name in (files[0].name, "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    invoke("detect", "predict", deployed, files[0], "--out", tmp_path, "--force")
+    assert Image.open(tmp_path / files[0].name).size == (128, 96)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_the_images_themselves_are_never_replaced(invoke, model, files):
     with pytest.raises(ValueError, match="holds the images themselves; expected another folder"):
         invoke("detect", "predict", model, files[0], "--out", files[0].parent, "--force")

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from deploy import runner_for
+from deploy.files import sha256_of
+from detect.fitting import fit_image, read_image
 from detect.synthetic import write_scenes
 from experiment import Detector
 
@@ -49,10 +52,6 @@ def test_an_engine_is_scored_beside_its_model(elsewhere, model, scenes, invoke, 
     assert figures["map"] == pytest.approx(figures["framework_map"], abs=0.01)  # TF32
 
 
-def of_another_file(folder, with_engine):
-    with_engine(folder, onnx_sha256="0123456789abcdef")
-
-
 def of_another_version(folder, with_engine):
     with_engine(folder, backend="tensorrt_rtx", backend_version="0.9")
 
@@ -71,10 +70,6 @@ def of_another_network(folder, with_engine):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        (
-            of_another_file,
-            "model.engine: built of another ONNX file than was exported, got sha256 0123456789ab",
-        ),
         (of_another_version, "model.engine: built by another version, got tensorrt_rtx 0.9; expected the installed"),
         (of_this_version, "model.engine: no GPU to run it, got a machine without CUDA; measure the ONNX file instead"),
         (of_another_network, "model.engine: not a detector of ours, got inputs and outputs image, image_hw; expected"),
@@ -102,6 +97,42 @@ def test_a_runtime_that_does_not_fit_is_one_line(command, deployed, scenes, name
         code, out, err = command(*arguments, "--runtime", name)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err
+
+
+def with_another_onnx_file(folder, with_engine):
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes() + b"\x32\x00")  # one empty field more
+    return folder
+
+
+def with_an_engine_of_another_file(folder, with_engine):
+    with_engine(folder, onnx_sha256="0123456789abcdef")
+    return folder / "model.engine"
+
+
+@pytest.mark.parametrize("broken", [with_another_onnx_file, with_an_engine_of_another_file])
+def test_what_was_not_exported_so_gives_no_boxes_under_wrong_names(elsewhere, with_engine, broken):
+    with pytest.raises(ValueError, match=r"not as exported, its deploy\.json records another sha256; export it again"):
+        Detector.load(broken(elsewhere, with_engine))
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torch_compile"])
+def test_a_model_file_is_measured_in_pytorch_beside_the_file_it_became(model, deployed, invoke, tmp_path, runtime):
+    invoke("deploy", "export", model, "--out", tmp_path / "one")
+    files = (model, tmp_path / "one/model.onnx")
+    options = ("--runtime", runtime, "--rounds", 2, "--warmup", 1, "--json", "--out", tmp_path / "record.json")
+    rows = json.loads(invoke("deploy", "bench", *files, *options).stdout)["rows"]
+    assert [row["runtime"] for row in rows] == [runtime, "onnxruntime"]
+    assert [row["file_sha256"] for row in rows] == [sha256_of(file) for file in files]
+
+
+def test_a_model_file_in_pytorch_gives_what_its_export_gives(model, files, invoke, tmp_path):
+    invoke("deploy", "export", model, "--out", tmp_path / "one")
+    torch_runner, onnx_runner = runner_for(model), runner_for(tmp_path / "one/model.onnx")
+    assert (torch_runner.inputs, torch_runner.outputs) == (onnx_runner.inputs, onnx_runner.outputs)
+    inputs, _ = fit_image(read_image(files[0]), (96, 128))
+    expected = onnx_runner.run(inputs)
+    for name, array in torch_runner.run(inputs).items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-2)
 
 
 def test_a_model_file_is_of_no_runtime(command, model, files, tmp_path):

@@ -30,6 +30,8 @@ INSTALL = (
     f"{ENVIRONMENT}/bin/pip install nvidia-pytriton==0.7.0 onnxruntime opencv-python-headless"
 )
 
+NAMES = ("det", "other")
+
 GRAPH = """
 import os
 import onnxruntime
@@ -81,18 +83,23 @@ np.savez(sys.argv[3], **found)
 
 @pytest.fixture(scope="module")
 def repository(deployed, invoke, tmp_path_factory):
-    """What `deploy package` wrote, its graph run by Python."""
+    """What `deploy package` wrote for one name and then for another, their graphs run by Python."""
     if not (ROOT / "pytriton").is_dir():
         pytest.skip(f"{ROOT}/pytriton: absent, it holds a Triton server; install it with: {INSTALL}")
     out = tmp_path_factory.mktemp("package") / "repository"
-    invoke("deploy", "package", deployed, "--out", out)
-    (out / "det/1/model.py").write_text(GRAPH)
-    config = (out / "det/config.pbtxt").read_text()
+    for name in NAMES:
+        invoke("deploy", "package", deployed, "--out", out, "--name", name, "--force")
+        _run_by_python(out / name)
+    return out
+
+
+def _run_by_python(graph):
+    (graph / "1/model.py").write_text(GRAPH)
+    config = (graph / "config.pbtxt").read_text()
     for packaged, stand_in in (('backend: "onnxruntime"', 'backend: "python"'), ('"model.onnx"', '"model.py"')):
         assert config.count(packaged) == 1
         config = config.replace(packaged, stand_in)
-    (out / "det/config.pbtxt").write_text(config)
-    return out
+    (graph / "config.pbtxt").write_text(config)
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +226,12 @@ def test_requests_were_collected_into_batches(asked):
     assert 2 in asked["batches"][:, 0]
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [[], ["--on-server"]])
-def test_the_client_prints_the_boxes_that_detector_gives(server, repository, detector, files, options):
+def test_each_client_prints_the_boxes_that_detector_gives(server, repository, detector, files, options, name):
+    client = repository / f"{name}_images/1/client.py"
     arguments = ("--url", server, "--min-score", 0.1, *options, *files)
-    lines = [line.split() for line in in_its_environment(repository / "client.py", *arguments).splitlines()]
+    lines = [line.split() for line in in_its_environment(client, *arguments).splitlines()]
     expected = [(str(file), thing) for file, found in zip(files, detector(files, 0.1), strict=True) for thing in found]
     assert [line[:2] for line in lines] == [[file, thing.name] for file, thing in expected]
     boxes = [[float(side) for side in line[3:]] for line in lines]
@@ -231,5 +240,4 @@ def test_the_client_prints_the_boxes_that_detector_gives(server, repository, det
 
 def test_fitting_is_the_same_file_everywhere(repository):
     ours = Path(sys.modules[read_image.__module__].__file__).read_bytes()
-    for copy in (repository / "fitting.py", repository / "det_images/1/fitting.py"):
-        assert copy.read_bytes() == ours
+    assert (repository / "det_images/1/fitting.py").read_bytes() == ours

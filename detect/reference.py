@@ -1,0 +1,59 @@
+"""What a detector finds when suppression is carried to its end: what exported graphs are held against."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detect.fixed_boxes import keep_by_operator, rounds_to_settle
+from detect.fixed_shape import NMS_ROUNDS, FixedShapeDetector
+
+if TYPE_CHECKING:
+    from mmdet.models import TwoStageDetector
+
+__all__ = ["Reference", "reference_of"]
+
+_MARGIN = 2  # pictures to come may be more crowded than those that were looked at
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What `reference_of` saw."""
+
+    outputs: tuple[dict[str, NDArray[Any]], ...]
+    """{"boxes_xyxy", "scores", "labels"} of each example, as FixedShapeDetector gives them."""
+    rounds: int
+    """The most rounds that any suppression took to settle."""
+
+    @property
+    def safe_rounds(self) -> int:
+        """Rounds that suffice for pictures like these: twice as many, and NMS_ROUNDS at least."""
+        return max(NMS_ROUNDS, _MARGIN * self.rounds)
+
+
+def reference_of(
+    detector: "TwoStageDetector", size_hw: tuple[int, int], examples: Sequence[Mapping[str, Tensor]]
+) -> Reference:
+    """Run a detector in float32, suppressing by the operator that mmdet uses, not by rounds.
+
+    Args:
+        detector: As FixedShapeDetector takes it.
+        size_hw: Of the examples.
+        examples: Tensors by the names of `FixedShapeDetector.input_names`.
+    """
+    graph = FixedShapeDetector(detector, size_hw, runs_on="onnxruntime")
+    rounds = []
+
+    def suppress(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+        rounds.append(rounds_to_settle(boxes_X4, valid_X, iou_threshold))
+        return keep_by_operator(boxes_X4, valid_X, iou_threshold)
+
+    graph.proposals.suppress = graph.detections.suppress = suppress
+    with torch.no_grad():
+        found = [graph(*(example[name] for name in graph.input_names)) for example in examples]
+    outputs = [dict(zip(graph.output_names, map(np.asarray, tensors), strict=True)) for tensors in found]
+    return Reference(tuple(outputs), max(rounds, default=0))
