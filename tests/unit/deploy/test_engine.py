@@ -19,6 +19,7 @@ from deploy import (
     quantized_onnx,
     read_engine_info,
 )
+from deploy.machine import Device
 
 
 @pytest.fixture
@@ -222,6 +223,18 @@ def test_an_engine_of_another_version_says_how_to_rebuild(engine_path):
     with pytest.raises(
         ValueError, match=r"got tensorrt_rtx 1\.2\.3; expected the installed .*, rebuild it with: espal"
     ):
+        load_engine(engine_path)
+
+
+@pytest.mark.usefixtures("tensorrt_on_a_cpu")
+def test_an_engine_that_tensorrt_built_on_another_gpu_is_refused(engine_path, monkeypatch):
+    """No GPU is here: what would tell of one says that it is."""
+    sidecar = engine_path.with_name("net.engine.json")
+    told = {"backend": "tensorrt", "gpu": "NVIDIA L4"}
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | told))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engine, "current_gpu", lambda: Device(is_gpu=True, name="NVIDIA A100"))
+    with pytest.raises(ValueError, match="built for another GPU, got NVIDIA L4; expected NVIDIA A100, rebuild it with"):
         load_engine(engine_path)
 
 

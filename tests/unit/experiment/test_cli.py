@@ -16,7 +16,7 @@ from deploy import OnnxRunner
 from detect import DetectorSettings, load_detector, new_detector, save_detector
 from detect.synthetic import write_scenes
 from experiment import cli
-from experiment.cli import app, main
+from experiment.cli import app
 from experiment.commands import prune_table
 
 ROOT = Path(__file__).parents[3]
@@ -48,19 +48,6 @@ def pruned(config, model, out, *overrides):
     """Return the figures that `prune` tells, and the card of what it wrote."""
     result = invoke("prune", PRUNE / config, model, "--out", out, "--json", *sets(*overrides))
     return json.loads(result.stdout), read_card(out)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `main` as the shell would; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +351,7 @@ def test_what_fails_is_told_in_one_line(command, monkeypatch, error, code):
 
 @pytest.mark.parametrize("arguments", [("prune", HALF), ("deploy", "build"), ("deploy", "export")])
 def test_existing_output_is_refused(command, detector, tmp_path, arguments):
-    out = tmp_path / "s.safetensors"
+    out = tmp_path / ("s.engine" if arguments[-1] == "build" else "s.safetensors")
     out.mkdir() if arguments[-1] == "export" else out.touch()
     code, _, err = command(*arguments, detector, "--out", out)
     assert (code, err) == (2, f"espalier: {out}: exists already; give another --out, or --force to replace it\n")

@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 
 import numpy as np
 import onnx
@@ -18,7 +17,7 @@ from detect.data import read_annotations
 from detect.evaluate import evaluate_detector
 from detect.synthetic import write_scenes
 from detect.train import train_detector
-from experiment.cli import app, main
+from experiment.cli import app
 from experiment.deployment import sha256_of
 from experiment.measuring import detected_rows
 
@@ -41,19 +40,6 @@ def evaluated(deployed, coco, *options):
     result = invoke("deploy", "eval", deployed, coco.annotations, coco.images, "--json", *options)
     assert result.exit_code == 0
     return json.loads(result.stdout), result.stderr
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `main` as the shell would; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 
 import numpy as np
 import onnx
@@ -16,7 +15,7 @@ from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
 from experiment import deploy_explain
-from experiment.cli import app, main
+from experiment.cli import app
 from prune import cost_of
 
 SIZE_HW = (64, 64)
@@ -77,14 +76,12 @@ def pair(tmp_path):
 
 
 @pytest.fixture
-def refusal(monkeypatch, capsys):
-    """Run `deploy explain` as the shell would; return exit code and its one line on standard error."""
+def refusal(command):
+    """Run `deploy explain`; return exit code and its one line on standard error."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", "deploy", "explain", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, capsys.readouterr().err.splitlines()[-1].removeprefix("espalier: ")
+        code, _, err = command("deploy", "explain", *arguments)
+        return code, err.splitlines()[-1].removeprefix("espalier: ")
 
     return run
 

@@ -1,6 +1,5 @@
 import json
 import re
-import sys
 from pathlib import Path
 
 import mmdet
@@ -28,7 +27,7 @@ from detect.reference import reference_of
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment import deployment
-from experiment.cli import app, main
+from experiment.cli import app
 
 CONFIGS = Path(__file__).parents[3] / "configs/deploy"
 SIZE_HW = (96, 128)
@@ -73,19 +72,6 @@ def evaluated(folder, coco, *arguments):
 def calibration(coco, num_images):
     names = {"annotations": coco.annotations, "images": coco.images, "num_images": num_images}
     return sets("precision=int8", *(f"pictures.{name}={value}" for name, value in names.items()))
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `main` as the shell would; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

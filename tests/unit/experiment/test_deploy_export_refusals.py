@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from classify.synthetic import SHAPES
 from detect import DetectorSettings, load_detector, new_detector, save_detector
 from detect.data import CocoSet, read_annotations
 from detect.synthetic import write_scenes
-from experiment.cli import main
 
 SETTINGS = DetectorSettings((96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16)
 
@@ -20,19 +17,6 @@ def sets(*overrides):
 
 def calibration(coco):
     return sets("precision=int8", f"pictures.annotations={coco.annotations}", f"pictures.images={coco.images}")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `main` as the shell would; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import json
 import re
-import sys
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ from typer.testing import CliRunner
 
 from classify.backbones import Architecture, build_classifier
 from deploy import load_record
-from experiment.cli import app, main
+from experiment.cli import app
 from experiment.sweep_plot import sweep_plot
 from prune import cost_of, prune_model
 
@@ -49,15 +48,13 @@ def figures(finished):
 
 
 @pytest.fixture
-def refusal(monkeypatch, capsys):
-    """Run `main` as the shell would; return its one line on standard error."""
+def refusal(command):
+    """Run a command that is refused; return its one line on standard error."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        return capsys.readouterr().err.splitlines()[-1]
+        code, _, err = command(*arguments)
+        assert code == 2
+        return err.splitlines()[-1]
 
     return run
 

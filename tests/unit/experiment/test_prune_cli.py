@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,6 @@ import torch
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, save_model
 from detect import DetectorSettings, new_detector, save_detector
-from experiment.cli import main
 from experiment.commands import prune_file, prune_table
 from experiment.config import PruneConfig
 
@@ -35,16 +33,13 @@ def detector(tmp_path):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys, tmp_path):
-    """Run `prune` as the shell would, check that it is refused in one line with nothing written; return that line."""
+def refused(command, tmp_path):
+    """Run `prune`, check that it is refused in one line with nothing written; return that line."""
 
     def run(*arguments):
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-        monkeypatch.setattr(sys, "argv", ["espalier", "prune", str(CONFIG), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+        code, out, err = command("prune", CONFIG, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
         return err
 

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from classify.checkpoint import ModelCard, save_model
 from classify.pruning import prune_classifier
 from detect import DetectorSettings, new_detector, save_detector
 from detect.pruning import TracedDetector, prune_detector
-from experiment.cli import app, main
+from experiment.cli import app
 from prune import cost_of, prune_model
 from prune.presets import PRESETS
 
@@ -30,15 +29,12 @@ def by_name(data):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
-    """Run the command as the shell would, which must refuse; return its line."""
+def refused(command):
+    """Run `prune show`, which must refuse; return its line."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", "prune", "show", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert (ended.value.code, out, err.count("\n")) == (2, "", 1)
+        code, out, err = command("prune", "show", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
         return err.removeprefix("espalier: ").strip()
 
     return run

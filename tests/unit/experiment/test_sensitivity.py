@@ -1,7 +1,6 @@
 import itertools
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment import sensitivity, subjects
-from experiment.cli import app, main
+from experiment.cli import app
 from experiment.config import PruneConfig
 from experiment.sensitivity import SensitivityConfig, next_command
 from experiment.sensitivity_plot import NUM_LABELS, sensitivity_plot
@@ -50,19 +49,6 @@ SETTINGS = DetectorSettings(
 
 def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `main` as the shell would; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

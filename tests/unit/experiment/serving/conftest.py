@@ -1,6 +1,5 @@
 import hashlib
 import shutil
-import sys
 
 import onnx
 import pytest
@@ -15,7 +14,7 @@ from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment import Detector
-from experiment.cli import app, main
+from experiment.cli import app
 from experiment.deployment import sha256_of
 
 SETTINGS = DetectorSettings(
@@ -27,19 +26,6 @@ SETTINGS = DetectorSettings(
 def invoke():
     """Run a command in this process; its errors are raised."""
     return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `main` as the shell would; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")
