@@ -15,8 +15,8 @@ from rich.console import Console
 
 from deploy import Measurement, OnnxRunner, measure, random_inputs
 from detect.data import CocoSet
-from experiment.deploy_eval import evaluate_deployed
-from experiment.deploy_export import ExportConfig, Pictures, export_file
+from experiment.deployed.evaluate import evaluate_deployed
+from experiment.deployed.export import ExportConfig, Pictures, export_file
 
 FORMS = {
     "fp32": {"precision": "fp32"},

@@ -1,12 +1,14 @@
 """Detectors that are not ours: a config of mmdet and the checkpoint that was trained with it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmcv.ops import RoIAlign
+from mmdet.models import DetDataPreprocessor
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
@@ -31,12 +33,16 @@ _LOGS: list[Any] = [
 ]
 """What the logs of training in mmengine's checkpoints are made of, which torch would refuse: numbers alone."""
 
+_SCALING = ("Resize", "FixScaleResize", "MultiScaleFlipAug")
+"""The steps of a pipeline that scale pictures, in mmdet 3 and 2."""
+
 
 def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
-    """Return mmdet's detector in eval mode, and a card with its classes.
+    """Return mmdet's detector in eval mode, and a card with its classes and its preprocessing.
 
-    Its image size is `DetectorSettings`' default, for what a detector can be given is in no config. RoIAlign and nms
-    are torchvision's, whose results are mmcv's.
+    `image_size_hw` is the scale of the config's test pipeline, lying and rounded up to what the detector divides by;
+    `DetectorSettings`' default where there is none. `keep_ratio` is False where that pipeline stretches pictures to
+    the scale, which nothing here does. RoIAlign and nms are torchvision's, whose results are mmcv's.
 
     Args:
         config: Of mmdet. It is Python and is run, as mmdet runs it.
@@ -47,8 +53,10 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
         ValueError: If no detector can be built from the config, one of its parts is not carried by FixedShapeDetector,
             or the checkpoint does not fit it or would execute code.
     """
-    detector: Any = _built(config)
+    detector, settings = _built(config)
     check_parts(detector)
+    _check_normalises(config, detector.data_preprocessor)
+    preprocessing = _preprocessing(settings, detector)
     with torch.serialization.safe_globals(_LOGS):
         weights = read_weights(checkpoint)
         meta = _meta(checkpoint)
@@ -57,16 +65,15 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
         if isinstance(layer, RoIAlign):
             layer.use_torchvision = True
     classes = _class_names(checkpoint, meta, detector.roi_head.bbox_head.num_classes)
-    preprocessing = {"image_size_hw": list(DetectorSettings.image_size_hw)}
     return detector.eval(), ModelCard("detector", {}, classes, preprocessing)
 
 
-def _built(config: Path) -> nn.Module:
+def _built(config: Path) -> tuple[Any, Config]:
     if not config.is_file():
         raise FileNotFoundError(f"{config}: no such file; expected a config of mmdet")
     try:
-        model = Config.fromfile(config).model
-        return revert_sync_batchnorm(build_detector(_without_pretrained(model)))
+        settings = Config.fromfile(config)
+        return revert_sync_batchnorm(build_detector(_without_pretrained(settings.model))), settings
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{config}: no detector comes of it, got {reason}; expected a config of mmdet") from error
@@ -82,6 +89,46 @@ def _without_pretrained(part: Any) -> Any:
 
 def _is_pretrained(key: str, value: Any) -> bool:
     return key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained"
+
+
+def _check_normalises(config: Path, preprocessor: nn.Module) -> None:
+    if not isinstance(preprocessor, DetDataPreprocessor):
+        raise ValueError(
+            f"{config}: its model does not normalise, got {type(preprocessor).__name__}; expected data_preprocessor="
+            f"dict(type='DetDataPreprocessor', ...), with the mean and std that mmdet 2 had in its pipeline"
+        )
+
+
+def _preprocessing(settings: Config, detector: Any) -> dict[str, Any]:
+    places = settings.get("test_dataloader"), settings.get("data", {}).get("test"), settings.get("test_pipeline")
+    told: dict[str, Any] = next(filter(None, map(_scaling, places)), {})
+    scale = told.get("scale", told.get("img_scale"))
+    if scale is None:
+        return {"image_size_hw": list(DetectorSettings.image_size_hw), "keep_ratio": True}
+    step = max(detector.data_preprocessor.pad_size_divisor, *detector.roi_head.bbox_roi_extractor.featmap_strides)
+    sides = np.resize(scale, 2).tolist()  # one number is both; of several pairs the first counts
+    keep_ratio = told.get("keep_ratio", "img_scale" in told)  # the defaults of mmdet 3 and 2
+    return {"image_size_hw": [math.ceil(side / step) * step for side in sorted(sides)], "keep_ratio": keep_ratio}
+
+
+def _scaling(part: Any) -> dict[str, Any]:
+    """Return what the scaling steps in a part of a config say; mmdet 2 has them one inside the other."""
+    return {key: value for step in _steps(part) if _name(step) in _SCALING for key, value in step.items()}
+
+
+def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield all mappings in a part of a config, the outer before those inside."""
+    if isinstance(part, Mapping):
+        yield part
+        part = list(part.values())
+    for inner in part if isinstance(part, list | tuple) else ():
+        yield from _steps(inner)
+
+
+def _name(step: Mapping[str, Any]) -> str:
+    """Return a step's class without its module or scope; new configs hold the class itself."""
+    kind = step.get("type")
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _meta(checkpoint: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from classify.cli import AsJson, Overrides, closing, loading
 from classify.cli import app as classify_app
-from experiment.deploy_cli import app as deploy_app
+from experiment.deployed.cli import app as deploy_app
 from experiment.prune_cli import app as prune_app
 
 __all__ = ["app", "doctor", "main", "report", "run"]
@@ -34,7 +34,7 @@ class _Detect(TyperGroup):
     @cached_property
     def _group(self) -> TyperGroup:
         with loading("torch and mmdet"):
-            from experiment.predict_cli import app as detect_app
+            from experiment.deployed.predict_cli import app as detect_app
         return typer.main.get_group(detect_app)
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -27,7 +27,7 @@ from detect.fitting import Graph
 from detect.fixed_shape import FixedShapeDetector
 from detect.reference import reference_of
 from experiment.config import Timing
-from experiment.deployment import ONNX, write_deployment
+from experiment.deployed.folder import ONNX, write_deployment
 from experiment.stages import Figures, Report, figures_in
 from experiment.steps import MODEL
 from prune import cost_of

@@ -24,7 +24,7 @@ from detect.data import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from experiment.config import ExperimentConfig
 from experiment.data import check_data
-from experiment.deployment import ONNX
+from experiment.deployed.folder import ONNX
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
 from experiment.report import write_report

@@ -7,8 +7,8 @@ from mmengine.config import Config
 
 from classify.config import read_config
 from experiment.config import load_config
-from experiment.deploy_export import ExportConfig
-from experiment.deploy_sweep import SweepConfig
+from experiment.deployed.export import ExportConfig
+from experiment.deployed.sweep import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py"))

@@ -1,6 +1,5 @@
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,15 +12,6 @@ from detect.data import CocoSet, read_annotations
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
 from detect.train import coco_loader, train_detector
-
-SHARED_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
-def shared_data():
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"{SHARED_DATA}: absent, it holds the real photographs and reference figures")
-    return SHARED_DATA
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def reference(config, checkpoint=None):
 def write(tmp_path):
     """Write a small config after a stock one, and its checkpoint: what torch.save is given, from the weights."""
 
-    def both(stock="faster-rcnn_r50_fpn_1x_coco", content=lambda weights: weights, scale=1.0):
+    def both(stock="faster-rcnn_r50_fpn_1x_coco", content=lambda weights: weights, scale=1.0, more=""):
         config, checkpoint = tmp_path / "config.py", tmp_path / "net.pth"
         config.write_text(f'_base_ = "{STOCK}/faster_rcnn/{stock}.py"\n{SMALL}')
         torch.manual_seed(0)
@@ -55,6 +55,7 @@ def write(tmp_path):
                 if path.endswith(f"{name}.weight"):
                     torch.nn.init.normal_(parameter, std=scale * std)
         torch.save(content(detector.state_dict()), checkpoint)
+        config.write_text(config.read_text() + more)
         return config, checkpoint
 
     return both
@@ -71,7 +72,8 @@ def with_meta(**meta):
 def test_a_stock_detector_finds_at_fixed_shape_what_it_finds_in_mmdet(write, name, scale):
     config, checkpoint = write(name, with_meta(dataset_meta={"classes": NAMES}), scale)
     detector, card = load_foreign(config, checkpoint)
-    assert (card.kind, card.classes, card.preprocessing["image_size_hw"]) == ("detector", NAMES, [800, 1344])
+    assert (card.kind, card.classes) == ("detector", NAMES)
+    assert card.preprocessing == {"image_size_hw": [800, 1344], "keep_ratio": True}
     image = torch.rand(1, 3, *SIZE_HW, generator=torch.Generator().manual_seed(1)) * 255
     boxes, scores, labels = FixedShapeDetector(detector, SIZE_HW, nms_rounds=60)(image, torch.tensor([SIZE_HW]).float())
     net = reference(config, checkpoint)
@@ -83,6 +85,43 @@ def test_a_stock_detector_finds_at_fixed_shape_what_it_finds_in_mmdet(write, nam
     assert labels[0].tolist() == expected.labels.tolist()
     torch.testing.assert_close(boxes[0], expected.bboxes, atol=1e-3, rtol=0)
     torch.testing.assert_close(scores[0], expected.scores, atol=1e-4, rtol=0)
+
+
+def pipeline(*steps):
+    """Replace the stock config's by these steps."""
+    return f"test_dataloader = dict(dataset=dict(_delete_=True, pipeline={list(steps)}))\n"
+
+
+def resize(**told):
+    return {"type": "Resize", **told}
+
+
+PADS_TO_64 = "model.update(data_preprocessor=dict(pad_size_divisor=64))\n"
+NONE = "test_dataloader = dict(_delete_=True)\ntest_pipeline = []\n"
+WRAPPED = f"test_dataloader = dict(dataset=dict(_delete_=True, dataset=dict(pipeline={[resize(scale=(640, 480))]})))"
+OLD = {"type": "MultiScaleFlipAug", "img_scale": (1000, 600), "transforms": [resize(), {"type": "RandomFlip"}]}
+OLD_SCALES = {**OLD, "img_scale": [(1333, 800), (666, 400)]}
+CLASSES = "from mmdet.datasets.transforms import FixScaleResize\ntest_pipeline = [dict(type=FixScaleResize, scale=96)]"
+
+
+@pytest.mark.parametrize(
+    ("more", "size_hw", "keep_ratio"),
+    [
+        (pipeline(resize(scale=(800, 1333), keep_ratio=True)), [800, 1344], True),
+        (pipeline(resize(scale=(640, 640), keep_ratio=True)), [640, 640], True),
+        (pipeline(resize(scale=(1000, 600), keep_ratio=True)), [608, 1024], True),
+        (PADS_TO_64 + pipeline(resize(scale=(1333, 800), keep_ratio=True)), [832, 1344], True),
+        (pipeline({"type": "mmdet.Resize", "scale": 300}), [320, 320], False),
+        (pipeline(resize(scale_factor=2.0)), [800, 1344], True),
+        (WRAPPED, [480, 640], False),
+        (f"{NONE}data = dict(test=dict(pipeline={[OLD]}))", [608, 1024], True),
+        (f"{NONE}data = dict(test=dict(pipeline={[OLD_SCALES]}))", [800, 1344], True),
+        (f"{NONE}{CLASSES}", [96, 96], False),
+        (NONE, [800, 1344], True),
+    ],
+)
+def test_the_size_is_that_of_the_test_pipeline(write, more, size_hw, keep_ratio):
+    assert load_foreign(*write(more=more))[1].preprocessing == {"image_size_hw": size_hw, "keep_ratio": keep_ratio}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +146,7 @@ def test_a_checkpoint_that_training_left_is_read_with_its_log(tiny, classes, sce
     methods = dict(HistoryBuffer._statistics_methods)
     found, found_card = load_foreign(tmp_path / "det.py", checkpoint)
     assert HistoryBuffer._statistics_methods == methods  # reading such a log would change those of every other
-    assert found_card.classes == classes
+    assert (found_card.classes, found_card.preprocessing["image_size_hw"]) == (classes, [128, 128])
     torch.testing.assert_close(found.state_dict(), detector.state_dict())
 
 
@@ -146,6 +185,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused(write, content, message):
         ('model = dict(type="NoSuchNet")', r"config\.py: no detector comes of it, got .*NoSuchNet.*; expected"),
         (f'_base_ = "{STOCK}/retinanet/retinanet_r18_fpn_1x_coco.py"', "rpn_head: this part is not carried, got none"),
         (f'_base_ = "{STOCK}/_base_/models/cascade-rcnn_r50_fpn.py"', "roi_head: .* got CascadeRoIHead; expected"),
+        (
+            f'_base_ = "{STOCK}/_base_/models/faster-rcnn_r50_fpn.py"\nmodel = dict(data_preprocessor=None)',
+            r"config\.py: its model does not normalise, got BaseDataPreprocessor; expected data_preprocessor=dict\(",
+        ),
     ],
 )
 def test_a_config_of_which_no_detector_of_ours_comes_is_refused(tmp_path, text, message):

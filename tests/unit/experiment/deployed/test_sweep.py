@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from classify.backbones import Architecture, build_classifier
 from deploy import load_record
 from experiment.cli import app
-from experiment.sweep_plot import sweep_plot
+from experiment.deployed.sweep_plot import sweep_plot
 from prune import cost_of, prune_model
 
 TINY = """
@@ -105,7 +105,7 @@ def test_what_is_there_is_replaced_only_when_asked(finished, config, refusal):
 
 
 def test_json_leaves_figures_alone_on_standard_output(figures, config, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiment.deploy_sweep.measure_sweep", lambda *_: figures)
+    monkeypatch.setattr("experiment.deployed.sweep.measure_sweep", lambda *_: figures)
     result = invoke("deploy", "sweep", config, "--out", tmp_path / "out", "--json")
     assert json.loads(result.stdout) == figures
 
@@ -138,7 +138,7 @@ def test_a_sweep_that_fails_leaves_nothing(config, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("no more")
 
-    monkeypatch.setattr("experiment.deploy_sweep.onnx_from_module", fails)
+    monkeypatch.setattr("experiment.deployed.sweep.onnx_from_module", fails)
     with pytest.raises(RuntimeError, match="no more"):
         invoke("deploy", "sweep", config, "--out", tmp_path / "out", "--set", "prune_ratios=(0.0,)")
     assert not (tmp_path / "out").exists()

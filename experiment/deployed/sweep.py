@@ -27,9 +27,9 @@ from deploy.record import Record, rows_from_record, save_record
 from deploy.runtime import FileRunner
 from deploy.runtimes import ENGINE, RUNTIMES, runner_for
 from experiment.config import Ratio, Timing
-from experiment.deploy_explain import measured_on
+from experiment.deployed.explain import measured_on
+from experiment.deployed.sweep_plot import sweep_plot
 from experiment.measuring import measure_with_progress
-from experiment.sweep_plot import sweep_plot
 from prune import Cost, cost_of, prune_model
 
 __all__ = ["FILES", "PICTURE", "SweepConfig", "measure_sweep", "sweep_table"]

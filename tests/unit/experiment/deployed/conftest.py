@@ -15,7 +15,7 @@ from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment import Detector
 from experiment.cli import app
-from experiment.deployment import sha256_of
+from experiment.deployed.folder import sha256_of
 
 SETTINGS = DetectorSettings(
     (96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4

@@ -20,7 +20,8 @@ from deploy.profile import EngineProfiler, NodeTime, OnnxProfiler
 from deploy.record import Record, rows_from_record
 from deploy.roofline import Roofline, measure_roofline
 from deploy.runtimes import ENGINE
-from experiment.deploy_layers import (
+from experiment.deployed.folder import ONNX, sha256_of
+from experiment.deployed.layers import (
     CAUSES,
     STAGES,
     Cause,
@@ -33,7 +34,6 @@ from experiment.deploy_layers import (
     split_of,
     stages_of,
 )
-from experiment.deployment import ONNX, sha256_of
 from experiment.measuring import measure_with_progress
 
 __all__ = ["Explained", "StageTimes", "explain_deployed", "measured_on"]

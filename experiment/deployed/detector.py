@@ -10,7 +10,7 @@ from PIL import Image
 
 from detect.fitting import boxes_by_graph, read_image
 from detect.predict import Found, found_in
-from experiment.deployment import Deployed, open_deployment
+from experiment.deployed.folder import Deployed, open_deployment
 
 __all__ = ["Detector", "ImageLike"]
 

@@ -27,8 +27,8 @@ from detect.fitting import read_image
 from detect.predict import Found, draw, input_files, picture_name
 from detect.predict import predict as predictions
 from detect.video import is_video, open_video, written_video
-from experiment.deployment import ONNX
-from experiment.detector import Detector
+from experiment.deployed.detector import Detector
+from experiment.deployed.folder import ONNX
 
 __all__ = ["app", "predict"]
 

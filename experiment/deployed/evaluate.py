@@ -24,7 +24,7 @@ from detect import load_detector
 from detect.data import CocoSet, check_coco, read_annotations
 from detect.evaluate import coco_map, evaluate_detector
 from detect.foreign import load_foreign
-from experiment.deployment import DEPLOYMENT, Deployed, model_file, open_deployment, sha256_of
+from experiment.deployed.folder import DEPLOYMENT, Deployed, model_file, open_deployment, sha256_of
 from experiment.measuring import detected_rows
 
 __all__ = ["Evaluated", "evaluate_deployed"]

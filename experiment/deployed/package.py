@@ -13,7 +13,7 @@ import jinja2
 import detect.fitting
 from deploy import TensorSpec, read_engine_info
 from deploy.runtimes import ENGINE
-from experiment.deployment import DEPLOYMENT, ONNX, Deployed, open_deployment, sha256_of
+from experiment.deployed.folder import DEPLOYMENT, ONNX, Deployed, open_deployment, sha256_of
 
 __all__ = ["Packaged", "package_detector"]
 

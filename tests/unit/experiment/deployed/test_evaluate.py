@@ -18,7 +18,7 @@ from detect.evaluate import evaluate_detector
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment.cli import app
-from experiment.deployment import sha256_of
+from experiment.deployed.folder import sha256_of
 from experiment.measuring import detected_rows
 
 SETTINGS = DetectorSettings(

@@ -26,10 +26,10 @@ from detect.foreign import load_foreign
 from detect.reference import reference_of
 from detect.synthetic import write_scenes
 from detect.train import train_detector
-from experiment import deployment
 from experiment.cli import app
+from experiment.deployed import folder
 
-CONFIGS = Path(__file__).parents[3] / "configs/deploy"
+CONFIGS = Path(__file__).parents[4] / "configs/deploy"
 SIZE_HW = (96, 128)
 SETTINGS = DetectorSettings(
     SIZE_HW, fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4
@@ -288,7 +288,7 @@ def test_a_foreign_detector_takes_mmdets_usual_shape(foreign):
 def test_a_file_that_differs_from_pytorch_leaves_what_was_there(classifier, tmp_path, command, monkeypatch):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/model.onnx").write_text("as before")
-    monkeypatch.setattr(deployment, "_TOLERANCES", {"fp32": 0.0})
+    monkeypatch.setattr(folder, "_TOLERANCES", {"fp32": 0.0})
     code, out, err = command("deploy", "export", classifier, "--out", tmp_path / "d", "--force")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "output 'scores' of ONNX Runtime differs from the module's" in err
@@ -304,8 +304,8 @@ def test_a_file_that_finds_something_else_is_refused_but_in_int8(model, plain):
     examples = [dict(zip(graph.input_names, graph.example_inputs(), strict=True))]
     arguments = (reference_of(other, SIZE_HW, examples).outputs, examples, plain[0] / "model.onnx")
     with pytest.raises(RuntimeError, match=r"^model\.onnx: agrees with PyTorch on \d+ of \d+ detections; expected 95%"):
-        deployment._agreement(*arguments, "fp32")
-    assert deployment._agreement(*arguments, "int8")["num_detections"] > 0
+        folder._agreement(*arguments, "fp32")
+    assert folder._agreement(*arguments, "int8")["num_detections"] > 0
 
 
 def test_a_file_that_gives_no_numbers_is_refused_though_nothing_was_to_be_found(model, plain, tmp_path):
@@ -328,7 +328,7 @@ def test_a_file_that_gives_no_numbers_is_refused_though_nothing_was_to_be_found(
     seen = reference_of(detector, SIZE_HW, examples)
     assert (seen.outputs[0]["labels"] == -1).all()
     with pytest.raises(RuntimeError, match="gives no numbers, got NaN or infinity"):
-        deployment._agreement(seen.outputs, examples, tmp_path / "model.onnx", "fp32")
+        folder._agreement(seen.outputs, examples, tmp_path / "model.onnx", "fp32")
 
 
 def test_as_many_rounds_are_taken_as_settle_what_is_compared_and_fewer_are_refused(model, scenes, tmp_path, command):

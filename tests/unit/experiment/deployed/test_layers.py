@@ -4,7 +4,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.layers import OnnxGraph
 from deploy.profile import NodeTime
-from experiment.deploy_layers import (
+from experiment.deployed.layers import (
     Ceilings,
     LayerMs,
     MeasuredLayer,

@@ -14,8 +14,8 @@ from deploy import engine_from_onnx, onnx_from_module
 from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
-from experiment import deploy_explain
 from experiment.cli import app
+from experiment.deployed import explain
 from prune import cost_of
 
 SIZE_HW = (64, 64)
@@ -66,8 +66,8 @@ def changed(engine, **entries):
 @pytest.fixture(autouse=True)
 def quick_ceilings(monkeypatch):
     """A machine of 1e12 MACs and 1e12 bytes a second, which no layer here reaches: measuring takes a second."""
-    fixed = deploy_explain.Roofline(1e12, 1e12, 64, "float32")
-    monkeypatch.setattr(deploy_explain, "measure_roofline", lambda runner: fixed)
+    fixed = explain.Roofline(1e12, 1e12, 64, "float32")
+    monkeypatch.setattr(explain, "measure_roofline", lambda runner: fixed)
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from detect.fitting import stacked
 from detect.fixed_shape import FixedShapeDetector, RunsOn
 from detect.foreign import load_foreign
 from detect.reference import Reference, reference_of
-from experiment.deployment import Precision, write_deployment
-from experiment.graphs import ClassScores
+from experiment.deployed.folder import Precision, write_deployment
+from experiment.deployed.graphs import ClassScores
 from experiment.stages import Figures
 
 __all__ = ["ExportConfig", "Exported", "Pictures", "Quantization", "export_file"]
@@ -33,6 +33,10 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
 _ADAPTIVE = (
     "note: RoIAlign samples adaptively (sampling_ratio=0), which has no fixed shape; exported with sampling_ratio=2: "
     "compare the mAP with espalier deploy eval"
+)
+_STRETCHED = (
+    "note: the config stretches pictures to its scale (keep_ratio=False); here their ratio is kept, in deploy eval "
+    "too: compare the mAP with mmdet's own test"
 )
 _Inputs = tuple[list[dict[str, Tensor]], str, Callable[[Path, Path], object] | None]
 """Examples to compare on, what they are, and what makes the file in the end of the exported one."""
@@ -176,9 +180,10 @@ def _export_detector(
         quantize=quantize,
         also={"compared_on": compared_on, "config": settings.model_dump(mode="json"), **also},
     )
-    sampling_ratio = detector.roi_head.bbox_roi_extractor.roi_layers[0].sampling_ratio
-    notes = (*_notes(parity, settings.precision, compared_on), *(() if sampling_ratio else (_ADAPTIVE,)))
-    return Exported(_told(parity, compared_on), notes)
+    notes = _notes(parity, settings.precision, compared_on)
+    notes += [] if detector.roi_head.bbox_roi_extractor.roi_layers[0].sampling_ratio else [_ADAPTIVE]
+    notes += [] if card.preprocessing.get("keep_ratio", True) else [_STRETCHED]
+    return Exported(_told(parity, compared_on), tuple(notes))
 
 
 def _nms_rounds(settings: ExportConfig, seen: Reference, compared_on: str) -> int:

@@ -35,7 +35,7 @@ def export(
     refuse_existing(force, out)
     with loading("torch and mmdet"):
         from classify.config import read_config
-        from experiment.deploy_export import ExportConfig, export_file
+        from experiment.deployed.export import ExportConfig, export_file
     settings = read_config(config, overrides or (), ExportConfig)
     with Console(stderr=True).status("Exporting ..."):
         exported = export_file(model, settings, out, mmdet)
@@ -63,7 +63,7 @@ def evaluate(
     """Measure the COCO mAP of the very file that is deployed, beside its model's in PyTorch."""
     with loading("torch and mmdet"):
         from detect.data import CocoSet
-        from experiment.deploy_eval import evaluate_deployed
+        from experiment.deployed.evaluate import evaluate_deployed
     coco, console = CocoSet(annotations, images), Console(stderr=True)
     found = evaluate_deployed(deployed, coco, model, limit, console, mmdet=mmdet, runtime=runtime)
     if as_json:
@@ -95,7 +95,7 @@ def package(
     out, name = out or place.with_suffix(".triton"), name or place.stem
     refuse_existing(force, out)
     with loading("torch and mmdet"):
-        from experiment.package import package_detector
+        from experiment.deployed.package import package_detector
     packaged = package_detector(folder, out, name, engine)
     for note in packaged.notes:
         typer.echo(note, err=True)
@@ -112,8 +112,8 @@ def explain(
 ) -> None:
     """Tell why a slim network is not faster: the time of every layer, dense and slim, beside its MACs."""
     with loading("torch and mmdet"):
-        from experiment.deploy_advice import WIDTH, advice, explained_text
-        from experiment.deploy_explain import explain_deployed
+        from experiment.deployed.advice import WIDTH, advice, explained_text
+        from experiment.deployed.explain import explain_deployed
     told = explain_deployed(dense, slim, threads, runs, Console(stderr=True))
     if as_json:
         typer.echo(json.dumps({**told.to_dict(), "advice": advice(told)}, indent=1))
@@ -137,7 +137,7 @@ def sweep(
     """Measure one backbone at many widths: which of them are fast on this machine, and where the steps are."""
     with loading("torch and mmdet"):
         from classify.config import read_config
-        from experiment.deploy_sweep import FILES, PICTURE, SweepConfig, measure_sweep, sweep_table
+        from experiment.deployed.sweep import FILES, PICTURE, SweepConfig, measure_sweep, sweep_table
     settings = read_config(config, overrides or (), SweepConfig)
     out = out or Path("runs/deploy") / config.stem
     refuse_existing(force, *(out / name for name in FILES))

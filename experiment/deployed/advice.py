@@ -8,8 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from experiment.deploy_explain import Explained, StageTimes, measured_on
-from experiment.deploy_layers import CAUSES, MEANS, SHORT, Cause, MeasuredLayer
+from experiment.deployed.explain import Explained, StageTimes, measured_on
+from experiment.deployed.layers import CAUSES, MEANS, SHORT, Cause, MeasuredLayer
 from prune.explain import GRID
 
 __all__ = ["WIDTH", "advice", "explained_text"]

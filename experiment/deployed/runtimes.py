@@ -10,7 +10,7 @@ __all__ = ["TORCH"]
 
 def _torch(*, on_gpu: bool = False, compiled: bool = False) -> Runtime:
     def runner(path: Path, num_threads: int) -> Any:
-        from experiment.graphs import ModelRunner  # which loads torch and mmdet
+        from experiment.deployed.graphs import ModelRunner  # which loads torch and mmdet
 
         device = "cuda:0" if on_gpu else "cpu"
         return ModelRunner(path, num_threads=num_threads, device=device, compiled=compiled)

@@ -1,0 +1,1 @@
+"""Model files deployed: exported, scored, explained, swept, packaged and served. Conducts `deploy` and `detect`."""
