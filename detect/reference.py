@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detect.fixed_boxes import keep_by_operator, rounds_to_settle
 from detect.fixed_shape import NMS_ROUNDS, FixedShapeDetector
+from detect.scaling import ScalingDetector
 
 if TYPE_CHECKING:
     from mmdet.models import TwoStageDetector
@@ -36,14 +37,18 @@ class Reference:
 
 
 def reference_of(
-    detector: "TwoStageDetector", size_hw: tuple[int, int], examples: Sequence[Mapping[str, Tensor]]
+    detector: "TwoStageDetector",
+    size_hw: tuple[int, int],
+    examples: Sequence[Mapping[str, Tensor]],
+    input_hw: tuple[int, int] | None = None,
 ) -> Reference:
     """Run a detector in float32, suppressing by the operator that mmdet uses, not by rounds.
 
     Args:
         detector: As FixedShapeDetector takes it.
-        size_hw: Of the examples.
+        size_hw: Shape that the detector sees.
         examples: Tensors by the names of `FixedShapeDetector.input_names`.
+        input_hw: Shape of the examples, if they are to be scaled first, see `ScalingDetector`.
     """
     graph = FixedShapeDetector(detector, size_hw, runs_on="onnxruntime")
     rounds = []
@@ -53,7 +58,8 @@ def reference_of(
         return keep_by_operator(boxes_X4, valid_X, iou_threshold)
 
     graph.proposals.suppress = graph.detections.suppress = suppress
+    module = ScalingDetector(graph, input_hw) if input_hw else graph
     with torch.no_grad():
-        found = [graph(*(example[name] for name in graph.input_names)) for example in examples]
+        found = [module(*(example[name] for name in graph.input_names)) for example in examples]
     outputs = [dict(zip(graph.output_names, map(np.asarray, tensors), strict=True)) for tensors in found]
     return Reference(tuple(outputs), max(rounds, default=0))

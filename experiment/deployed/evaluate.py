@@ -131,7 +131,9 @@ def _framework(deployed: Deployed, model: Path, mmdet: Path | None) -> tuple[nn.
     """Return the detector in PyTorch, and its card with the shape that the graph has."""
     detector, card = load_foreign(mmdet, model) if mmdet else load_detector(model)
     check_classes(model, card, deployed.deployment.classes)
-    return detector, replace(card, preprocessing={**card.preprocessing, "image_size_hw": deployed.size_hw})
+    return detector, replace(
+        card, preprocessing={**card.preprocessing, "image_size_hw": deployed.deployment.network_hw or deployed.size_hw}
+    )
 
 
 def _source(deployed: Deployed, given: Path | None, mmdet: Path | None) -> tuple[Path | None, list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard, load_classifier, read_card
@@ -23,6 +23,7 @@ from detect.fitting import stacked
 from detect.fixed_shape import FixedShapeDetector, RunsOn
 from detect.foreign import load_foreign
 from detect.reference import Reference, reference_of
+from detect.scaling import ScalingDetector
 from experiment.deployed.folder import Precision, write_deployment
 from experiment.deployed.graphs import ClassScores
 from experiment.stages import Figures
@@ -90,7 +91,10 @@ class ExportConfig(Part):
     """`any`: every engine builds it; `onnxruntime` and `openvino`: that one runs it faster on a CPU, TensorRT does not
     build it. For detectors only."""
     size_hw: tuple[int, int] | None = None
-    """Height and width of the input, multiples of 32; the model's own unless given. For detectors only."""
+    """Height and width that the detector sees, multiples of 32; the model's own unless given. For detectors only."""
+    input_hw: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width of the input, any: it is scaled to the other inside the graph, its ratio kept, and boxes are in
+    its pixels. That other one unless given. For detectors only."""
     nms_rounds: int | None = Field(None, ge=1)
     """Rounds of suppression where it is arithmetic, see FixedShapeDetector; twice what the compared images take, and 24
     at least, unless given. For detectors only."""
@@ -113,7 +117,7 @@ class ExportConfig(Part):
         return self
 
 
-_FOR_DETECTORS = {"runs_on", "size_hw", "nms_rounds", "debug", "pictures"}
+_FOR_DETECTORS = {"runs_on", "size_hw", "input_hw", "nms_rounds", "debug", "pictures"}
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,9 @@ def _export_detector(
 ) -> Exported:
     _check_finite(model, detector, "train anew")
     height, width = card.preprocessing["image_size_hw"]
-    examples, compared_on, quantize = _inputs((height, width), settings)
-    seen = reference_of(detector, (height, width), examples)
-    graph = FixedShapeDetector(
+    examples, compared_on, quantize = _inputs(settings.input_hw or (height, width), settings)
+    seen = reference_of(detector, (height, width), examples, settings.input_hw)
+    plain = FixedShapeDetector(
         detector,
         (height, width),
         nms_rounds=_nms_rounds(settings, seen, compared_on),
@@ -167,6 +171,8 @@ def _export_detector(
         debug=settings.debug,
         dtype=_DTYPES[settings.precision],
     )
+    graph = ScalingDetector(plain, settings.input_hw) if settings.input_hw else plain
+    also = {"network_hw": [height, width], **also} if settings.input_hw else also
     _check_values(f"{model} in {settings.precision}", graph, examples)
     parity = write_deployment(
         graph,
@@ -237,7 +243,9 @@ def _check_values(subject: str, graph: Any, examples: Sequence[Mapping[str, Tens
     if graph.dtype != torch.float16:
         return
     wide = copy.deepcopy(graph).float()
-    wide.dtype = torch.float32
+    for part in wide.modules():
+        if getattr(part, "dtype", None) == torch.float16:
+            part.dtype = torch.float32
     largest: dict[str, float] = {}
 
     def look(name: str, layer: nn.Module, given: Any, output: Any) -> None:

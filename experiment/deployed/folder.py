@@ -70,6 +70,8 @@ class Deployment(BaseModel):
     model_sha256: str | None = None  # absent in folders of earlier versions
     mmdet: str | None = None
     """Name of mmdet's config, where the model is none of ours."""
+    network_hw: tuple[int, int] | None = None
+    """What the detector sees, where that is not the input: pictures are scaled inside the graph then."""
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def _own(node: "NodeProto") -> int:
     """Return the number of the stage that a node's weight tells, -1 if it tells none."""
     if node.op_type in _ROI_ALIGN:
         return STAGES.index("roi_head")
-    weight = "".join(node.input[1:2])
+    weight = "".join(node.input[1:2]).removeprefix("detector.")  # inside of a ScalingDetector
     return next((STAGES.index(stage) for prefix, stage in _PARTS.items() if weight.startswith(prefix)), -1)
 
 

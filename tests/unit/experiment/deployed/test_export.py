@@ -26,6 +26,7 @@ from detect.foreign import load_foreign
 from detect.reference import reference_of
 from detect.synthetic import write_scenes
 from detect.train import train_detector
+from experiment import Detector
 from experiment.cli import app
 from experiment.deployed import folder
 
@@ -120,6 +121,7 @@ def test_without_a_word_the_file_is_float32_and_for_every_engine(plain):
         "image": "float32",
         "runs_on": "any",
         "size_hw": None,
+        "input_hw": None,
         "nms_rounds": None,
         "debug": False,
         "pictures": None,
@@ -214,6 +216,23 @@ def test_a_standing_shape_finds_what_mmdet_finds_at_it_and_debug_says_whether_th
     assert list(runner.outputs) == ["boxes_xyxy", "scores", "labels", "nms_converged"]
     assert assert_finds_what_mmdet_finds(runner, model, (128, 96))["nms_converged"].tolist() == [True]
     assert evaluated(tmp_path / "d", scenes)[0]["num_images"] == 7
+
+
+def test_a_cameras_frames_are_scaled_inside_and_scored_as_they_are(model, scenes, tmp_path):
+    """The scenes are 96 x 128: the same picture at twice the size is the frame, whose boxes are twice as large."""
+    frames = write_scenes(tmp_path / "frames", 7, (192, 256), seed=0)
+    told, _ = exported(model, tmp_path / "d", "--config", CONFIGS / "camera.py", *sets("input_hw=[192,256]"))
+    assert (told["inputs"]["image"], told["network_hw"]) == ([1, 3, 192, 256], [96, 128])
+    assert told["parity"]["num_agreed"] == told["parity"]["num_detections"]
+    figures, _ = evaluated(tmp_path / "d", frames, "--model", model)
+    assert figures["map"] == pytest.approx(figures["framework_map"], abs=0.005)
+    exported(model, tmp_path / "plain")
+    half, whole = (Detector.load(tmp_path / name) for name in ("d", "plain"))
+    picture = sorted(frames.images.iterdir())[0]
+    for found, expected in zip(half([picture], 0.1)[0], whole([picture], 0.1)[0], strict=True):
+        np.testing.assert_allclose(found.box_xyxy, expected.box_xyxy, atol=1)
+    pytest.importorskip("tensorrt_rtx")
+    assert engine_from_onnx(tmp_path / "d/model.onnx", tmp_path / "d/model.engine").inputs["image"].dtype == "uint8"
 
 
 @pytest.mark.parametrize("size_hw", [(128, 128), (192, 256)], ids=["square", "larger"])

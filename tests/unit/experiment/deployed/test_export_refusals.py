@@ -72,6 +72,7 @@ def test_weights_that_are_no_numbers_are_refused(model, tmp_path, command, value
         (("int8.method=entropy",), "--set: int8: of no use, got precision fp32; expected int8, or no such key"),
         (("precision=fp8",), "--set: precision: Input should be 'fp32', 'fp16', 'bf16' or 'int8', got 'fp8'"),
         (("precison=fp16",), "--set: unknown key precison; nearest valid ones: precision"),
+        (("input_hw=[0,64]",), "--set: input_hw.0: Input should be greater than 0, got 0"),
         (("batch=0",), "--set: batch: Input should be greater than or equal to 1, got 0"),
         (("size_hw=[96,100]",), "size_hw: does not fit the feature levels, got (96, 100); expected multiples of 32"),
         (
@@ -112,6 +113,7 @@ def test_a_config_that_is_not_there_is_told_of(model, tmp_path, command):
     [
         ("runs_on=openvino", "'openvino'"),
         ("size_hw=[64,64]", "(64, 64)"),
+        ("input_hw=[64,64]", "(64, 64)"),
         ("debug=True", "True"),
         ("nms_rounds=9", "9"),
     ],

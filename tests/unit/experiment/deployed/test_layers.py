@@ -102,6 +102,11 @@ def test_stages_are_told_by_weights_and_by_what_lies_between_them():
     }
 
 
+def test_a_detector_that_scales_its_pictures_has_the_same_stages():
+    stages = stages_of(chain(("detector.backbone.net.conv1", 3, 8), ("detector.neck.lateral", 8, 8)))
+    assert [stages["conv_detector.backbone.net.conv1"], stages["conv_detector.neck.lateral"]] == ["backbone", "neck"]
+
+
 def test_a_network_that_is_no_detector_is_one_stage():
     assert set(stages_of(chain(("a", 3, 8), ("b", 8, 6))).values()) == {"network"}
 

@@ -1,0 +1,45 @@
+"""Pictures of one size scaled to a detector's shape inside the graph, as a camera's frames are."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from detect.fixed_shape import FixedShapeDetector
+
+__all__ = ["ScalingDetector"]
+
+
+class ScalingDetector(nn.Module):
+    """A fixed-shape detector that takes pictures of another size and gives boxes in their pixels.
+
+    The scaling is `fitting.fit_image`'s, bilinear with its ratio kept, rounded to whole pixels and values. It differs
+    where a picture does not fill its input: the last row and column mix with what lies beside them.
+
+    Args:
+        graph: The detector; its shape is where pictures are scaled to.
+        input_hw: Height and width of the input in pixels, any.
+    """
+
+    grew_hw: Tensor
+
+    def __init__(self, graph: "FixedShapeDetector", input_hw: tuple[int, int]) -> None:
+        super().__init__()
+        self.detector, self.input_names, self.output_names = graph, graph.input_names, graph.output_names
+        self.dtype = graph.dtype
+        factor = min(side / given for side, given in zip(graph.size_hw, input_hw, strict=True))
+        self.scaled_hw = [max(1, int(given * factor + 0.5)) for given in input_hw]
+        height, width = graph.size_hw
+        self.padding = (0, width - self.scaled_hw[1], 0, height - self.scaled_hw[0])
+        grew_hw = torch.tensor(self.scaled_hw) / torch.tensor(input_hw)
+        self.register_buffer("grew_hw", grew_hw, persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor, image_hw: Tensor) -> tuple[Tensor, ...]:
+        """Return what `FixedShapeDetector.forward` does, the boxes in pixels of this input."""
+        scaled = functional.interpolate(image.float(), self.scaled_hw, mode="bilinear", align_corners=False).round()
+        scaled_hw = (image_hw * self.grew_hw + 0.5).floor()
+        boxes_NK4, *others = self.detector(functional.pad(scaled, self.padding), scaled_hw)
+        return (boxes_NK4 / self.grew_hw.flip(0).repeat(2), *others)
