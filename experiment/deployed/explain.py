@@ -16,7 +16,7 @@ from deploy import EngineRunner, OnnxRunner, Runner, random_inputs, read_engine_
 from deploy.files import existing_file
 from deploy.graph import Arrays, load_onnx
 from deploy.layers import OnnxGraph, OnnxLayer
-from deploy.profile import EngineProfiler, NodeTime, OnnxProfiler
+from deploy.node_times import EngineProfiler, NodeTime, OnnxProfiler
 from deploy.record import Record, rows_from_record
 from deploy.roofline import Roofline, measure_roofline
 from deploy.runtimes import ENGINE

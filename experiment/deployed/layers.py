@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from deploy.layers import LAYOUT, OnnxGraph, OnnxLayer
-from deploy.profile import NodeTime
+from deploy.node_times import NodeTime
 from prune.explain import GRID, LAG, LayerRow
 
 if TYPE_CHECKING:

@@ -8,8 +8,14 @@ from classify.backbones import Architecture, build_classifier
 from deploy import onnx_from_module
 from deploy.graph import load_onnx
 from deploy.layers import LAYOUT, OnnxGraph
-from deploy.profile import profile_onnx
+from deploy.node_times import OnnxProfiler
 from prune import cost_of, prune_model
+
+
+def node_times(path, inputs):
+    profiler = OnnxProfiler(path)
+    profiler.prepare(inputs)()
+    return profiler.node_times(1)
 
 
 def graph_of(nodes, inputs, weights, dtype=np.float32):
@@ -127,7 +133,7 @@ def test_every_layer_of_an_export_is_found_in_onnx_runtimes_log_and_costs_what_i
     model = load_onnx(tmp_path / "net.onnx")
     graph, cost = OnnxGraph(model), cost_of(net, (image,))
     assert {name: layer.macs for name, layer in graph.layers.items()} == {n: c.macs for n, c in cost.layers.items()}
-    times = profile_onnx(tmp_path / "net.onnx", {"image": image.numpy()}, runs=2, warmup=0)
+    times = node_times(tmp_path / "net.onnx", {"image": image.numpy()})
     found = [source for time in times for source in graph.sources(time.name, time.operator)]
     assert {node for layer in graph.layers.values() for node in layer.nodes} <= set(found)
     assert all(graph.sources(time.name, time.operator) or time.operator in LAYOUT for time in times)
@@ -139,9 +145,5 @@ def test_a_node_without_a_name_gets_onnx_runtimes(tmp_path):
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 6)))
     onnx.save(model, tmp_path / "net.onnx")
     graph = OnnxGraph(model)
-    (time,) = [
-        t
-        for t in profile_onnx(tmp_path / "net.onnx", {"x": np.ones((1, 6), np.float32)}, runs=1)
-        if "Gemm" in t.operator
-    ]
+    (time,) = [t for t in node_times(tmp_path / "net.onnx", {"x": np.ones((1, 6), np.float32)}) if "Gemm" in t.operator]
     assert graph.sources(time.name, time.operator) == ("Gemm_1",)

@@ -3,7 +3,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.layers import OnnxGraph
-from deploy.profile import NodeTime
+from deploy.node_times import NodeTime
 from experiment.deployed.layers import (
     Ceilings,
     LayerMs,

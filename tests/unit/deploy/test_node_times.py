@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from deploy import engine_from_onnx, profile
-from deploy.profile import EngineProfiler, OnnxProfiler, profile_engine, profile_onnx
+from deploy import engine_from_onnx, node_times
+from deploy.node_times import EngineProfiler, OnnxProfiler
 from deploy.runtime import EngineRunner
 
 IMAGE = {"image": np.ones((1, 3, 16, 16), np.float32)}
+
+
+def watched(profiler, inputs, runs, warmup=0):
+    step = profiler.prepare(inputs)
+    for _ in range(warmup + runs):
+        step()
+    return profiler.node_times(runs)
 
 
 def event(name, dur_us, operator="Conv"):
@@ -31,14 +38,14 @@ def logged(onnx_files, tmp_path, monkeypatch):
         log = tmp_path / "log.json"
         log.write_text(json.dumps(events))
         session = SimpleNamespace(end_profiling=lambda: str(log))
-        monkeypatch.setattr(profile, "_watched_session", lambda *_: session)
+        monkeypatch.setattr(node_times, "_watched_session", lambda *_: session)
         return OnnxProfiler(onnx_files[0])
 
     return with_events
 
 
 def test_every_node_has_its_operator_shapes_and_time(onnx_files):
-    times = profile_onnx(onnx_files[0], IMAGE, runs=3, warmup=1)
+    times = watched(OnnxProfiler(onnx_files[0]), IMAGE, runs=3, warmup=1)
     convolutions = [time for time in times if "Conv" in time.operator]
     assert len(convolutions) == 2
     assert all(time.time_ms > 0 for time in convolutions)
@@ -50,8 +57,7 @@ def test_the_log_leaves_no_file(onnx_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     profiler = OnnxProfiler(onnx_files[0])
     folder = Path(profiler._folder.name)
-    profiler.prepare(IMAGE)()
-    assert profiler.node_times(1)
+    assert watched(profiler, IMAGE, runs=1)
     assert not folder.exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -72,7 +78,7 @@ def test_a_log_that_lost_runs_is_refused(logged):
 
 def test_wrong_inputs_are_refused(onnx_files):
     with pytest.raises(ValueError, match=r"wrong input names, got \['x'\]"):
-        profile_onnx(onnx_files[0], {"x": IMAGE["image"]}, runs=1)
+        OnnxProfiler(onnx_files[0]).prepare({"x": IMAGE["image"]})
 
 
 class FakeContext:
@@ -90,7 +96,7 @@ class FakeContext:
 @pytest.fixture
 def fake_engine(monkeypatch):
     def opened(self, path):
-        self.runtime, self._path = "fake_trt", path
+        self.runtime, self.file = "fake_trt", path
         self._context, self._stream = FakeContext(), SimpleNamespace(cuda_stream=0)
 
     class NeedsInit:
@@ -103,7 +109,7 @@ def fake_engine(monkeypatch):
 
 
 def test_layers_of_an_engine_have_the_times_that_its_profiler_was_told(fake_engine):
-    conv, copied = profile_engine("net.engine", {}, runs=3, warmup=2)
+    conv, copied = watched(EngineProfiler("net.engine"), {}, runs=3, warmup=2)
     assert (conv.name, conv.operator, conv.time_ms) == ("conv1 + relu1", "", 4.0)  # of runs 3, 4 and 5
     assert (copied.operator, copied.time_ms) == ("Reformat", 0.25)
 
@@ -117,12 +123,12 @@ def test_tensorrt_is_told_of_its_profiler_as_it_wants_it(fake_engine):
 def test_an_engine_without_a_gpu_is_refused_in_one_line(onnx_files, tmp_path):
     engine_from_onnx(onnx_files[0], tmp_path / "net.engine", compute_capabilities=("8.6",))
     with pytest.raises(RuntimeError, match=r"net\.engine: no GPU to run it"):
-        profile_engine(tmp_path / "net.engine", IMAGE)
+        EngineProfiler(tmp_path / "net.engine")
 
 
 def test_tensorrt_rtx_has_the_profiler_that_is_written_against():
     trt = pytest.importorskip("tensorrt_rtx")
-    log = profile._layer_log(trt)
+    log = node_times._layer_log(trt)
     log.runs.append({})
     log.report_layer_time("conv1", 0.5)
     log.report_layer_time("conv1", 0.25)

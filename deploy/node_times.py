@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.graph import Arrays
 from deploy.runtime import EngineRunner, OnnxRunner
 
-__all__ = ["EngineProfiler", "NodeTime", "OnnxProfiler", "profile_engine", "profile_onnx"]
+__all__ = ["EngineProfiler", "NodeTime", "OnnxProfiler"]
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -93,41 +92,6 @@ class EngineProfiler(EngineRunner):
     def _launch(self) -> None:
         self._log.runs.append({})
         super()._launch()
-
-
-def profile_onnx(
-    path: str | Path, inputs: Arrays, *, num_threads: int = 1, runs: int = 30, warmup: int = 5
-) -> tuple[NodeTime, ...]:
-    """Return the time of every node of an ONNX file in ONNX Runtime, on the CPU.
-
-    Args:
-        path: The ONNX file.
-        inputs: Fed to every run.
-        num_threads: Threads inside one operator.
-        runs: How many are kept, >= 1.
-        warmup: Runs before them.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If ONNX Runtime refuses it, or the inputs do not fit.
-    """
-    return _profiled(OnnxProfiler(path, num_threads=num_threads), inputs, runs, warmup)
-
-
-def profile_engine(path: str | Path, inputs: Arrays, *, runs: int = 30, warmup: int = 5) -> tuple[NodeTime, ...]:
-    """Return the time of every layer of an engine; arguments and errors as for `profile_onnx`.
-
-    Raises:
-        RuntimeError: If there is no GPU, or the engine does not fit the installed version.
-    """
-    return _profiled(EngineProfiler(path), inputs, runs, warmup)
-
-
-def _profiled(profiler: OnnxProfiler | EngineProfiler, inputs: Arrays, runs: int, warmup: int) -> tuple[NodeTime, ...]:
-    step = profiler.prepare(inputs)
-    for _ in range(warmup + runs):
-        step()
-    return profiler.node_times(runs)
 
 
 def _watched_session(path: str | Path, num_threads: int, log: Path) -> Any:
