@@ -83,6 +83,7 @@ def rows_of(num_boxes: int, kept: int, measurement: Measurement) -> list[dict[st
     return [
         {"boxes": num_boxes, "kept": kept, "runtime": runtime}
         | {form: median_ms[f"{form}, {runtime}"] for form in FORMS}
+        | {f"{form}_samples": measurement.latencies[f"{form}, {runtime}"].samples_ms for form in FORMS}
         for runtime in RUNTIMES
     ]
 

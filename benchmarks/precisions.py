@@ -52,7 +52,8 @@ def results(files: dict[str, Path], model: Path, root: Path, measurement: Measur
     for name, path in files.items():
         figures = evaluate_deployed(path, coco, model, None, Console(stderr=True)).figures
         speedup = measurement.speedups.get(name)
-        figures |= {"name": name, "latency_ms": measurement.latencies[name].median_ms}
+        latency = measurement.latencies[name]
+        figures |= {"name": name, "latency_ms": latency.median_ms, "samples_ms": latency.samples_ms}
         rows.append({**figures, "speedup": [speedup.ratio, speedup.low, speedup.high] if speedup else None})
     return rows
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def write_cpu_record(
     """Write what was measured on this machine's CPU, and print its table."""
     record = {
         "kind": f"{what}, measured on a CPU",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": cpu_model(),
         **conditions,
         "commit": git_commit(),
