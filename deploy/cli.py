@@ -16,7 +16,7 @@ from deploy.graph import Arrays, random_inputs
 from deploy.latency import Measurement, measure
 from deploy.record import Record, record_from_measurement, rows_from_record, save_record, table_from_record
 from deploy.runtime import FileRunner
-from deploy.runtimes import ENGINE, RUNTIMES, runner_for, runtimes_of
+from deploy.runtimes import ENGINE, ONNX, RUNTIMES, runner_for, runtimes_of
 
 __all__ = ["RuntimeName", "app", "bench", "build"]
 
@@ -65,7 +65,8 @@ def bench(
     typer.echo(_figures(record) if as_json else table_from_record(record))
     if as_json and record.gpu and record.gpu.warning:
         typer.echo(record.gpu.warning, err=True)
-    typer.echo(f"wrote {out}\nnext: espalier deploy build {models[-1].with_suffix('.onnx')}", err=as_json)
+    files = [path.with_suffix(ONNX) for path in models if path.suffix in (ONNX, ENGINE)] or [Path("MODEL.onnx")]
+    typer.echo(f"wrote {out}\nnext: espalier deploy build {files[-1]}", err=as_json)
 
 
 @app.command()
@@ -91,7 +92,10 @@ def build(
     """Build an engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
     engines = _engine_names(out or onnx.with_suffix(ENGINE), repeat)
     if repeat > 1 and timing_cache:
-        raise ValueError(f"--repeat {repeat}: the first build's kernels are in --timing-cache; expected one of the two")
+        raise ValueError(
+            f"--repeat {repeat}: all would have the first one's kernels, got --timing-cache {timing_cache}; "
+            f"leave one out"
+        )
     _refuse_existing(force, *engines)
     for engine in engines:
         info = engine_from_onnx(

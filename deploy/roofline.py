@@ -46,7 +46,7 @@ class Roofline:
 def measure_roofline(runner: OnnxRunner | EngineRunner) -> Roofline:
     """Measure it on the device, with the runtime and the threads of this runner; takes about a second.
 
-    On a GPU in half precision, unless the runner's is float32; int8 goes beyond it. On a CPU always in float32.
+    On a GPU in half precision, unless the runner's is float32 or tf32; int8 goes beyond it. On a CPU always in float32.
     """
     is_gpu = runner.device != "cpu"
     precision = "float16" if is_gpu and runner.precision not in ("float32", "tf32") else "float32"
@@ -75,8 +75,9 @@ def _fastest_ms(runner: OnnxRunner | EngineRunner, operator: str, inputs: Arrays
 def _like(runner: OnnxRunner | EngineRunner, path: Path) -> OnnxRunner | EngineRunner:
     if isinstance(runner, OnnxRunner):
         return OnnxRunner(path, num_threads=runner.num_threads or 1)
-    engine_from_onnx(path, path.with_suffix(".engine"), backend=runner.runtime)
-    return EngineRunner(path.with_suffix(".engine"))
+    engine = path.with_suffix(".engine")
+    engine_from_onnx(path, engine, backend=runner.runtime, tf32=runner.precision == "tf32")
+    return EngineRunner(engine)
 
 
 def _one_node(operator: str, inputs: Arrays) -> ModelProto:

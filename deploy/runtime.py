@@ -6,7 +6,8 @@ statistics live in latency.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["EngineRunner", "FileRunner", "ModuleRunner", "OnnxRunner", "Runner", "onnx_session", "onnx_step"]
+__all__ = [
+    "EngineRunner",
+    "FileRunner",
+    "ModuleRunner",
+    "OnnxRunner",
+    "Runner",
+    "exact_float32",
+    "onnx_session",
+    "onnx_step",
+]
 
 
 class Runner(Protocol):
@@ -109,8 +119,6 @@ class ModuleRunner:
         self.runtime = "torch_compile" if compiled else "torch"
         self.device = device
         self.file: Path | None = None
-        if device != "cpu":
-            torch.backends.cudnn.allow_tf32 = False  # as in matrix products: float32 means the same in every runtime
         weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
         self.precision = str(torch.float32 if weight is None else weight.dtype).removeprefix("torch.")
         self.num_threads = torch.get_num_threads() if device == "cpu" else None
@@ -189,7 +197,7 @@ class ModuleRunner:
     def _forward(self, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), exact_float32():
             outputs = self._module(*tensors)
         return outputs if isinstance(outputs, (tuple, list)) else [outputs]
 
@@ -222,10 +230,16 @@ class EngineRunner:
         if self._context is None:
             raise RuntimeError(f"{path}: {info.backend} cannot run it, got {last_error(info.backend)}; free GPU memory")
         self._stream = torch.cuda.Stream()
+        self._step: Step | None = None
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs; wrong names, shapes or dtypes raise ValueError."""
-        self.prepare(inputs)()
+        if self._step is None:
+            self._step = self.prepare(inputs)
+        else:
+            check_inputs(str(self.file), self.inputs, inputs)
+            self._buffers.load(inputs)
+        self._step()
         return self._buffers.arrays()
 
     def prepare(self, inputs: Arrays) -> Step:
@@ -235,7 +249,8 @@ class EngineRunner:
         for name, tensor in {**buffers.inputs, **buffers.outputs}.items():
             self._context.set_tensor_address(name, tensor.data_ptr())
         launch = self._recorded() if self._cuda_graph else self._launch
-        return cuda_step(self._stream, buffers.place, launch, buffers.fetch)
+        self._step = cuda_step(self._stream, buffers.place, launch, buffers.fetch)
+        return self._step
 
     def _recorded(self) -> Callable[[], object]:
         """Return the replay of one pass over the buffers in place."""
@@ -251,6 +266,17 @@ class EngineRunner:
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):
             raise RuntimeError(f"{self.file}: {self.runtime} could not run the engine; build it again on this machine")
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep PyTorch's convolutions on a GPU from TensorFloat-32: float32 means the same in every runtime."""
+    import torch
+
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with cudnn.flags(**flags, allow_tf32=False):
+        yield
 
 
 def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecutionProvider") -> Any:

@@ -25,6 +25,8 @@ class Runtime:
     """Opens a file; takes the number of CPU threads, of which a GPU makes no use."""
     remedy: str = "expected an ONNX file"
     """For who has a file of another kind."""
+    backend: str | None = None
+    """What builds its engines, if it runs such."""
 
 
 ONNX, ENGINE = ".onnx", ".engine"
@@ -39,7 +41,7 @@ def _engines_of(backend: str, *, cuda_graph: bool = False) -> Runtime:
             raise ValueError(f"{path}: not for {backend}, got an engine of {built}; {remedy}")
         return EngineRunner(path, cuda_graph=cuda_graph)
 
-    return Runtime(ENGINE, runner, remedy)
+    return Runtime(ENGINE, runner, remedy, backend)
 
 
 RUNTIMES = {

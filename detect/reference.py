@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reference", "reference_of"]
 
-_MARGIN = 2  # pictures to come may be more crowded than those that were looked at
+_MARGIN = 1.4  # pictures to come may be more crowded than those that were looked at
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,11 @@ class Reference:
 
     @property
     def safe_rounds(self) -> int:
-        """Rounds that suffice for pictures like these: twice as many, and NMS_ROUNDS at least."""
-        return max(NMS_ROUNDS, _MARGIN * self.rounds)
+        """Rounds that suffice for pictures like these: NMS_ROUNDS with a margin, else twice as many as were taken.
+
+        Networks that are compared should have the same, as they have unless one of them needs uncommonly many.
+        """
+        return NMS_ROUNDS if _MARGIN * self.rounds <= NMS_ROUNDS else 2 * self.rounds
 
 
 def reference_of(

@@ -42,4 +42,6 @@ class ScalingDetector(nn.Module):
         scaled = functional.interpolate(image.float(), self.scaled_hw, mode="bilinear", align_corners=False).round()
         scaled_hw = (image_hw * self.grew_hw + 0.5).floor()
         boxes_NK4, *others = self.detector(functional.pad(scaled, self.padding), scaled_hw)
-        return (boxes_NK4 / self.grew_hw.flip(0).repeat(2), *others)
+        boxes_NK4 = boxes_NK4 / self.grew_hw.flip(0).repeat(2)
+        # whole pixels of the scaled picture may be a little more than the picture
+        return (torch.minimum(boxes_NK4, image_hw.flip(1).repeat(1, 2)[:, None]), *others)

@@ -54,7 +54,9 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
     examples = [{name: torch.from_numpy(value) for name, value in inputs.items()} for _, inputs, _ in few]
     seen = reference_of(detector, size_hw, examples)
     graph = FixedShapeDetector(detector, size_hw, nms_rounds=seen.safe_rounds)
-    parity = write_deployment(graph, examples, graph.output_names, card, source, folder, expected=seen.outputs)
+    also = {"nms_rounds": seen.safe_rounds}
+    names = graph.output_names
+    parity = write_deployment(graph, examples, names, card, source, folder, expected=seen.outputs, also=also)
     cost = cost_of(graph, tuple(examples[0].values()))
     runner = OnnxRunner(folder / ONNX, num_threads=torch.get_num_threads())
     rows = detected_rows(runner.run, runner.inputs["image"], val, progress)

@@ -1,7 +1,7 @@
 """Which widths of a ResNet-18 are fast on this machine: nine ratios, four roundings, random weights.
 
 Run:     espalier deploy sweep configs/deploy/sweep_resnet18.py
-Needs:   nothing downloaded, no GPU; on one, --set runtime=tensorrt_rtx (or another runtime of deploy/runtimes.py)
+Needs:   nothing downloaded, no GPU; on one, --set runtime=tensorrt_rtx or another that runs ONNX files or engines
 """
 
 backbone = "resnet18"

@@ -19,7 +19,7 @@ from classify.commands import check_classes
 from classify.progress import RunProgress
 from deploy import Arrays
 from deploy.files import existing_file
-from deploy.runtime import FileRunner
+from deploy.runtime import FileRunner, exact_float32
 from detect import load_detector
 from detect.data import CocoSet, check_coco, read_annotations
 from detect.evaluate import coco_map, evaluate_detector
@@ -111,7 +111,7 @@ def evaluate_deployed(
     # the last batch may be filled up with more
     num_unsettled = int((~np.concatenate(settled)[: len(images)]).sum()) if settled else None
     notes += [*_notes_on_running(runner, num_unsettled, len(images))]
-    notes += _notes_on_shape(deployed.size_hw, images) if framework else []
+    notes += _notes_on_shape(deployed.network_hw, images) if framework else []
     told = {"num_unsettled": num_unsettled, "file_sha256": sha256_of(deployed.file)}
     return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source) | told, tuple(notes))
 
@@ -131,9 +131,7 @@ def _framework(deployed: Deployed, model: Path, mmdet: Path | None) -> tuple[nn.
     """Return the detector in PyTorch, and its card with the shape that the graph has."""
     detector, card = load_foreign(mmdet, model) if mmdet else load_detector(model)
     check_classes(model, card, deployed.deployment.classes)
-    return detector, replace(
-        card, preprocessing={**card.preprocessing, "image_size_hw": deployed.deployment.network_hw or deployed.size_hw}
-    )
+    return detector, replace(card, preprocessing={**card.preprocessing, "image_size_hw": deployed.network_hw})
 
 
 def _source(deployed: Deployed, given: Path | None, mmdet: Path | None) -> tuple[Path | None, list[str]]:
@@ -200,7 +198,7 @@ def _scores(
         graph = coco_map(coco.annotations, detected_rows(graph_run, runner.inputs["image"], coco, progress))
     if framework is None:
         return graph, None
-    with progress.stage("its model file in PyTorch"):
+    with progress.stage("its model file in PyTorch"), exact_float32():
         return graph, evaluate_detector(*framework, coco, folder, progress)
 
 

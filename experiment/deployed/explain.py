@@ -1,6 +1,6 @@
 """Why a slim network is not faster: every layer of two deployed files, its time beside its MACs.
 
-What belongs together and what slows a layer down is judged in `deploy_layers`; `deploy_advice` says what to try, and
+What belongs together and what slows a layer down is judged in `layers`; `advice` says what to try, and
 how all of it is shown.
 """
 

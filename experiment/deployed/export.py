@@ -1,6 +1,5 @@
 """What `espalier deploy export` is told, and how it is done: a model becomes one graph in the precision asked for."""
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from classify.checkpoint import ModelCard, load_classifier, read_card
 from classify.config import Part, check_name
@@ -26,6 +25,7 @@ from detect.reference import Reference, reference_of
 from detect.scaling import ScalingDetector
 from experiment.deployed.folder import Precision, write_deployment
 from experiment.deployed.graphs import ClassScores
+from experiment.deployed.values import check_finite, check_range
 from experiment.stages import Figures
 
 __all__ = ["ExportConfig", "Exported", "Pictures", "Quantization", "export_file"]
@@ -43,8 +43,6 @@ _Inputs = tuple[list[dict[str, Tensor]], str, Callable[[Path, Path], object] | N
 """Examples to compare on, what they are, and what makes the file in the end of the exported one."""
 _NUM_RANDOM, _NUM_PICTURES = 4, 8  # compared with PyTorch, at least and at most
 _USUALLY_AGREED = {"fp32": 1.0, "fp16": 0.95, "int8": 0.5}
-_FP16_MAX = torch.finfo(torch.float16).max
-_LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d)  # a sum, as of a residual, shows in the ReLU or layer after it
 
 
 class Pictures(Part):
@@ -55,8 +53,8 @@ class Pictures(Part):
     images: Path
     """Folder its file names are relative to."""
     num_images: int = Field(64, ge=1)
-    """int8 is calibrated on the first so many, all held in memory. Every file is compared with PyTorch on a few that
-    follow them, or on some of them where none follow."""
+    """int8 is calibrated on the first so many, all held in memory, and compared with PyTorch on a few that follow, or
+    on some of them where none follow; other precisions are compared on the first few."""
 
     @property
     def coco(self) -> CocoSet:
@@ -96,8 +94,8 @@ class ExportConfig(Part):
     """Height and width of the input, any: it is scaled to the other inside the graph, its ratio kept, and boxes are in
     its pixels. That other one unless given. For detectors only."""
     nms_rounds: int | None = Field(None, ge=1)
-    """Rounds of suppression where it is arithmetic, see FixedShapeDetector; twice what the compared images take, and 24
-    at least, unless given. For detectors only."""
+    """Rounds of suppression where it is arithmetic, see FixedShapeDetector; 24, or twice what the compared images take
+    where these come near it, unless given. For detectors only."""
     debug: bool = False
     """Add the output nms_converged, which says whether these rounds sufficed. For detectors only."""
     pictures: Pictures | None = None
@@ -159,21 +157,25 @@ def export_file(model: Path, settings: ExportConfig, folder: Path, mmdet: Path |
 def _export_detector(
     detector: Any, card: ModelCard, model: Path, settings: ExportConfig, folder: Path, also: Mapping[str, Any]
 ) -> Exported:
-    _check_finite(model, detector, "train anew")
+    check_finite(model, detector, "train anew")
     height, width = card.preprocessing["image_size_hw"]
     examples, compared_on, quantize = _inputs(settings.input_hw or (height, width), settings)
     seen = reference_of(detector, (height, width), examples, settings.input_hw)
+    nms_rounds = _nms_rounds(settings, seen, compared_on)
     plain = FixedShapeDetector(
         detector,
         (height, width),
-        nms_rounds=_nms_rounds(settings, seen, compared_on),
+        nms_rounds=nms_rounds,
         runs_on=settings.runs_on,
         debug=settings.debug,
         dtype=_DTYPES[settings.precision],
     )
     graph = ScalingDetector(plain, settings.input_hw) if settings.input_hw else plain
-    also = {"network_hw": [height, width], **also} if settings.input_hw else also
-    _check_values(f"{model} in {settings.precision}", graph, examples)
+    also = {**also, "nms_rounds": nms_rounds} if settings.runs_on == "any" else also
+    also = {**also, "network_hw": [height, width]} if settings.input_hw else also
+    in_precision = f"{model} in {settings.precision}"
+    check_finite(in_precision, graph, "take bf16 or fp32")
+    check_range(in_precision, graph, examples)
     parity = write_deployment(
         graph,
         examples,
@@ -208,11 +210,13 @@ def _export_classifier(model: Path, settings: ExportConfig, folder: Path) -> Exp
             f"expected batch, image, or a precision of fp32, fp16, bf16"
         )
     net, card = load_classifier(model)
-    _check_finite(model, net, "train anew")
+    check_finite(model, net, "train anew")
     graph = ClassScores(net, _DTYPES[settings.precision])
     side = card.preprocessing["image_size"]
     image = (torch.rand(settings.batch, 3, side, side) * 255).to(getattr(torch, settings.image))
-    _check_values(f"{model} in {settings.precision}", graph, [{"image": image}])
+    in_precision = f"{model} in {settings.precision}"
+    check_finite(in_precision, graph, "take bf16 or fp32")
+    check_range(in_precision, graph, [{"image": image}])
     compared_on = _images(settings.batch)
     parity = write_deployment(
         graph,
@@ -228,43 +232,6 @@ def _export_classifier(model: Path, settings: ExportConfig, folder: Path) -> Exp
     return Exported(_told(parity, compared_on))
 
 
-def _check_finite(subject: Path | str, net: nn.Module, remedy: str) -> None:
-    for name, tensor in net.state_dict().items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{subject}: weight {name} got NaN or infinity; expected finite numbers, {remedy}")
-
-
-def _check_values(subject: str, graph: Any, examples: Sequence[Mapping[str, Tensor]]) -> None:
-    """Raise ValueError if a weight is no number in the graph's precision, or a layer gives more than fp16 holds.
-
-    No runtime computes in fp16 on a CPU, so the rounded weights are run in float32 and every layer is watched.
-    """
-    _check_finite(subject, graph, "take bf16 or fp32")
-    if graph.dtype != torch.float16:
-        return
-    wide = copy.deepcopy(graph).float()
-    for part in wide.modules():
-        if getattr(part, "dtype", None) == torch.float16:
-            part.dtype = torch.float32
-    largest: dict[str, float] = {}
-
-    def look(name: str, layer: nn.Module, given: Any, output: Any) -> None:
-        largest[name] = max(largest.get(name, 0.0), float(output.abs().max()))
-
-    for name, layer in wide.named_modules():
-        if isinstance(layer, _LAYERS):
-            layer.register_forward_hook(partial(look, name))
-    with torch.no_grad():
-        for example in examples:
-            wide(*example.values())
-    for name, value in largest.items():
-        if not value <= _FP16_MAX:
-            raise ValueError(
-                f"{subject}: layer {name} gives too large a value, got {value:.3g}; expected at most {_FP16_MAX:.0f}, "
-                f"take bf16 or fp32"
-            )
-
-
 def _inputs(size_hw: tuple[int, int], settings: ExportConfig) -> _Inputs:
     if settings.pictures:
         return _of_pictures(size_hw, settings, settings.pictures)
@@ -276,16 +243,17 @@ def _inputs(size_hw: tuple[int, int], settings: ExportConfig) -> _Inputs:
 
 
 def _of_pictures(size_hw: tuple[int, int], settings: ExportConfig, told: Pictures) -> _Inputs:
-    """Return the pictures after those to calibrate on, or these where none follow; and what calibrates."""
+    """Return the pictures to compare on, and what calibrates on others."""
     pictures = (inputs for _, inputs, _ in fitted_images(told.coco, size_hw, settings.image))
     is_int8 = settings.precision == "int8"
-    calibrated, others = ([*itertools.islice(pictures, num)] for num in (told.num_images, _NUM_PICTURES))
-    compared = others or calibrated[:_NUM_PICTURES]
-    examples = [
-        {name: torch.from_numpy(array) for name, array in batch.items()} for batch in _batches(compared, settings.batch)
-    ]
-    what = "some that it was calibrated on," if is_int8 and not others else "others" if is_int8 else "some"
-    compared_on = f"{len(compared)} pictures, {what} of {told.annotations.name}"
+    calibrated = [*itertools.islice(pictures, told.num_images)] if is_int8 else []
+    others = [*itertools.islice(pictures, _NUM_PICTURES)]
+    batches = _batches(others or calibrated[:_NUM_PICTURES], settings.batch)
+    examples = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
+    what = "others of" if is_int8 and others else "calibrated on, of" if is_int8 else "of"
+    compared_on = f"{len(others) or min(len(calibrated), _NUM_PICTURES)} pictures {what} {told.annotations.name}"
+    if not is_int8:
+        return examples, compared_on, None
     quantize = partial(
         quantized_onnx,
         batches=_batches(calibrated, settings.batch),
@@ -293,7 +261,7 @@ def _of_pictures(size_hw: tuple[int, int], settings: ExportConfig, told: Picture
         method=settings.int8.method,
         keep_float=settings.int8.keep_float,
     )
-    return examples, compared_on, quantize if is_int8 else None
+    return examples, compared_on, quantize
 
 
 def _batches(pictures: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:

@@ -90,6 +90,11 @@ class Deployed:
         return height, width
 
     @property
+    def network_hw(self) -> tuple[int, int]:
+        """Height and width that the detector inside sees."""
+        return self.deployment.network_hw or self.size_hw
+
+    @property
     def is_as_exported(self) -> bool:
         """Whether the file, or what the engine was built from, is what `deploy.json` describes."""
         made_from = read_engine_info(self.file).onnx_sha256 if self.file.suffix == ENGINE else sha256_of(self.file)

@@ -45,7 +45,7 @@ class ClassScores(nn.Module):
 
 
 class ModelRunner(ModuleRunner):
-    """Runs a model file in PyTorch: the very graph that `espalier deploy export` writes, in float32 and at batch 1.
+    """Runs a model file in PyTorch: the graph that `espalier deploy export` writes unless told more, at batch 1.
 
     Args:
         path: Model file of a classifier or detector.

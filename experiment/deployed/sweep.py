@@ -25,7 +25,7 @@ from deploy import engine_from_onnx, onnx_from_module, random_inputs, record_fro
 from deploy.files import written_atomically
 from deploy.record import Record, rows_from_record, save_record
 from deploy.runtime import FileRunner
-from deploy.runtimes import ENGINE, RUNTIMES, runner_for
+from deploy.runtimes import ENGINE, ONNX, RUNTIMES, runner_for
 from experiment.config import Ratio, Timing
 from experiment.deployed.explain import measured_on
 from experiment.deployed.sweep_plot import sweep_plot
@@ -40,6 +40,7 @@ FILES = (_FIGURES, _RECORD, PICTURE)
 """What `measure_sweep` writes."""
 
 _DENSE = "dense"
+_RUNTIMES = [name for name, runtime in RUNTIMES.items() if runtime.suffix in (ONNX, ENGINE)]
 
 
 class SweepConfig(Part):
@@ -55,8 +56,8 @@ class SweepConfig(Part):
     """Shares of channels removed from every group."""
     round_to: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 8, 16, 32), min_length=1)
     """Multiples that kept channels are moved to, the nearest one."""
-    runtime: Annotated[str, AfterValidator(lambda name: check_name(name, RUNTIMES))] = "onnxruntime"
-    """One of `deploy.runtimes.RUNTIMES`; for TensorRT's, engines are built."""
+    runtime: Annotated[str, AfterValidator(lambda name: check_name(name, _RUNTIMES))] = "onnxruntime"
+    """One of `deploy.runtimes.RUNTIMES` that run ONNX files, or engines, which are built."""
     latency: Timing = Timing()
 
 
@@ -154,9 +155,9 @@ def _networks(config: SweepConfig, images: Tensor) -> Iterator[tuple[float, int 
 def _runner(config: SweepConfig, net: nn.Module, images: Tensor, path: Path) -> FileRunner:
     onnx_from_module(net, {"image": images}, path, ["scores"], tolerance=None)  # deep random networks amplify rounding
     file = path
-    if RUNTIMES[config.runtime].suffix == ENGINE:
+    if backend := RUNTIMES[config.runtime].backend:
         file = path.with_suffix(ENGINE)
-        engine_from_onnx(path, file, backend=config.runtime)
+        engine_from_onnx(path, file, backend=backend)
     return runner_for(file, config.runtime, config.latency.num_threads)
 
 

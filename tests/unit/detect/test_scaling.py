@@ -60,6 +60,15 @@ def test_boxes_are_in_pixels_of_the_frame(graph):
     torch.testing.assert_close(boxes, 3 * expected_boxes)
 
 
+def test_boxes_do_not_leave_a_picture_that_does_not_fill_its_input(graph):
+    """51 of 75 rows become 108.8, that is 109 of 160: a little more than the picture."""
+    image, _ = frame(scene(75, 75))
+    image_hw = torch.tensor([[51.0, 51.0]])
+    boxes, scores, _ = ScalingDetector(graph, (75, 75))(image, image_hw)
+    assert (scores > 0.05).sum() > 3
+    assert boxes.max() <= 51
+
+
 def test_the_reference_scales_too(trained, graph):
     pixels = scene(60, 75)
     example = dict(zip(graph.input_names, frame(pixels), strict=True))

@@ -119,6 +119,7 @@ def test_json_leaves_figures_alone_on_standard_output(figures, config, tmp_path,
         ("prune_ratios=()", "prune_ratios: .*at least 1 item"),
         ("round_to=(0,)", "round_to.*greater than or equal to 1"),
         ("runtime='onnx'", "runtime: .*unknown, got 'onnx'; expected one of .*onnxruntime"),
+        ("runtime='torch'", "runtime: .*unknown, got 'torch'; expected one of .*onnxruntime"),
         ("ratios=(0.5,)", "unknown key ratios"),
     ],
 )
@@ -128,9 +129,10 @@ def test_a_wrong_config_is_refused_before_any_work(change, line, config, refusal
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_engines_without_a_gpu_are_refused_before_any_work(config, tmp_path):
-    options = ("--out", tmp_path / "out", "--set", "runtime=tensorrt_rtx")
-    with pytest.raises(RuntimeError, match=r"^runtime: no GPU for tensorrt_rtx, got a machine without CUDA; expected"):
+@pytest.mark.parametrize("runtime", ["tensorrt_rtx", "tensorrt_rtx_graph"])
+def test_engines_without_a_gpu_are_refused_before_any_work(config, tmp_path, runtime):
+    options = ("--out", tmp_path / "out", "--set", f"runtime={runtime}")
+    with pytest.raises(RuntimeError, match=rf"^runtime: no GPU for {runtime}, got a machine without CUDA; expected"):
         invoke("deploy", "sweep", config, *options)
 
 
