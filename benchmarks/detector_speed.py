@@ -89,7 +89,8 @@ class TorchvisionRunner:
         """Keep the runner of the file."""
         self.runner = runner
         self.runtime, self.device = runner.runtime, runner.device
-        self.precision, self.num_threads, self.file = runner.precision, runner.num_threads, runner.file
+        self.precision, self.num_threads = runner.precision, runner.num_threads
+        self.file_sha256 = runner.file_sha256
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return boxes, scores and labels, ours counting classes from 0."""

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deploy.files import sha256_of
 from deploy.graph import Arrays, check_inputs, input_specs, load_onnx, output_specs, precision_of
 from deploy.runtime import onnx_session, onnx_step
 from deploy.step import CudaBuffers, Step, cuda_step
@@ -39,7 +40,8 @@ class CudaOnnxRunner:
         self.inputs, self.outputs = input_specs(model), output_specs(model)
         self.precision = precision_of(model)
         self.device = f"cuda:{torch.cuda.current_device()}"
-        self.file: Path | None = Path(path)
+        self.file = Path(path)
+        self.file_sha256: str | None = sha256_of(path)
         self._stream = torch.cuda.Stream()
         self._step: Step | None = None
         place = {

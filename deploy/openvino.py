@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.files import sha256_of
 from deploy.graph import Arrays, check_inputs, input_specs, load_onnx, output_specs
 from deploy.machine import optional_module
 from deploy.step import Step
@@ -52,7 +53,8 @@ class OpenVinoRunner:
         model = load_onnx(path)
         self._openvino = optional_module("openvino", f"{path} was to run in")
         self.inputs, self.outputs = input_specs(model), output_specs(model)
-        self.file: Path | None = Path(path)
+        self.file = Path(path)
+        self.file_sha256: str | None = sha256_of(path)
         compiled = _compiled(self._openvino, path, num_threads, precision_hint)
         self.num_threads: int | None = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.precision = _precision(compiled)

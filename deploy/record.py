@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deploy.files import model_from_json, sha256_of, written_atomically
+from deploy.files import model_from_json, written_atomically
 from deploy.graph import Arrays
 from deploy.latency import Latency, Measurement, Speedup, Transfers, inputs_by_name
 from deploy.machine import Device, cpu_model, device_from_place, git_commit, installed_versions
@@ -135,7 +135,7 @@ def record_from_measurement(
                 batch=measurement.batches[name],
                 input_shapes={key: array.shape for key, array in own_inputs[name].items()},
                 reference=measurement.references[name],
-                file_sha256=sha256_of(file) if (file := runners[name].file) else None,
+                file_sha256=runners[name].file_sha256,
                 macs=(macs or {}).get(name),
                 latency=latency,
                 transfers=measurement.transfers.get(name),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deploy.engine import last_error, load_engine, read_engine_info
+from deploy.files import sha256_of
 from deploy.graph import Arrays, TensorSpec, check_inputs, input_specs, load_onnx, output_specs, precision_of
 from deploy.step import CudaBuffers, Step, cuda_step
 
@@ -43,8 +44,8 @@ class Runner(Protocol):
     """Most weights: "float32", "tf32", "float16", "bfloat16" or "int8"."""
     num_threads: int | None
     """CPU threads it may use; None on a GPU."""
-    file: Path | None
-    """What it runs; None for a network in memory."""
+    file_sha256: str | None
+    """Of the file it runs, when that was opened; None for a network in memory."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs for these inputs."""
@@ -80,7 +81,8 @@ class OnnxRunner:
         self.inputs, self.outputs = input_specs(model), output_specs(model)
         self.precision = precision_of(model)
         self.num_threads: int | None = num_threads
-        self.file: Path | None = Path(path)
+        self.file = Path(path)
+        self.file_sha256: str | None = sha256_of(path)
         self._session = onnx_session(path, num_threads)
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -118,7 +120,7 @@ class ModuleRunner:
 
         self.runtime = "torch_compile" if compiled else "torch"
         self.device = device
-        self.file: Path | None = None
+        self.file_sha256: str | None = None
         weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
         self.precision = str(torch.float32 if weight is None else weight.dtype).removeprefix("torch.")
         self.num_threads = torch.get_num_threads() if device == "cpu" else None
@@ -225,7 +227,8 @@ class EngineRunner:
         self.runtime, self.precision = info.backend + "_graph" * cuda_graph, info.precision
         self._cuda_graph = cuda_graph
         self.device = f"cuda:{torch.cuda.current_device()}"
-        self.file: Path | None = Path(path)
+        self.file = Path(path)
+        self.file_sha256: str | None = sha256_of(path)
         self._context = engine.create_execution_context()
         if self._context is None:
             raise RuntimeError(f"{path}: {info.backend} cannot run it, got {last_error(info.backend)}; free GPU memory")

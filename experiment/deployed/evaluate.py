@@ -112,7 +112,7 @@ def evaluate_deployed(
     num_unsettled = int((~np.concatenate(settled)[: len(images)]).sum()) if settled else None
     notes += [*_notes_on_running(runner, num_unsettled, len(images))]
     notes += _notes_on_shape(deployed.network_hw, images) if framework else []
-    told = {"num_unsettled": num_unsettled, "file_sha256": sha256_of(deployed.file)}
+    told = {"num_unsettled": num_unsettled, "file_sha256": runner.file_sha256}
     return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source) | told, tuple(notes))
 
 

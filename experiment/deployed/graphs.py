@@ -11,6 +11,7 @@ from torch.fx.experimental.optimization import fuse
 from classify.checkpoint import load_classifier, read_card
 from classify.data import MEAN, STD
 from deploy import ModuleRunner, TensorSpec
+from deploy.files import sha256_of
 from detect import load_detector
 from detect.fixed_shape import FixedShapeDetector
 
@@ -68,7 +69,7 @@ class ModelRunner(ModuleRunner):
             found = graph(*examples)
         outputs = (found,) if isinstance(found, Tensor) else found
         super().__init__(graph.to(device), graph.output_names, device=device, compiled=compiled)
-        self.file = path
+        self.file_sha256 = sha256_of(path)
         self.inputs = dict(zip(graph.input_names, map(_spec, examples), strict=True))
         self.outputs = dict(zip(graph.output_names, map(_spec, outputs), strict=True))
 

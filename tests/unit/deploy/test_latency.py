@@ -21,7 +21,7 @@ class FakeRunner:
     """Takes the given times in turn and writes down that it ran."""
 
     runtime, device, precision, num_threads = "fake", "cpu", "float32", 1
-    file = None
+    file_sha256 = None
 
     def __init__(self, name, times_ms, clock, calls):
         self.name, self.times_ms, self.clock, self.calls = name, iter(times_ms), clock, calls
