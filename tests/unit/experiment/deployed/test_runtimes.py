@@ -23,6 +23,14 @@ def evaluated(invoke, deployed, scenes, *options):
     return json.loads(invoke("deploy", "eval", deployed, scenes.annotations, scenes.images, "--json", *options).stdout)
 
 
+@pytest.fixture(scope="module")
+def single(model, invoke, tmp_path_factory):
+    """The folder that is exported for single images."""
+    folder = tmp_path_factory.mktemp("single") / "d"
+    invoke("deploy", "export", model, "--out", folder)
+    return folder
+
+
 def test_openvino_finds_what_onnx_runtime_finds(deployed, detector, files):
     pytest.importorskip("openvino")
     found, expected = Detector.load(deployed, "openvino")(files, 0.1), detector(files, 0.1)
@@ -126,18 +134,16 @@ def test_what_was_not_exported_so_gives_no_boxes_under_wrong_names(elsewhere, wi
 
 
 @pytest.mark.parametrize("runtime", ["torch", "torch_compile"])
-def test_a_model_file_is_measured_in_pytorch_beside_the_file_it_became(model, deployed, invoke, tmp_path, runtime):
-    invoke("deploy", "export", model, "--out", tmp_path / "one")
-    files = (model, tmp_path / "one/model.onnx")
+def test_a_model_file_is_measured_in_pytorch_beside_the_file_it_became(model, single, invoke, tmp_path, runtime):
+    files = (model, single / "model.onnx")
     options = ("--runtime", runtime, "--rounds", 2, "--warmup", 1, "--json", "--out", tmp_path / "record.json")
     rows = json.loads(invoke("deploy", "bench", *files, *options).stdout)["rows"]
     assert [row["runtime"] for row in rows] == [runtime, "onnxruntime"]
     assert [row["file_sha256"] for row in rows] == [sha256_of(file) for file in files]
 
 
-def test_a_model_file_in_pytorch_gives_what_its_export_gives(model, files, invoke, tmp_path):
-    invoke("deploy", "export", model, "--out", tmp_path / "one")
-    torch_runner, onnx_runner = runner_for(model), runner_for(tmp_path / "one/model.onnx")
+def test_a_model_file_in_pytorch_gives_what_its_export_gives(model, single, files):
+    torch_runner, onnx_runner = runner_for(model), runner_for(single / "model.onnx")
     assert (torch_runner.inputs, torch_runner.outputs) == (onnx_runner.inputs, onnx_runner.outputs)
     inputs, _ = fit_image(read_image(files[0]), (96, 128))
     expected = onnx_runner.run(inputs)
