@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.files import sha256_of
 from deploy.graph import Arrays, check_inputs, input_specs, load_onnx, output_specs, precision_of
-from deploy.runtime import onnx_session, onnx_step
+from deploy.runtime import BufferedRunner, onnx_session, onnx_step
 from deploy.step import CudaBuffers, Step, cuda_step
 
 __all__ = ["CudaOnnxRunner"]
@@ -17,7 +17,7 @@ PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 
-class CudaOnnxRunner:
+class CudaOnnxRunner(BufferedRunner):
     """Runs an ONNX file with ONNX Runtime on the current GPU.
 
     Args:
@@ -43,7 +43,6 @@ class CudaOnnxRunner:
         self.file = Path(path)
         self.file_sha256: str | None = sha256_of(path)
         self._stream = torch.cuda.Stream()
-        self._step: Step | None = None
         place = {
             "device_id": torch.cuda.current_device(),
             "user_compute_stream": str(self._stream.cuda_stream),
@@ -55,16 +54,6 @@ class CudaOnnxRunner:
                 f"{path}: ONNX Runtime cannot load its CUDA provider, got a session on the CPU; install the CUDA and "
                 f"cuDNN that this onnxruntime-gpu was built for"
             )
-
-    def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs; wrong names, shapes or dtypes raise ValueError."""
-        if self._step is None:
-            self._step = self.prepare(inputs)
-        else:
-            check_inputs(str(self.file), self.inputs, inputs)
-            self._buffers.load(inputs)
-        self._step()
-        return self._buffers.arrays()
 
     def prepare(self, inputs: Arrays) -> Step:
         """Copy the inputs to the GPU and return a step that copies, computes and fetches."""

@@ -6,6 +6,7 @@ statistics live in latency.py.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "BufferedRunner",
     "EngineRunner",
     "FileRunner",
     "ModuleRunner",
@@ -204,7 +206,30 @@ class ModuleRunner:
         return outputs if isinstance(outputs, (tuple, list)) else [outputs]
 
 
-class EngineRunner:
+class BufferedRunner(ABC):
+    """Runs a file on the GPU in buffers that stay, so that a further `run` copies inputs and does nothing else anew."""
+
+    file: Path
+    inputs: dict[str, TensorSpec]
+    _buffers: CudaBuffers
+    _step: Step | None = None
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Return the outputs; wrong names, shapes or dtypes raise ValueError."""
+        if self._step is None:
+            self._step = self.prepare(inputs)
+        else:
+            check_inputs(str(self.file), self.inputs, inputs)
+            self._buffers.load(inputs)
+        self._step()
+        return self._buffers.arrays()
+
+    @abstractmethod
+    def prepare(self, inputs: Arrays) -> Step:
+        """Copy the inputs to the GPU and return a step that copies, computes and fetches."""
+
+
+class EngineRunner(BufferedRunner):
     """Runs an engine on the GPU, with torch tensors as its buffers, on a stream of its own.
 
     Args:
@@ -233,17 +258,6 @@ class EngineRunner:
         if self._context is None:
             raise RuntimeError(f"{path}: {info.backend} cannot run it, got {last_error(info.backend)}; free GPU memory")
         self._stream = torch.cuda.Stream()
-        self._step: Step | None = None
-
-    def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs; wrong names, shapes or dtypes raise ValueError."""
-        if self._step is None:
-            self._step = self.prepare(inputs)
-        else:
-            check_inputs(str(self.file), self.inputs, inputs)
-            self._buffers.load(inputs)
-        self._step()
-        return self._buffers.arrays()
 
     def prepare(self, inputs: Arrays) -> Step:
         """Copy the inputs to the GPU and return a step that copies, computes and fetches."""

@@ -3,9 +3,11 @@ import shutil
 
 import onnx
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from classify.backbones import Architecture
+from classify.backbones import Architecture, build_classifier
+from classify.checkpoint import ModelCard, save_model
 from classify.synthetic import SHAPES
 from classify.train import Schedule
 from deploy import EngineInfo
@@ -51,6 +53,15 @@ def deployed(model, invoke):
     """The folder that `deploy export` writes beside the model, for batches of two."""
     invoke("deploy", "export", model, "--set", "batch=2")
     return model.with_suffix(".deploy")
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    torch.manual_seed(0)
+    arch = Architecture("resnet18", 3, 8)
+    card = ModelCard("classifier", arch.to_dict(), ("a", "b", "c"), {"image_size": 32})
+    save_model(tmp_path / "net.safetensors", build_classifier(arch), card)
+    return tmp_path / "net.safetensors"
 
 
 @pytest.fixture

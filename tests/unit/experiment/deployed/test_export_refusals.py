@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from classify.backbones import Architecture, build_classifier
-from classify.checkpoint import ModelCard, save_model
+from classify.backbones import Architecture
 from classify.synthetic import SHAPES
 from detect import DetectorSettings, load_detector, new_detector, save_detector
 from detect.data import CocoSet, read_annotations
@@ -29,14 +28,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "det.safetensors"
     save_detector(path, *new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=0))
     return path
-
-
-@pytest.fixture
-def classifier(tmp_path):
-    arch = Architecture("resnet18", 3, 8)
-    card = ModelCard("classifier", arch.to_dict(), ("a", "b", "c"), {"image_size": 32})
-    save_model(tmp_path / "net.safetensors", build_classifier(arch), card)
-    return tmp_path / "net.safetensors"
 
 
 def spoilt(model, path, name, value):
