@@ -34,8 +34,8 @@ from deploy import (
     save_record,
     table_from_record,
 )
-from deploy.openvino import OpenVinoRunner
-from deploy.step import Step
+from deploy.runtimes.openvino import OpenVinoRunner
+from deploy.runtimes.timed_step import Step
 from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 
@@ -167,7 +167,7 @@ def files_of(detector: Any, size_hw: tuple[int, int], folder: Path) -> dict[str,
     """Export ours, for each runtime in its own form, and torchvision's."""
     torch.manual_seed(1)
     graphs = {
-        target: FixedShapeDetector(detector, size_hw, runs_on=target) for target in ("any", "onnxruntime", "openvino")
+        target: FixedShapeDetector(detector, size_hw, runtime=target) for target in ("any", "onnxruntime", "openvino")
     }
     inputs = graphs["any"].example_inputs()
     files = {}
@@ -178,7 +178,7 @@ def files_of(detector: Any, size_hw: tuple[int, int], folder: Path) -> dict[str,
         onnx_from_module(graph, example, files[target], graph.output_names, tolerance=None)
     files["int8"] = folder / "int8.onnx"
     calibration = [{name: tensor.numpy() for name, tensor in example.items()}]
-    quantized_onnx(files["onnxruntime"], files["int8"], calibration, form="cpu")
+    quantized_onnx(files["onnxruntime"], files["int8"], calibration, runtime="onnxruntime")
     files["torchvision"] = folder / "torchvision.onnx"
     names = {"input_names": ["image"], "output_names": ["boxes", "labels", "scores"]}
     with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from records import write_cpu_record
 from torch import Tensor, nn
 
 from deploy import Arrays, Measurement, OnnxRunner, Runner, measure, onnx_from_module
-from deploy.openvino import OpenVinoRunner
+from deploy.runtimes.openvino import OpenVinoRunner
 from detect.fixed_boxes import keep_best, keep_by_operator
 from detect.fixed_shape import NMS_ROUNDS, Suppress
 

@@ -15,15 +15,16 @@ from rich.console import Console
 
 from deploy import Measurement, OnnxRunner, measure, random_inputs
 from detect.data import CocoSet
-from experiment.deployed.evaluate import evaluate_deployed
-from experiment.deployed.export import ExportConfig, Pictures, export_file
+from detect.deployed import evaluate_deployed
+from detect.export import export_file
+from detect.export_config import ExportConfig, Pictures
 
 FORMS = {
     "fp32": {"precision": "fp32"},
-    "fp32, for ONNX Runtime": {"precision": "fp32", "runs_on": "onnxruntime"},
+    "fp32, for ONNX Runtime": {"precision": "fp32", "runtime": "onnxruntime"},
     "fp16": {"precision": "fp16"},
     "int8": {"precision": "int8"},
-    "int8, for ONNX Runtime": {"precision": "int8", "runs_on": "onnxruntime"},
+    "int8, for ONNX Runtime": {"precision": "int8", "runtime": "onnxruntime"},
 }
 """Row -> keys of an export config; what says nothing else is built by every engine."""
 

@@ -13,7 +13,7 @@ import torch
 from classify.backbones import Architecture, build_classifier
 from deploy.record import git_commit
 from prune import cost_of, prune_model
-from prune.presets import PRESETS, Preset
+from prune.choose.presets import PRESETS, Preset
 
 COLUMNS = ["preset", "backbone", "params (M)", "MACs (G)", "MAC reduction", "published params", "published MACs"]
 

@@ -6,7 +6,7 @@ a classifier and a detector unchanged.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ from torchvision.models.resnet import ResNet
 from torchvision.models.vgg import cfgs, make_layers
 
 from classify.cifar import CifarResNet, cifar_vgg16
-from prune import narrowed_model
+from command.errors import RequestError
+from prune.cut.surgery import narrowed_model
 from prune.modes import evaluating
 
 __all__ = [
@@ -48,10 +49,6 @@ class Architecture:
     widths: Widths = field(default_factory=dict)
     """(inputs, outputs) of the layers that a slim network has narrower than the dense one."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary that JSON and `Architecture(**...)` accept."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class _Family:
@@ -70,7 +67,7 @@ def build_classifier(arch: Architecture) -> nn.Module:
     """Return the classifier with random weights.
 
     Raises:
-        ValueError: If the name is unknown, or base channels or widths do not fit the network.
+        RequestError: If the name is unknown, or base channels or widths do not fit the network.
     """
     return _slim(_dense(arch), arch.widths)
 
@@ -79,12 +76,12 @@ def build_trunk(arch: Architecture) -> "Trunk":
     """Return the classifier without its head, with random weights.
 
     Raises:
-        ValueError: As `build_classifier`, or if the network has no feature maps of strides 4 to 32.
+        RequestError: As `build_classifier`, or if the network has no feature maps of strides 4 to 32.
     """
     family = _family(arch.name)
     if not family.stages:
         known = sorted(name for name, other in BACKBONES.items() if other.stages)
-        raise ValueError(
+        raise RequestError(
             f"backbone: has no feature maps of strides 4 to 32, got {arch.name!r}; expected one of {known}"
         )
     net = _dense(arch)
@@ -140,7 +137,7 @@ def initialize(model: nn.Module) -> None:
 
 def _family(name: str) -> _Family:
     if name not in BACKBONES:
-        raise ValueError(f"backbone: unknown, got {name!r}; expected one of {sorted(BACKBONES)}")
+        raise RequestError(f"backbone: unknown, got {name!r}; expected one of {sorted(BACKBONES)}")
     return BACKBONES[name]
 
 
@@ -149,7 +146,7 @@ def _dense(arch: Architecture) -> nn.Module:
     if arch.base_channels == 64:
         return family.build(num_classes=arch.num_classes)
     if family.narrow is None:
-        raise ValueError(f"{arch.name}: base_channels cannot differ from 64, got {arch.base_channels}; expected 64")
+        raise RequestError(f"{arch.name}: base_channels cannot differ from 64, got {arch.base_channels}; expected 64")
     net = family.build(num_classes=arch.num_classes)
     family.narrow(net, arch.base_channels)
     initialize(net)
@@ -164,7 +161,7 @@ def _narrow_resnet(net: ResNet, base_channels: int) -> None:
     """Do what torchvision's constructor, which knows 64 only, does not."""
     step = 64 // net.base_width if net.groups > 1 else 1  # one channel per group of the first grouped convolutions
     if base_channels % step:
-        raise ValueError(
+        raise RequestError(
             f"base_channels: do not fill {net.groups} groups, got {base_channels}; expected a multiple of {step}"
         )
     net.inplanes = base_channels

@@ -4,6 +4,8 @@
 for as much computation as the dense network, yet at most `SCRATCH_B_CAP` times its epochs.
 """
 
+from command.errors import RequestError
+
 __all__ = ["SCRATCH_B_CAP", "scratch_epochs"]
 
 SCRATCH_B_CAP = 2.0
@@ -24,4 +26,4 @@ def scratch_epochs(budget: str, dense_epochs: int, mac_reduction: float) -> int:
         return dense_epochs
     if budget == "scratch_b":
         return int(dense_epochs * min(mac_reduction, SCRATCH_B_CAP))
-    raise ValueError(f"budget: unknown, got {budget!r}; expected 'scratch_e' or 'scratch_b'")
+    raise RequestError(f"budget: unknown, got {budget!r}; expected 'scratch_e' or 'scratch_b'")

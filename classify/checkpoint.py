@@ -2,23 +2,28 @@
 
 import io
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from classify.backbones import Architecture, build_classifier
-from prune import PruneSpec
+from classify.data import MEAN, STD
+from command.errors import RequestError
+from command.files import existing_file, written_atomically
+from prune.cut.spec import PruneSpec
 
 __all__ = [
     "ModelCard",
+    "Preprocessing",
+    "check_classes",
     "load_classifier",
     "load_weights",
     "read_card",
@@ -30,76 +35,106 @@ _UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError, Ru
 """What reading a damaged or foreign file raises: torch's reader lets through what its own parsing meets."""
 _KEY = "espalier"
 _VERSION = 1
+_REMEDY = "expected a model file"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image before the network sees it."""
+
+    image_hw: tuple[int, int]
+    """Height and width that the network is made for, in pixels: a classifier's crop, what a detector's image is scaled
+    to fit."""
+    mean_rgb: tuple[float, float, float] = MEAN
+    """Subtracted, for pixels of 0 to 255."""
+    std_rgb: tuple[float, float, float] = STD
+    """Divided by after that."""
+    keep_ratio: bool = True
+    """False where a foreign detector was trained on images stretched to its shape."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
     """What a model file says about its weights."""
 
-    kind: str
-    """"classifier" or "detector"."""
-    architecture: Mapping[str, Any]
-    """The backbone: arguments of `Architecture`."""
+    kind: Literal["classifier", "detector"]
+    backbone: Architecture
+    """Its name is empty where a foreign detector has a backbone that is none of ours."""
     classes: tuple[str, ...]
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing = Preprocessing((224, 224))
     detector: Mapping[str, Any] | None = None
     """mmdet's model config, for detectors."""
+    settings: Mapping[str, Any] | None = None
+    """Arguments of `detect.model.DetectorSettings`, for detectors."""
     spec: Mapping[str, Any] | None = None
     """The PruneSpec that made it slim, or None. The backbone's layers go by the classifier's names."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Parents' hashes, config, data fingerprint, metrics, versions."""
 
     @property
-    def backbone(self) -> Architecture:
-        """The backbone's architecture."""
-        return Architecture(**self.architecture)
-
-    @property
     def prune_spec(self) -> PruneSpec | None:
         """The spec as an object."""
         return None if self.spec is None else PruneSpec.from_json(json.dumps(self.spec))
 
+    @property
+    def is_slim(self) -> bool:
+        """Whether any of its layers was cut."""
+        return bool(self.backbone.widths) or "widths" in (self.detector or {})
 
-def save_model(path: Path, model: nn.Module, card: ModelCard) -> None:
+    def check_dense(self, subject: object) -> None:
+        """Raise RequestError if the model was pruned before."""
+        if self.is_slim:
+            raise RequestError(f"{subject}: slim already; expected a dense model")
+
+
+_CARD = TypeAdapter(with_config(ConfigDict(extra="forbid"))(ModelCard))
+
+
+def save_model(path: str | Path, model: nn.Module, card: ModelCard) -> None:
     """Write weights and card as one file, whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {_KEY: json.dumps({"version": _VERSION, **asdict(card)})}
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with written_atomically(path) as partial:
         save_file(weights, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)  # still there only if writing failed
 
 
-def read_card(path: Path) -> ModelCard:
+def read_card(path: str | Path) -> ModelCard:
     """Return the card of a model file without reading its weights.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a model file of this project.
+        MissingFileError: If there is no such file.
+        RequestError: If the file is not a model file of this project.
     """
-    _check_exists(path)
+    path = existing_file(path, _REMEDY)
     try:
         with safetensors.safe_open(path, "pt") as file:
             fields = json.loads((file.metadata() or {})[_KEY])
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not an espalier model file; expected a .safetensors written by espalier") from error
-    if fields.pop("version", None) != _VERSION:
-        raise ValueError(f"{path}: written by another version of espalier; expected model file version {_VERSION}")
-    return ModelCard(**{**fields, "classes": tuple(fields["classes"])})
+        raise RequestError(
+            f"{path}: not an espalier model file; expected a .safetensors written by espalier"
+        ) from error
+    if not isinstance(fields, dict) or fields.pop("version", None) != _VERSION:
+        raise RequestError(f"{path}: written by another version of espalier; expected model file version {_VERSION}")
+    try:
+        return _CARD.validate_python(fields)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise RequestError(
+            f"{path}: its card is damaged, {where} {fault['msg']}; expected a file of espalier"
+        ) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the weights in a `.safetensors` or PyTorch file; nothing in it is executed.
 
     A `state_dict` key around the weights and a `module.` prefix (DataParallel) are removed.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is neither format, or would execute code.
+        MissingFileError: If there is no such file.
+        RequestError: If it is neither format, or would execute code.
     """
-    _check_exists(path)
+    path = existing_file(path, _REMEDY)
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
@@ -107,10 +142,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         content = io.BytesIO(path.read_bytes())  # from a path, a cut-off file raises OSError, as a bad disk would
         data = torch.load(content, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: no plain weights inside; expected .safetensors or a file of tensors only") from error
+        raise RequestError(
+            f"{path}: no plain weights inside; expected .safetensors or a file of tensors only"
+        ) from error
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: no weights by name inside, got a {type(data).__name__}; expected a state dict")
+        raise RequestError(f"{path}: no weights by name inside, got a {type(data).__name__}; expected a state dict")
     return {name.removeprefix("module."): tensor for name, tensor in data.items() if isinstance(tensor, Tensor)}
 
 
@@ -124,7 +161,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, 
         optional: Name prefixes (a head) that may be missing or have another shape; they keep what they had.
 
     Raises:
-        ValueError: If a name or shape differs.
+        RequestError: If a name or shape differs.
     """
     own = model.state_dict()
     fits = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
@@ -134,24 +171,26 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, 
         got = tuple(weights[wrong[0]].shape) if wrong[0] in weights else "nothing"
         expected = tuple(own[wrong[0]].shape) if wrong[0] in own else "no such layer"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ValueError(f"{subject}: of another architecture, {wrong[0]} got {got}; expected {expected}{more}")
+        raise RequestError(f"{subject}: of another architecture, {wrong[0]} got {got}; expected {expected}{more}")
     model.load_state_dict(fits, strict=False)
 
 
-def load_classifier(path: Path) -> tuple[nn.Module, ModelCard]:
+def load_classifier(path: str | Path) -> tuple[nn.Module, ModelCard]:
     """Rebuild a classifier from its file alone.
 
     Raises:
-        ValueError: If the file holds something else.
+        RequestError: If the file holds something else.
     """
     card = read_card(path)
     if card.kind != "classifier":
-        raise ValueError(f"{path}: holds a {card.kind}; expected a classifier")
+        raise RequestError(f"{path}: holds a {card.kind}; expected a classifier")
     model = build_classifier(card.backbone)
     load_weights(model, read_weights(path), str(path))
     return model.eval(), card
 
 
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a model file")
+def check_classes(model: str | Path, card: ModelCard, classes: tuple[str, ...]) -> None:
+    """Raise RequestError unless the data's classes are those of the model file, in order."""
+    if card.classes != classes:
+        got, expected = (f"{len(names)} ({', '.join(names[:3])} ...)" for names in (classes, card.classes))
+        raise RequestError(f"{model}: knows other classes than the data has, got {got}; expected {expected}")

@@ -12,6 +12,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from command.errors import MissingFileError, RequestError
+
 __all__ = ["MEAN", "STD", "check_folder", "class_names", "fingerprint", "image_folder"]
 
 MEAN = (123.675, 116.28, 103.53)
@@ -36,7 +38,7 @@ def class_names(root: Path) -> tuple[str, ...]:
 
 
 def check_folder(root: Path) -> None:
-    """Raise ValueError or FileNotFoundError unless `root` has two splits of equal classes, with images in both.
+    """Raise RequestError or FileNotFoundError unless `root` has two splits of equal classes, with images in both.
 
     Single classes may be empty.
     """
@@ -45,14 +47,16 @@ def check_folder(root: Path) -> None:
         folder = _split_folder(root, split)
         classes[split] = sorted(f.name for f in folder.iterdir() if f.is_dir())
         if not classes[split]:
-            raise ValueError(f"{folder}: holds no class folders; expected one folder per class with its images")
+            raise RequestError(f"{folder}: holds no class folders; expected one folder per class with its images")
     if classes["train"] != classes["val"]:
         odd = sorted(set(classes["train"]) ^ set(classes["val"]))
-        raise ValueError(f"{root}: train and val differ in the classes {odd}; expected the same class folders in both")
+        raise RequestError(
+            f"{root}: train and val differ in the classes {odd}; expected the same class folders in both"
+        )
     for split in ("train", "val"):
         folder = _split_folder(root, split)
         if not any(path.suffix.lower() in IMG_EXTENSIONS for path in _files(folder) if path.parent != folder):
-            raise ValueError(f"{folder}: holds no images, got empty class folders; expected images, as .jpg or .png")
+            raise RequestError(f"{folder}: holds no images, got empty class folders; expected images, as .jpg or .png")
 
 
 def fingerprint(root: Path) -> str:
@@ -75,7 +79,7 @@ def _split_folder(root: Path, split: str) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise FileNotFoundError(f"{root / names[0]}: no such folder; expected {root} to hold train/ and val/ class folders")
+    raise MissingFileError(f"{root / names[0]}: no such folder; expected {root} to hold train/ and val/ class folders")
 
 
 def _transform(split: str, image_size: int) -> v2.Compose:

@@ -8,28 +8,34 @@ import torch
 from torch import nn
 
 from classify.checkpoint import ModelCard
-from prune import Pruned, prune_model
+from prune.choose.criteria import Criterion
+from prune.choose.recipe import Recipe
+from prune.pruning import Pruned, prune_model
 
 __all__ = ["prune_classifier"]
 
 
 def prune_classifier(
-    net: nn.Module, card: ModelCard, prune_ratio: float | None = None, **options: Any
+    net: nn.Module,
+    card: ModelCard,
+    recipe: Recipe | float | None = None,
+    criterion: Criterion | str | None = None,
+    **fields: Any,
 ) -> tuple[nn.Module, ModelCard, Pruned]:
     """Return the slim classifier, its card, and what was done; the given network is not changed.
 
     Args:
         net: A dense classifier.
         card: Its card.
-        prune_ratio: Share of channels removed, [0, 1); None where the options hold a limit.
-        options: As for `prune.prune_model`; a criterion that needs data is an object made on `net`.
+        recipe: What is cut; a number is the `prune_ratio` of a recipe whose other fields are given by name.
+        criterion: An object made on `net`, in place of the recipe's; or the recipe's by name.
+        fields: Those of `Recipe`, where none is given.
 
     Raises:
-        ValueError: If the classifier is slim already, or an option does not fit.
+        RequestError: If the classifier is slim already, or the recipe does not fit.
     """
-    if card.backbone.widths:
-        raise ValueError("classifier: slim already; expected a dense one to prune")
-    side = card.preprocessing["image_size"]
-    pruned = prune_model(net, (torch.zeros(1, 3, side, side),), prune_ratio, **options)
+    card.check_dense("classifier")
+    side = card.preprocessing.image_hw[0]
+    pruned = prune_model(net, (torch.zeros(1, 3, side, side),), recipe, criterion=criterion, **fields)
     slim = replace(card.backbone, widths=pruned.spec.widths())
-    return pruned.model, replace(card, architecture=slim.to_dict(), spec=json.loads(pruned.spec.to_json())), pruned
+    return pruned.model, replace(card, backbone=slim, spec=json.loads(pruned.spec.to_json())), pruned

@@ -5,6 +5,7 @@
 
 import contextlib
 import io
+import itertools
 import math
 import zipfile
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from classify.data import MEAN, STD
+from command.errors import RequestError, WorkError
 
 __all__ = [
     "OPTIMIZERS",
@@ -34,6 +36,9 @@ __all__ = [
 ]
 
 OPTIMIZERS = ("AdamW", "Adam", "SGD")
+
+_NUMBERS = itertools.count()
+"""Of the Runners of this process: mmengine would give two of one name and second the same log."""
 
 Progress = Callable[[int, int], None]
 """Called after every iteration with (iterations done, iterations in all)."""
@@ -65,15 +70,15 @@ class Schedule:
         """Refuse what cannot train."""
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_iters", 0), ("num_workers", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}: too small, got {getattr(self, name)}; expected at least {least}")
+                raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected at least {least}")
         if not self.lr > 0:
-            raise ValueError(f"lr: not above 0, got {self.lr}; expected a learning rate above 0")
+            raise RequestError(f"lr: not above 0, got {self.lr}; expected a learning rate above 0")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer: unknown, got {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
+            raise RequestError(f"optimizer: unknown, got {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
         if self.weight_decay < 0:
-            raise ValueError(f"weight_decay: below 0, got {self.weight_decay}; expected 0 or more")
+            raise RequestError(f"weight_decay: below 0, got {self.weight_decay}; expected 0 or more")
         if not all(0 < share < 1 for share in self.milestones):
-            raise ValueError(f"milestones: got {self.milestones}; expected shares of the training, between 0 and 1")
+            raise RequestError(f"milestones: got {self.milestones}; expected shares of the training, between 0 and 1")
 
 
 class ClassifierModel(BaseModel):
@@ -126,7 +131,7 @@ def fit(
         scope: mmengine's registry scope of the model and its data.
 
     Raises:
-        RuntimeError: If the loss becomes NaN or infinite.
+        WorkError: If the loss becomes NaN or infinite.
     """
     train_loader = {
         "batch_size": schedule.batch_size,
@@ -153,7 +158,7 @@ def fit(
 
 def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "mmengine", **settings: Any) -> Runner:
     """Return a Runner that logs below `work_dir` and says nothing on the terminal."""
-    name = str(work_dir.resolve())
+    name = f"{work_dir.resolve()}-{next(_NUMBERS)}"
     # Two checkpoints: one is deleted before the next is written, and a kill in between must leave one.
     checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
     with silent():  # the Runner's logger keeps the stream it is born with: born silent, it writes to its file only
@@ -211,7 +216,7 @@ class _Watch(Hook):
         loss = (outputs or {})["loss"].item()
         if not math.isfinite(loss):
             where = f"epoch {runner.epoch + 1}, iteration {batch_idx + 1}"
-            raise RuntimeError(f"{runner.work_dir}: the loss is {loss} at {where}; lower the learning rate")
+            raise WorkError(f"{runner.work_dir}: the loss is {loss} at {where}; lower the learning rate")
         if self.progress:
             self.progress(runner.iter + 1, runner.max_iters)
 

@@ -1,28 +1,42 @@
-"""Modules to ONNX files to engines, and what they cost in time: deploy knows clocks.
+"""Files -> engines -> times -> boxes: deploy knows files and clocks.
 
-Knows nothing of pruning, images or boxes. Importing it loads neither torch nor a TensorRT.
+Importing it, or `Detector` from it, loads neither torch nor mmdet.
 """
 
-from deploy.engine import EngineInfo, engine_from_onnx, load_engine, read_engine_info
-from deploy.export import onnx_from_module
-from deploy.graph import Arrays, TensorSpec, random_inputs
-from deploy.latency import Latency, Measurement, Speedup, Transfers, measure
-from deploy.precision import quantized_onnx
-from deploy.record import (
-    Record,
-    load_record,
-    record_from_measurement,
-    rows_from_record,
-    save_record,
-    table_from_record,
-)
-from deploy.runtime import EngineRunner, ModuleRunner, OnnxRunner, Runner
-from deploy.runtimes import runner_for
+from typing import TYPE_CHECKING
+
+from command.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from deploy.deployment import open_deployment
+    from deploy.detector import Detector, Found
+    from deploy.engine import EngineInfo, engine_from_onnx, load_engine, read_engine_info
+    from deploy.export import onnx_from_module
+    from deploy.latency import Latency, Measurement, Speedup, Transfers, measure
+    from deploy.precision import quantized_onnx
+    from deploy.record import (
+        Record,
+        load_record,
+        record_from_measurement,
+        rows_from_record,
+        save_record,
+        table_from_record,
+    )
+    from deploy.runtimes.module import ModuleRunner
+    from deploy.runtimes.onnxruntime import OnnxRunner
+    from deploy.runtimes.registry import RUNTIMES, runner_for
+    from deploy.runtimes.runner import Runner
+    from deploy.runtimes.tensorrt import EngineRunner
+    from deploy.tensors import Arrays, TensorSpec, random_inputs
+    from deploy.triton.package import package_detector
 
 __all__ = [
+    "RUNTIMES",
     "Arrays",
+    "Detector",
     "EngineInfo",
     "EngineRunner",
+    "Found",
     "Latency",
     "Measurement",
     "ModuleRunner",
@@ -37,6 +51,8 @@ __all__ = [
     "load_record",
     "measure",
     "onnx_from_module",
+    "open_deployment",
+    "package_detector",
     "quantized_onnx",
     "random_inputs",
     "read_engine_info",
@@ -46,3 +62,5 @@ __all__ = [
     "save_record",
     "table_from_record",
 ]
+
+__getattr__ = lazy_names(__name__, __file__)

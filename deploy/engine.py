@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deploy.files import existing_file, model_from_json, sha256_of, written_atomically
-from deploy.graph import TensorSpec, input_specs, load_onnx, output_specs, precision_of
-from deploy.machine import current_gpu, optional_module
+from command.errors import RequestError, WorkError
+from command.extras import optional_module
+from command.files import existing_file, model_from_json, sha256_of, written_atomically
+from deploy.machine import current_gpu
+from deploy.onnx_file import input_specs, load_onnx, output_specs, precision_of
+from deploy.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -39,7 +42,7 @@ class EngineInfo(BaseModel):
     compute_capabilities: tuple[str, ...]
     """Such as "8.6"; empty means what the backend chooses itself."""
     precision: str
-    """As `deploy.precision_of` tells it; "tf32" where float32 may be rounded to TensorFloat-32."""
+    """As `deploy.precision_of` tells it; "tf32" where fp32 may be rounded to TensorFloat-32."""
     onnx_file: str | None = None
     """Its name, without folders; this and the following are None in sidecars of earlier versions."""
     onnx_sha256: str
@@ -81,13 +84,14 @@ def engine_from_onnx(
         optimization_level: 0 to 5, how much the builder tries; None leaves the backend's own.
         timing_cache: File of the kernel times that TensorRT measured in earlier builds; made or brought up to date.
         tf32: Whether products of float32 may round what they multiply to TensorFloat-32, 10 bits of mantissa. The
-            backends do so unless told not to; here float32 means float32 in every runtime.
+            backends do so unless told not to; here fp32 means fp32 in every runtime.
 
     Raises:
-        FileNotFoundError: If the ONNX file does not exist.
-        ValueError: If it is no ONNX file, or has a free dimension, NaN in a weight or a type the backend lacks; if the
-            backend knows no such compute capability or has no timing cache, or the cache is of another GPU or version.
-        RuntimeError: If the backend is not installed, cannot read a node or cannot build the engine.
+        MissingFileError: If the ONNX file does not exist.
+        RequestError: If it is no ONNX file, or has a free dimension, NaN in a weight or a type the backend lacks; if
+            the backend is not installed, knows no such compute capability or has no timing cache, or the cache is of
+            another GPU or version.
+        WorkError: If the backend cannot read a node or cannot build the engine.
     """
     trt = _backend_module(backend)
     _check_options(backend, workspace_mib, optimization_level, timing_cache)
@@ -99,7 +103,7 @@ def engine_from_onnx(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, _logger(backend))
     if not parser.parse_from_file(str(onnx_path)):
-        raise RuntimeError(_parser_fault(onnx_path, backend, parser))
+        raise WorkError(_parser_fault(onnx_path, backend, parser))
     inputs = _fixed_specs(input_specs(model), [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _fixed_specs(output_specs(model), [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, compute_capabilities, workspace_mib, optimization_level)
@@ -108,13 +112,13 @@ def engine_from_onnx(
         _use_timing_cache(config, backend, Path(timing_cache))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError(f"{onnx_path}: {backend} cannot build it, got {last_error(backend)}; change the named layer")
+        raise WorkError(f"{onnx_path}: {backend} cannot build it, got {last_error(backend)}; change the named layer")
     build_s, gpu, precision = round(time.perf_counter() - start_s, 3), current_gpu(), precision_of(model)
     info = EngineInfo(
         backend=backend,
         backend_version=trt.__version__,
         compute_capabilities=tuple(compute_capabilities),
-        precision="tf32" if tf32 and precision == "float32" else precision,
+        precision="tf32" if tf32 and precision == "fp32" else precision,
         onnx_file=Path(onnx_path).name,
         onnx_sha256=sha256_of(onnx_path),
         engine_sha256=hashlib.sha256(plan).hexdigest(),
@@ -137,13 +141,13 @@ def read_engine_info(engine_path: str | Path) -> EngineInfo:
     """Return an engine's sidecar; needs neither a GPU nor the backend.
 
     Raises:
-        FileNotFoundError: If the engine or its sidecar does not exist.
-        ValueError: If the sidecar is malformed or belongs to another engine.
+        MissingFileError: If the engine or its sidecar does not exist.
+        RequestError: If the sidecar is malformed or belongs to another engine.
     """
     path = existing_file(engine_path, _REBUILD)
     info = model_from_json(EngineInfo, _sidecar(path), _REBUILD)
     if sha256_of(path) != info.engine_sha256:
-        raise ValueError(f"{path}: not the engine its sidecar describes, got another sha256; {_REBUILD}")
+        raise RequestError(f"{path}: not the engine its sidecar describes, got another sha256; {_REBUILD}")
     return info
 
 
@@ -151,9 +155,9 @@ def load_engine(engine_path: str | Path) -> Any:
     """Return the backend's engine object, ready to run on this machine's GPU.
 
     Raises:
-        ValueError: If another version built it, or TensorRT on another GPU, or the ONNX file beside it is not the one
+        RequestError: If another version built it, or TensorRT on another GPU, or the ONNX file beside it is not the one
             it was built from.
-        RuntimeError: If there is no GPU, or the backend refuses it.
+        WorkError: If there is no GPU, or the backend refuses it.
     """
     import torch
 
@@ -161,21 +165,19 @@ def load_engine(engine_path: str | Path) -> Any:
     trt = _backend_module(info.backend)
     _refuse_stale(Path(engine_path), info)
     if trt.__version__ != info.backend_version:
-        raise ValueError(
+        raise RequestError(
             f"{engine_path}: built by another version, got {info.backend} {info.backend_version}; "
             f"expected the installed {trt.__version__}, {_REBUILD}"
         )
     if not torch.cuda.is_available():
-        raise RuntimeError(
-            f"{engine_path}: no GPU to run it, got a machine without CUDA; measure the ONNX file instead"
-        )
+        raise WorkError(f"{engine_path}: no GPU to run it, got a machine without CUDA; measure the ONNX file instead")
     gpu = current_gpu()
     if info.backend == "tensorrt" and gpu and info.gpu not in (None, gpu.name):  # it would only warn, and be slow
-        raise ValueError(f"{engine_path}: built for another GPU, got {info.gpu}; expected {gpu.name}, {_REBUILD}")
+        raise RequestError(f"{engine_path}: built for another GPU, got {info.gpu}; expected {gpu.name}, {_REBUILD}")
     _errors(info.backend).clear()
     engine = _runtime(info.backend).deserialize_cuda_engine(Path(engine_path).read_bytes())
     if engine is None:
-        raise RuntimeError(f"{engine_path}: {info.backend} refuses it, got {last_error(info.backend)}; {_REBUILD}")
+        raise WorkError(f"{engine_path}: {info.backend} refuses it, got {last_error(info.backend)}; {_REBUILD}")
     return engine
 
 
@@ -195,7 +197,7 @@ def _write(engine_path: Path, plan: Any, info: EngineInfo) -> None:
 
 def _backend_module(backend: str) -> Any:
     if backend not in BACKENDS:
-        raise ValueError(f"backend: unknown, got {backend!r}; expected one of {', '.join(BACKENDS)}")
+        raise RequestError(f"backend: unknown, got {backend!r}; expected one of {', '.join(BACKENDS)}")
     return optional_module(backend, "engines need")
 
 
@@ -234,11 +236,11 @@ def _check_options(
     backend: str, workspace_mib: int | None, optimization_level: int | None, timing_cache: str | Path | None
 ) -> None:
     if workspace_mib is not None and workspace_mib < 1:
-        raise ValueError(f"workspace_mib: too small, got {workspace_mib}; expected at least 1")
+        raise RequestError(f"workspace_mib: too small, got {workspace_mib}; expected at least 1")
     if optimization_level is not None and not 0 <= optimization_level <= 5:
-        raise ValueError(f"optimization_level: out of range, got {optimization_level}; expected 0 to 5")
+        raise RequestError(f"optimization_level: out of range, got {optimization_level}; expected 0 to 5")
     if timing_cache and backend != "tensorrt":
-        raise ValueError(
+        raise RequestError(
             f"timing_cache: {backend} has none, it times no kernels while it builds, got {timing_cache}; leave it out"
         )
 
@@ -249,21 +251,21 @@ def _check_graph(onnx_path: str | Path, model: ModelProto) -> None:
 
     for name, spec in {**input_specs(model), **output_specs(model)}.items():
         if spec.dtype not in DTYPES:
-            raise ValueError(
+            raise RequestError(
                 f"{onnx_path}: {name!r} has a type no engine takes or gives, got {spec.dtype}; "
                 f"expected one of {', '.join(DTYPES)}"
             )
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if "float" in array.dtype.name and bool((array != array).any()):
-            raise ValueError(f"{onnx_path}: weight {tensor.name!r} got NaN; expected numbers, train anew")
+            raise RequestError(f"{onnx_path}: weight {tensor.name!r} got NaN; expected numbers, train anew")
 
 
 def _builder(trt: Any, backend: str) -> Any:
     try:
         return trt.Builder(_logger(backend))
     except TypeError as error:  # pybind11's word for a null pointer
-        raise RuntimeError(
+        raise WorkError(
             f"{backend} cannot start, got {last_error(backend)}; it needs an NVIDIA GPU, or build with tensorrt_rtx"
         ) from error
 
@@ -271,7 +273,7 @@ def _builder(trt: Any, backend: str) -> Any:
 def _refuse_stale(engine_path: Path, info: EngineInfo) -> None:
     source = engine_path.parent / info.onnx_file if info.onnx_file else None
     if source and source.is_file() and sha256_of(source) != info.onnx_sha256:
-        raise ValueError(f"{engine_path}: built from another file, got a {source} that has changed since; {_REBUILD}")
+        raise RequestError(f"{engine_path}: built from another file, got a {source} that has changed since; {_REBUILD}")
 
 
 def _fixed_specs(specs: Mapping[str, TensorSpec], tensors: Sequence[Any]) -> dict[str, TensorSpec]:
@@ -318,7 +320,7 @@ def _use_timing_cache(config: Any, backend: str, path: Path) -> None:
     known = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        raise ValueError(
+        raise RequestError(
             f"{path}: not for this GPU and version, got {last_error(backend)}; name another file, it will be made"
         )
 
@@ -330,7 +332,7 @@ def _targets(trt: Any, compute_capabilities: Sequence[str]) -> list[Any]:
     for number in compute_capabilities:
         if number not in by_number:
             expected = f"one of {', '.join(by_number)}" if by_number else "none: it builds for the GPU it finds"
-            raise ValueError(
+            raise RequestError(
                 f"compute_capability: {trt.__name__} cannot build for it, got {number}; expected {expected}"
             )
     return [by_number[number] for number in compute_capabilities]

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from deploy.files import written_atomically
-from deploy.graph import Arrays, foreign_operators
-from deploy.runtime import ModuleRunner, OnnxRunner
+from command.errors import RequestError, WorkError
+from command.files import written_atomically
+from deploy.onnx_file import foreign_operators
+from deploy.runtimes.module import ModuleRunner
+from deploy.runtimes.onnxruntime import OnnxRunner
+from deploy.tensors import Arrays
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,8 +59,8 @@ def onnx_from_module(
         reference: In eval mode, compared with in the module's place: the same in float32 for one in half precision.
 
     Raises:
-        ValueError: If names and tensors do not pair, or the weights do not fit in one file.
-        RuntimeError: If the module cannot be exported, needs an operator outside the ONNX standard, or an
+        RequestError: If names and tensors do not pair, or the weights do not fit in one file.
+        WorkError: If the module cannot be exported, needs an operator outside the ONNX standard, or an
             output of ONNX Runtime differs from the module's.
     """
     _check_size(module)
@@ -67,7 +70,7 @@ def onnx_from_module(
         expected = {} if tolerance is None else runner.run(arrays)
         model = _exported(module, inputs, output_names, opset)
     if foreign := foreign_operators(model):
-        raise RuntimeError(
+        raise WorkError(
             f"{path}: operators outside the ONNX standard, got {', '.join(foreign)}; write them with plain tensors"
         )
     with written_atomically(path) as beside:
@@ -80,7 +83,7 @@ def onnx_from_module(
 def _check_size(module: nn.Module) -> None:
     num_bytes = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
     if num_bytes >= MAX_FILE_BYTES:
-        raise ValueError(
+        raise RequestError(
             f"{type(module).__name__}: too large for one ONNX file, got {num_bytes / 1024**3:.1f} GiB of weights; "
             f"expected under 2 GiB, export in half precision"
         )
@@ -115,7 +118,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], output_names: Seq
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise RuntimeError(
+            raise WorkError(
                 f"{type(module).__name__}: cannot be written as ONNX, got {reason}; "
                 f"expected a forward of tensors with fixed shapes"
             ) from error
@@ -152,7 +155,7 @@ def _checked_by_onnx(path: str | Path, written: Path) -> dict[str, float]:
         onnx.checker.check_model(str(written), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise RuntimeError(f"{path}: not a sound graph, got {reason}; expected what onnx's checker passes") from error
+        raise WorkError(f"{path}: not a sound graph, got {reason}; expected what onnx's checker passes") from error
     return {}
 
 
@@ -162,7 +165,7 @@ def _checked_differences(path: str | Path, expected: Arrays, actual: Arrays, tol
         is_exact = not np.issubdtype(expected[name].dtype, np.floating)
         limit = 0.0 if is_exact and np.isfinite(tolerance) else tolerance * max(1.0, _largest(expected[name]))
         if not difference <= limit:  # written so that NaN fails
-            raise RuntimeError(
+            raise WorkError(
                 f"{path}: output {name!r} of ONNX Runtime differs from the module's, got {difference:.3g}; "
                 f"expected at most {limit:.3g}, raise `tolerance` only if the difference is harmless"
             )

@@ -5,6 +5,7 @@ What runs lives in runtime.py; under which conditions, in record.py.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deploy.graph import Arrays
+from command.errors import RequestError
 from deploy.nvml import GpuLog, GpuWatch, gpu_watch
-from deploy.runtime import Runner
-from deploy.step import Step, StepTimes
+from deploy.runtimes.runner import Runner
+from deploy.runtimes.timed_step import Step, StepTimes
+from deploy.tensors import Arrays
 
 __all__ = [
     "Latency",
@@ -25,6 +27,7 @@ __all__ = [
     "inputs_by_name",
     "latency_from_samples",
     "measure",
+    "measure_with_progress",
     "order_of_round",
     "speedup_from_samples",
 ]
@@ -107,11 +110,11 @@ def measure(
         watch: Reads the GPU's clocks between rounds; one over the runners' GPU unless given.
 
     Raises:
-        ValueError: If there is no runner or no round, the runners are on different devices or threads, or the inputs
+        RequestError: If there is no runner or no round, the runners are on different devices or threads, or the inputs
             do not fit one of them.
     """
     if not runners or rounds < 1 or warmup < 0:
-        raise ValueError(
+        raise RequestError(
             f"measure: nothing to time, got {len(runners)} runners, {rounds} rounds, warmup {warmup}; "
             f"expected at least 1, 1 and 0"
         )
@@ -136,6 +139,24 @@ def measure(
             if name != reference
         },
         gpu=watch.log if watch else None,
+    )
+
+
+def measure_with_progress(
+    runners: Mapping[str, Runner],
+    inputs: Arrays | Mapping[str, Arrays],
+    warmup: int,
+    rounds: int,
+    progress: Callable[[int, int], object],
+) -> Measurement:
+    """Return what `measure` does; `progress` is called after every round with how many are done, and of how many."""
+    ticks = itertools.count(1)
+    return measure(
+        runners,
+        inputs,
+        warmup=warmup,
+        rounds=rounds,
+        on_round=lambda: progress(next(ticks), warmup + rounds),
     )
 
 
@@ -188,7 +209,7 @@ def speedup_from_samples(reference_ms: Sequence[float], other_ms: Sequence[float
 def _common_device(runners: Mapping[str, Runner]) -> str:
     places = {(runner.device, runner.num_threads) for runner in runners.values()}
     if len(places) > 1:
-        raise ValueError(f"runners: on different devices or threads, got {places}; expected the same for all")
+        raise RequestError(f"runners: on different devices or threads, got {places}; expected the same for all")
     return places.pop()[0]
 
 

@@ -5,13 +5,11 @@ What a GPU does while it is measured lives in nvml.py.
 
 from __future__ import annotations
 
-import importlib
 import platform
 import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,7 +20,6 @@ __all__ = [
     "device_from_place",
     "git_commit",
     "installed_versions",
-    "optional_module",
 ]
 
 VERSIONED = (
@@ -96,19 +93,6 @@ def git_commit() -> str | None:
     if _command_line(*in_code, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None  # installed into an environment inside somebody else's checkout
     return _command_line(*in_code, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def optional_module(name: str, need: str) -> ModuleType:
-    """Return a module that an extra of ours brings; the extra has its name, with "-" for "_".
-
-    Raises:
-        RuntimeError: If it is not installed; says that `need` needs it, and the command.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        extra = name.replace("_", "-")
-        raise RuntimeError(f'{name} is not installed; {need} it: pip install -e ".[{extra}]"') from error
 
 
 def _gpu(device: str) -> Device:

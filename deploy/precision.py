@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from deploy.files import written_atomically
-from deploy.graph import Arrays, check_inputs, foreign_operators, input_specs, load_onnx
-from deploy.runtime import OnnxRunner
+from command.errors import RequestError, WorkError
+from command.files import written_atomically
+from deploy.onnx_file import foreign_operators, input_specs, load_onnx
+from deploy.runtimes.onnxruntime import OnnxRunner
+from deploy.tensors import Arrays, check_inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["FORMS", "KEEP_FLOAT", "METHODS", "quantized_onnx"]
+__all__ = ["KEEP_FLOAT", "METHODS", "quantized_onnx"]
 
-FORMS = ("tensorrt", "cpu")
+_RUNTIMES = ("any", "onnxruntime", "openvino")
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 """How the range of an activation is chosen, and ONNX Runtime's name for it."""
 KEEP_FLOAT = ("*rpn_cls*", "*rpn_reg*")
@@ -38,50 +40,51 @@ def quantized_onnx(
     target: str | Path,
     batches: Iterable[Mapping[str, npt.NDArray[np.generic]]],
     *,
-    form: str = "tensorrt",
+    runtime: str = "any",
     method: str = "minmax",
     keep_float: Sequence[str] = KEEP_FLOAT,
 ) -> list[str]:
     """Write a file whose convolutions compute in int8, and return the names of these nodes.
 
     Weights are int8, symmetric, with a scale for each output channel; all but convolutions stays float32, but reads
-    the rounded values where it shares its input with a quantized convolution. The two forms:
+    the rounded values where it shares its input with a quantized convolution. What depends on the runtime:
 
-    - "tensorrt": activations int8 with zero point 0, at the inputs of convolutions only, biases float32. ONNX Runtime
-      runs it too, slower than float32: for checking what an engine will find.
-    - "cpu": activations uint8 with a zero point, at the outputs too, with the ReLU that follows taken into the range;
-      biases int32, which TensorRT refuses. Weights have 7 bits: a CPU without VNNI adds pairs of products in 16 bits.
+    - "any", which TensorRT builds: activations int8 with zero point 0, at the inputs of convolutions only, biases
+      float32. ONNX Runtime runs it too, slower than fp32: for checking what an engine will find.
+    - "onnxruntime" and "openvino", on a CPU: activations uint8 with a zero point, at the outputs too, with the ReLU
+      that follows taken into the range; biases int32, which TensorRT refuses. Weights have 7 bits: a CPU without VNNI
+      adds pairs of products in 16 bits.
 
     Args:
         source: A float32 file, as onnx_from_module writes it.
         target: Where the quantized file goes; nothing is left there when anything fails.
         batches: Inputs by name, from which the ranges of activations are found; all are held in memory, and pictures
             like those to come are needed, not random ones.
-        form: Who shall run the file.
+        runtime: What the file is written for.
         method: "minmax" takes the whole range seen, "percentile" leaves out its outermost 0.001 %, "entropy" chooses
             what distorts the distribution least.
         keep_float: Patterns, as for file names, of node or weight names whose convolutions stay float.
 
     Raises:
-        FileNotFoundError: If there is no such source.
-        ValueError: If the source is not an ONNX file, or weights, inputs or an argument do not fit.
-        RuntimeError: If the quantized file gives NaN, or needs an operator outside the ONNX standard.
+        MissingFileError: If there is no such source.
+        RequestError: If the source is not an ONNX file, or weights, inputs or an argument do not fit.
+        WorkError: If the quantized file gives NaN, or needs an operator outside the ONNX standard.
     """
-    _require_known("form", form, FORMS)
+    _require_known("runtime", runtime, _RUNTIMES)
     _require_known("method", method, METHODS)
     model = _with_named_nodes(load_onnx(source))
     names = _quantizable(source, model, keep_float)
     _check_weights(source, model, names)
     checked = _checked_batches(source, model, batches)
     with written_atomically(target) as beside:
-        _write_quantized(model, beside, checked, names, form, method)
+        _write_quantized(model, beside, checked, names, runtime, method)
         _check_result(target, beside, checked[0])
     return names
 
 
 def _require_known(subject: str, got: str, known: Iterable[str]) -> None:
     if got not in known:
-        raise ValueError(f"{subject}: unknown, got {got!r}; expected one of {', '.join(known)}")
+        raise RequestError(f"{subject}: unknown, got {got!r}; expected one of {', '.join(known)}")
 
 
 def _with_named_nodes(model: ModelProto) -> ModelProto:
@@ -99,13 +102,13 @@ def _quantizable(source: str | Path, model: ModelProto, keep_float: Sequence[str
     convolutions = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in floats]
     for pattern in keep_float:
         if pattern not in KEEP_FLOAT and not any(_matches(node, [pattern]) for node in convolutions):
-            raise ValueError(
+            raise RequestError(
                 f"keep_float: matches no convolution of {source}, got {pattern!r}; expected a pattern of node or "
                 f"weight names, such as '*{convolutions[0].input[1] if convolutions else 'conv1'}'"
             )
     names = [node.name for node in convolutions if not _matches(node, keep_float)]
     if not names:
-        raise ValueError(
+        raise RequestError(
             f"{source}: nothing to quantize, got {len(convolutions)} convolutions with constant float32 weights, "
             f"{len(convolutions)} of them kept; expected one more than is kept, in a float32 file"
         )
@@ -124,7 +127,7 @@ def _check_weights(source: str | Path, model: ModelProto, names: Sequence[str]) 
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if _has_nan(array) or (tensor.name in finite and not np.isfinite(array).all()):
-            raise ValueError(
+            raise RequestError(
                 f"{source}: weight {tensor.name!r} got NaN or infinity; expected finite numbers, train anew"
             )
 
@@ -138,25 +141,25 @@ def _checked_batches(
 ) -> list[Arrays]:
     checked, specs = [dict(batch) for batch in batches], input_specs(model)
     if not checked:
-        raise ValueError(f"batches: no calibration batch, got none; expected inputs {', '.join(specs)} for {source}")
+        raise RequestError(f"batches: no calibration batch, got none; expected inputs {', '.join(specs)} for {source}")
     for index, batch in enumerate(checked):
         check_inputs(f"calibration batch {index}", specs, batch)
         for name, array in batch.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(
+                raise RequestError(
                     f"calibration batch {index}: input {name!r} got NaN or infinity; expected finite numbers"
                 )
     return checked
 
 
 def _write_quantized(
-    model: ModelProto, path: Path, batches: Sequence[Arrays], names: Sequence[str], form: str, method: str
+    model: ModelProto, path: Path, batches: Sequence[Arrays], names: Sequence[str], runtime: str, method: str
 ) -> None:
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    rectifiers = _rectifiers(model, names) if form == "cpu" else []
+    rectifiers = _rectifiers(model, names) if runtime != "any" else []
     add_pre_process_metadata(model)  # else it logs advice to optimize the graph, which our exporter has done
     # ONNX Runtime writes beside its input, and its histograms print
     with TemporaryDirectory(prefix="espalier-") as folder, redirect_stdout(StringIO()):
@@ -168,17 +171,17 @@ def _write_quantized(
             op_types_to_quantize=["Conv", "Relu"] if rectifiers else ["Conv"],
             nodes_to_quantize=[*names, *rectifiers],
             per_channel=True,
-            reduce_range=form == "cpu",
-            activation_type=QuantType.QUInt8 if form == "cpu" else QuantType.QInt8,
+            reduce_range=runtime != "any",
+            activation_type=QuantType.QUInt8 if runtime != "any" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod[METHODS[method]],
-            extra_options=_options(form),
+            extra_options=_options(runtime),
         )
         path.write_bytes(_without_marks(onnx.load(Path(folder) / "target.onnx")))
 
 
-def _options(form: str) -> dict[str, Any]:
-    is_tensorrt = form == "tensorrt"
+def _options(runtime: str) -> dict[str, Any]:
+    is_tensorrt = runtime == "any"
     return {
         "ActivationSymmetric": is_tensorrt,
         "CalibTensorRangeSymmetric": False,  # percentile's own default, which can lose a later batch's largest value
@@ -223,7 +226,7 @@ def _without_marks(model: ModelProto) -> bytes:
 
 def _check_result(target: str | Path, written: Path, batch: Arrays) -> None:
     if foreign := foreign_operators(load_onnx(written)):
-        raise RuntimeError(f"{target}: operators outside the ONNX standard, got {', '.join(foreign)}; keep them float")
+        raise WorkError(f"{target}: operators outside the ONNX standard, got {', '.join(foreign)}; keep them float")
     for name, array in OnnxRunner(written).run(batch).items():
         if _has_nan(array):
-            raise RuntimeError(f"{target}: output {name!r} got NaN after quantization; check the float file's outputs")
+            raise WorkError(f"{target}: output {name!r} got NaN after quantization; check the float file's outputs")

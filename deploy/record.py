@@ -8,14 +8,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from deploy.files import model_from_json, written_atomically
-from deploy.graph import Arrays
+from command.files import model_from_json, written_atomically
 from deploy.latency import Latency, Measurement, Speedup, Transfers, inputs_by_name
 from deploy.machine import Device, cpu_model, device_from_place, git_commit, installed_versions
 from deploy.nvml import GpuLog
-from deploy.runtime import Runner
+from deploy.runtimes.runner import Runner
+from deploy.tensors import Arrays
 
 __all__ = [
     "Candidate",
@@ -32,7 +32,7 @@ __all__ = [
     "table_from_record",
 ]
 
-VERSION = 2
+VERSION = 1
 
 
 class _Frozen(BaseModel):
@@ -71,8 +71,8 @@ class Candidate(_Frozen):
 class Record(_Frozen):
     """One call of `measure`, with all one needs to judge it and to repeat it."""
 
-    version: Literal[2]
-    """Of this file format; files of version 1 are read too."""
+    version: Literal[1]
+    """Of this file format."""
     created: datetime
     device: Device
     gpu: GpuLog | None = None
@@ -83,12 +83,6 @@ class Record(_Frozen):
     conditions: Conditions
     candidates: dict[str, Candidate]
     speedups: dict[str, Speedup]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_any_version(cls, content: Any) -> Any:
-        is_old = isinstance(content, dict) and content.get("version") == 1
-        return _from_version_1(content) if is_old else content
 
     @property
     def is_gpu(self) -> bool:
@@ -156,10 +150,10 @@ def load_record(path: str | Path) -> Record:
     """Return a saved record.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is malformed or of another version.
+        MissingFileError: If there is no such file.
+        RequestError: If it is malformed or of another version.
     """
-    return model_from_json(Record, path, "expected a record of version 1 or 2, made by: espalier deploy bench")
+    return model_from_json(Record, path, "expected a record of version 1, made by: espalier deploy bench")
 
 
 def rows_from_record(record: Record) -> list[dict[str, str | float | None]]:
@@ -249,21 +243,3 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "mac_reduction": _decimals("mac_reduction", 2),
 }
 """Title, and a row's text; a column that says nothing in any row is left out."""
-
-
-def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Move what was said once for all candidates, batch, shapes and the reference, to each of them."""
-    conditions, candidates = content.get("conditions"), content.get("candidates")
-    if not isinstance(conditions, dict) or not isinstance(candidates, dict):
-        return content
-    shared = {key: conditions[key] for key in ("batch", "input_shapes") if key in conditions}
-    shared |= {key: content[key] for key in ("reference",) if key in content}
-    return {
-        **{key: value for key, value in content.items() if key not in shared},
-        "version": VERSION,
-        "conditions": {key: value for key, value in conditions.items() if key not in shared},
-        "candidates": {
-            name: {**candidate, **shared} if isinstance(candidate, dict) else candidate
-            for name, candidate in candidates.items()
-        },
-    }

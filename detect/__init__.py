@@ -1,25 +1,26 @@
 """Images -> boxes: the only folder that knows mmdet.
 
-Importing it puts torchvision's operators where mmcv lacks its own and registers `TrunkBackbone` in mmdet, so one line
-`custom_imports = dict(imports=["detect"])` makes any mmdet tool open a slim detector.
+Importing it loads neither torch nor mmdet; mmdet's own tools import `detect.register`.
 """
 
-from detect.ops import install_ops
+from typing import TYPE_CHECKING
 
-install_ops()
+from command.lazy import lazy_names
 
-from detect.backbone import TrunkBackbone  # noqa: E402  # mmdet cannot be imported before its operators
-from detect.model import (  # noqa: E402
-    DetectorSettings,
-    build_detector,
-    detector_config,
-    load_detector,
-    mmdet_config,
-    new_detector,
-    save_detector,
-    transfer,
-)
-from detect.slim import SlimFasterRCNN  # noqa: E402
+if TYPE_CHECKING:
+    from detect.model import (
+        DetectorSettings,
+        build_detector,
+        detector_config,
+        load_detector,
+        mmdet_config,
+        new_detector,
+        save_detector,
+        transfer,
+    )
+    from detect.pruning import prune_detector
+    from detect.slim import SlimFasterRCNN
+    from detect.trunk import TrunkBackbone
 
 __all__ = [
     "DetectorSettings",
@@ -30,6 +31,9 @@ __all__ = [
     "load_detector",
     "mmdet_config",
     "new_detector",
+    "prune_detector",
     "save_detector",
     "transfer",
 ]
+
+__getattr__ = lazy_names(__name__, __file__)

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator, with_config
 
-from classify.config import Dense, Finetune, Part, Seed
+from classify.config import Dense, Finetune
 from classify.train import Schedule
+from command.config import Part, Seed
+from command.errors import MissingFileError, RequestError
 from detect.data import CocoSet, check_coco
 from detect.model import DetectorSettings
 
@@ -49,15 +51,15 @@ class CocoData(Part):
         """Check both sets; return the class names in the order of their labels.
 
         Raises:
-            FileNotFoundError: If a folder, annotation file or image is missing.
-            ValueError: If something in them is wrong, or their classes differ.
+            MissingFileError: If a folder, annotation file or image is missing.
+            RequestError: If something in them is wrong, or their classes differ.
         """
         if not self.root.is_dir():
-            raise FileNotFoundError(f"{self.root}: no such folder; set data.root to a COCO-format folder")
+            raise MissingFileError(f"{self.root}: no such folder; set data.root to a COCO-format folder")
         train, val = check_coco(self.train), check_coco(self.val)
         if train != val:
             got, expected = self.val.annotations, self.train.annotations
-            raise ValueError(f"{got}: categories differ from {expected}; expected the same, in order")
+            raise RequestError(f"{got}: categories differ from {expected}; expected the same, in order")
         return train
 
 
@@ -83,5 +85,5 @@ class DetectorTraining(Part):
     @model_validator(mode="after")
     def _settings_count(self) -> "DetectorTraining":
         if isinstance(self.start, Finetune) and "model" in self.model_fields_set:
-            raise ValueError(f"model: of no use, got settings; expected none, {self.start.file} has its own")
+            raise RequestError(f"model: of no use, got settings; expected none, {self.start.file} has its own")
         return self

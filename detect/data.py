@@ -4,7 +4,7 @@ import hashlib
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,10 @@ from PIL import ExifTags, Image, ImageOps
 from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-__all__ = ["CocoSet", "check_coco", "fingerprint", "num_crops", "read_annotations", "write_crops"]
+from command.errors import MissingFileError, RequestError
+from command.files import write_json
+
+__all__ = ["CocoSet", "check_coco", "coco_subset", "fingerprint", "num_crops", "read_annotations", "write_crops"]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
 _MIN_CROP_PX = 12  # smaller objects show nothing that a classifier could learn
@@ -67,20 +70,42 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """Return the annotation file's content, without the fields that nothing here reads.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is not COCO detection format: a field is missing or of another type, or an id is there twice.
+        MissingFileError: If there is none.
+        RequestError: If it is not COCO detection format: a field is missing or of another type, or an id is repeated.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a COCO annotation file")
+        raise MissingFileError(f"{path}: no such file; expected a COCO annotation file")
     try:
         data: dict[str, Any] = _COCO_FILE.validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first_fault(error)}") from error
+        raise RequestError(f"{path}: {_first_fault(error)}") from error
     for name, rows in data.items():
         shared = [number for number, count in Counter(row["id"] for row in rows).items() if count > 1]
         if shared:
-            raise ValueError(f"{path}: not COCO format, {name} share an id, got {shared[0]} again; {_EXPECTED}")
+            raise RequestError(f"{path}: not COCO format, {name} share an id, got {shared[0]} again; {_EXPECTED}")
     return data
+
+
+def coco_subset(coco: CocoSet, places: Iterable[int], annotations: Path, subject: str) -> CocoSet:
+    """Return the set of the images at some places in the file; its own file is written.
+
+    Args:
+        coco: The whole set.
+        places: Of images; those past the end are left out.
+        annotations: File to write.
+        subject: What an error begins with.
+
+    Raises:
+        RequestError: If these images show no object.
+    """
+    data = read_annotations(coco.annotations)
+    images = [data["images"][place] for place in places if place < len(data["images"])]
+    ids = {image["id"] for image in images}
+    boxes = [row for row in data["annotations"] if row["image_id"] in ids]
+    if all(row["iscrowd"] for row in boxes):
+        raise RequestError(f"{subject}: the {len(images)} images hold no boxes; expected more images")
+    write_json(annotations, {**data, "images": images, "annotations": boxes})
+    return CocoSet(annotations, coco.images)
 
 
 def check_coco(coco: CocoSet) -> tuple[str, ...]:
@@ -89,13 +114,13 @@ def check_coco(coco: CocoSet) -> tuple[str, ...]:
     Of the images only the headers are read.
 
     Raises:
-        FileNotFoundError: If the annotation file, the folder or an image is missing.
-        ValueError: If the file is not COCO, an image is none or of another size, a box lies outside its
+        MissingFileError: If the annotation file, the folder or an image is missing.
+        RequestError: If the file is not COCO, an image is none or of another size, a box lies outside its
             image or is empty, a category is not declared, or there is no box at all.
     """
     data = read_annotations(coco.annotations)
     if not coco.images.is_dir():
-        raise FileNotFoundError(f"{coco.images}: no such folder; expected the images of {coco.annotations}")
+        raise MissingFileError(f"{coco.images}: no such folder; expected the images of {coco.annotations}")
     _check_images(coco, data["images"])
     _check_boxes(coco, data)
     return tuple(category["name"] for category in data["categories"])
@@ -159,22 +184,22 @@ def _croppable(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
 def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
     missing = [image["file_name"] for image in images if not (coco.images / image["file_name"]).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{coco.images / missing[0]}: no such image, {len(missing)} of {len(images)} named by "
             f"{coco.annotations} are missing; expected all of them"
         )
     if not images:
-        raise ValueError(f"{coco.annotations}: names no images; expected at least one")
+        raise RequestError(f"{coco.annotations}: names no images; expected at least one")
     for row in images:
         path = coco.images / row["file_name"]
         try:
             with Image.open(path) as image:
                 size = _upright_size(image)
         except OSError as error:
-            raise ValueError(f"{path}: does not decode; expected an image") from error
+            raise RequestError(f"{path}: does not decode; expected an image") from error
         if size != (row["width"], row["height"]):
             stated = (row["width"], row["height"])
-            raise ValueError(f"{path}: is {size} (w, h), {coco.annotations} says {stated}; expected the same size")
+            raise RequestError(f"{path}: is {size} (w, h), {coco.annotations} says {stated}; expected the same size")
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -191,15 +216,17 @@ def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
     for row in data["annotations"]:
         subject = f"{coco.annotations}: annotation {row['id']}"
         if row["image_id"] not in sizes:
-            raise ValueError(f"{subject}: image_id {row['image_id']} is not among the images; expected one of them")
+            raise RequestError(f"{subject}: image_id {row['image_id']} is not among the images; expected one of them")
         if row["category_id"] not in categories:
-            raise ValueError(f"{subject}: category_id {row['category_id']} is not declared; expected a category's id")
+            raise RequestError(f"{subject}: category_id {row['category_id']} is not declared; expected a category's id")
         x, y, w, h = row["bbox"]
         width, height = sizes[row["image_id"]]
         if w <= 0 or h <= 0:
-            raise ValueError(f"{subject}: empty box, got {row['bbox']}; expected width and height above 0")
+            raise RequestError(f"{subject}: empty box, got {row['bbox']}; expected width and height above 0")
         outside = max(-x, -y, x + w - width, y + h - height)
         if not outside <= _TOLERANCE_PX:
-            raise ValueError(f"{subject}: box outside its image, got {row['bbox']}; expected within {width} x {height}")
+            raise RequestError(
+                f"{subject}: box outside its image, got {row['bbox']}; expected within {width} x {height}"
+            )
     if all(row["iscrowd"] for row in data["annotations"]):
-        raise ValueError(f"{coco.annotations}: holds no boxes; expected at least one that is no crowd")
+        raise RequestError(f"{coco.annotations}: holds no boxes; expected at least one that is no crowd")

@@ -12,20 +12,21 @@ from mmengine.runner import Runner
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from classify.checkpoint import ModelCard
 from classify.train import Progress, make_runner, silent
+from deploy.fitting import Graph, boxes_by_graph, fit_image
+from deploy.images import image_from_file
+from deploy.tensors import TensorSpec
 from detect.data import CocoSet, read_annotations
-from detect.fitting import Graph, boxes_by_graph, fit_image, read_image
 from detect.train import coco_loader
 
 __all__ = [
     "Detections",
-    "agreement",
     "coco_map",
     "coco_rows",
+    "detected_rows",
     "detections_by_graph",
     "evaluate_detector",
     "fitted_images",
@@ -110,38 +111,22 @@ def fitted_images(
     """Yield (image id, graph inputs, factors) of every image of a set; see `fit_image`.
 
     Raises:
-        ValueError: If an image does not decode.
+        RequestError: If an image does not decode.
     """
     return ((image_id, *fit_image(image, size_hw, dtype)) for image_id, image in _images(coco))
 
 
-def agreement(
-    expected: dict[str, NDArray[Any]],
-    actual: dict[str, NDArray[Any]],
-    score_tolerance: float = 1e-4,
-    box_tolerance: float = 0.1,
-) -> tuple[int, int]:
-    """Return how many expected detections a graph found too, and how many there are, over the batch.
-
-    There are as many as the larger of both counts, so that what a graph finds beyond the expected ones counts against
-    it. Found too: the same label, score and box nearly the same, and each found one stands for one expected one alone.
-    Order does not count: two whose scores agree to the last digits may come in either order.
-
-    Args:
-        expected: {"boxes_xyxy", "scores", "labels"} of the module, with their batch dimension.
-        actual: The same of the exported file.
-        score_tolerance: Scores may differ by it, in [0, 1]; rounding in float32 stays below the defaults.
-        box_tolerance: Corners may be so far apart, in pixels.
-    """
-    boxes, scores, labels = (
-        np.abs(expected[name][:, :, None].astype(np.float64) - actual[name][:, None])
-        for name in ("boxes_xyxy", "scores", "labels")
-    )
-    is_same = (boxes.max(-1) <= box_tolerance) & (scores <= score_tolerance) & (labels == 0)
-    is_pair = is_same & (expected["labels"] >= 0)[:, :, None]
-    num_agreed = sum(int(pairs[linear_sum_assignment(pairs, maximize=True)].sum()) for pairs in is_pair)
-    num_expected, num_found = (int((found["labels"] >= 0).sum()) for found in (expected, actual))
-    return num_agreed, max(num_expected, num_found)
+def detected_rows(graph: Graph, image: TensorSpec, coco: CocoSet, progress: Progress) -> list[dict[str, Any]]:
+    """Return COCO result rows of everything that a deployed graph finds in a set; `image` is its input."""
+    batch, _, height, width = image.fixed_shape("image")
+    truth = read_annotations(coco.annotations)
+    category_ids = [category["id"] for category in truth["categories"]]
+    rows = []
+    found = detections_by_graph(graph, coco, (height, width), batch, image.dtype)
+    for i, detections in enumerate(found):
+        rows += coco_rows(detections, category_ids)
+        progress(i + 1, len(truth["images"]))
+    return rows
 
 
 def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str, Any]]:
@@ -158,7 +143,7 @@ def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str,
 
 def _images(coco: CocoSet) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     for row in read_annotations(coco.annotations)["images"]:
-        yield row["id"], read_image(coco.images / row["file_name"])
+        yield row["id"], image_from_file(coco.images / row["file_name"])
 
 
 class _Told(Hook):

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from command.errors import RequestError
 from detect.fixed_boxes import BoxDecoder, keep_best, keep_by_operator, spread_by_group, take
 from detect.fixed_roi import CanvasRoIAlign, OperatorRoIAlign
 
 if TYPE_CHECKING:
     from mmdet.models import TwoStageDetector
 
-__all__ = ["NMS_ROUNDS", "FixedShapeDetector", "RunsOn", "check_parts"]
+__all__ = ["NMS_ROUNDS", "FixedShapeDetector", "GraphRuntime", "check_parts"]
 
-RunsOn = Literal["any", "onnxruntime", "openvino"]
+GraphRuntime = Literal["any", "onnxruntime", "openvino"]
 """What a graph is written for."""
 
 Suppress = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -64,15 +65,15 @@ class FixedShapeDetector(nn.Module):
             threshold; leaving out the worst changes nothing as long as `max_per_img` of the others survive.
         nms_rounds: Rounds of suppression, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17
             for its proposals, 10 as a rule; an untrained one, whose scores are smooth, can need 60.
-        runs_on: A name of `RunsOn`; the boxes found are the same. `any`: NMS and RoIAlign as arithmetic, which every
-            engine builds. `onnxruntime`: ONNX's operator for NMS; `openvino`: and that for RoIAlign, which each of
-            them runs faster and TensorRT-RTX does not build.
+        runtime: What it is written for; the boxes found are the same. `any`: NMS and RoIAlign as arithmetic, which
+            every engine builds. `onnxruntime`: ONNX's operator for NMS; `openvino`: and that for RoIAlign, which they
+            run faster and TensorRT-RTX does not build.
         debug: Adds the output `nms_converged`, bool (N,): False where `nms_rounds` were too few.
         dtype: Precision of backbone, neck and heads; boxes and scores are float32 in any case. In a half precision
             BatchNorm is folded into the convolutions before it.
 
     Raises:
-        ValueError: If the detector has a part or a setting that is not carried, or a number does not fit.
+        RequestError: If the detector has a part or a setting that is not carried, or a number does not fit.
     """
 
     input_names = ("image", "image_hw")
@@ -88,7 +89,7 @@ class FixedShapeDetector(nn.Module):
         *,
         max_candidates: int = 1000,
         nms_rounds: int = NMS_ROUNDS,
-        runs_on: RunsOn = "any",
+        runtime: GraphRuntime = "any",
         debug: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -103,10 +104,10 @@ class FixedShapeDetector(nn.Module):
         self.output_names = ("boxes_xyxy", "scores", "labels", "nms_converged")[: 4 if debug else 3]
         self._copy_preprocessing(detector.data_preprocessor)
         self.backbone, self.neck = detector.backbone.to(dtype), detector.neck.to(dtype)
-        suppress = partial(keep_best, num_rounds=nms_rounds) if runs_on == "any" else keep_by_operator
+        suppress = partial(keep_best, num_rounds=nms_rounds) if runtime == "any" else keep_by_operator
         self.proposals = _Proposals(detector.rpn_head.to(dtype), size_hw, suppress)
         num_proposals = self.proposals.num_proposals
-        align = OperatorRoIAlign if runs_on == "openvino" and self.proposals.are_inside else CanvasRoIAlign
+        align = OperatorRoIAlign if runtime == "openvino" and self.proposals.are_inside else CanvasRoIAlign
         self.detections = _Detections(
             detector.roi_head.to(dtype), size_hw, num_proposals, max_candidates, suppress, align
         )
@@ -124,10 +125,15 @@ class FixedShapeDetector(nn.Module):
             `max_per_img`, or less where there can never be as many; unused places hold score 0 and label -1. With
             `debug`, nms_converged (N,) follows.
         """
-        features = self.neck(self.backbone(self._normalised(image, image_hw).to(self.dtype)))
+        features = self.features(image, image_hw)
         boxes_NR4, valid_NR, rpn_converged_N = self.proposals(features, image_hw)
         *found, converged_N = self.detections(features, boxes_NR4, valid_NR, image_hw)
         return (*found, rpn_converged_N & converged_N) if self.debug else tuple(found)
+
+    def features(self, image: Tensor, image_hw: Tensor) -> tuple[Tensor, ...]:
+        """Return the neck's maps of images as `forward` takes them, finest first."""
+        maps: tuple[Tensor, ...] = self.neck(self.backbone(self._normalised(image, image_hw).to(self.dtype)))
+        return maps
 
     def example_inputs(self, batch_size: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return random images of that type without padding, as `forward` takes them."""
@@ -265,7 +271,7 @@ class _Detections(nn.Module):
 
 def _fold_batchnorm(detector: Any) -> None:
     """Fold BatchNorm into the convolutions before it, in float32: exporters fold it too, but leave float32 weights."""
-    from mmcv.cnn import fuse_conv_bn
+    from detect.openmmlab import fuse_conv_bn
 
     detector.eval()
     image = torch.linspace(-2, 2, 3 * 64 * 64).reshape(1, 3, 64, 64)
@@ -282,7 +288,7 @@ def _level_sizes(strides: Sequence[int], size_hw: tuple[int, int]) -> list[tuple
 
 
 def check_parts(detector: Any) -> None:
-    """Raise ValueError at the first part of a detector that FixedShapeDetector does not carry."""
+    """Raise RequestError at the first part of a detector that FixedShapeDetector does not carry."""
     for path, names in CARRIED.items():
         try:
             found = type(attrgetter(path)(detector)).__name__
@@ -324,4 +330,4 @@ def _require_topk(subject: str, count: int) -> None:
 
 def _require(holds: bool, subject: str, problem: str, got: object, expected: str) -> None:
     if not holds:
-        raise ValueError(f"{subject}: {problem}, got {got}; expected {expected}")
+        raise RequestError(f"{subject}: {problem}, got {got}; expected {expected}")

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.ops import RoIAlign
-from mmdet.models import DetDataPreprocessor
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
-from classify.checkpoint import ModelCard, load_weights, read_weights
+from classify.backbones import Architecture
+from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_weights
+from command.errors import MissingFileError, RequestError
 from detect.fixed_shape import check_parts
 from detect.model import DetectorSettings, build_detector
+from detect.openmmlab import DetDataPreprocessor, RoIAlign
 
 __all__ = ["load_foreign"]
 
@@ -49,8 +50,8 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
         checkpoint: PyTorch file of weights by name, alone or as `state_dict`. Nothing in it is executed.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If no detector can be built from the config, one of its parts is not carried by FixedShapeDetector,
+        MissingFileError: If a file is missing.
+        RequestError: If no detector can be built from the config, FixedShapeDetector does not carry one of its parts,
             or the checkpoint does not fit it or would execute code.
     """
     detector, settings = _built(config)
@@ -65,18 +66,18 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
         if isinstance(layer, RoIAlign):
             layer.use_torchvision = True
     classes = _class_names(checkpoint, meta, detector.roi_head.bbox_head.num_classes)
-    return detector.eval(), ModelCard("detector", {}, classes, preprocessing)
+    return detector.eval(), ModelCard("detector", Architecture("", len(classes)), classes, preprocessing)
 
 
 def _built(config: Path) -> tuple[Any, Config]:
     if not config.is_file():
-        raise FileNotFoundError(f"{config}: no such file; expected a config of mmdet")
+        raise MissingFileError(f"{config}: no such file; expected a config of mmdet")
     try:
         settings = Config.fromfile(config)
         return revert_sync_batchnorm(build_detector(_without_pretrained(settings.model))), settings
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{config}: no detector comes of it, got {reason}; expected a config of mmdet") from error
+        raise RequestError(f"{config}: no detector comes of it, got {reason}; expected a config of mmdet") from error
 
 
 def _without_pretrained(part: Any) -> Any:
@@ -93,22 +94,23 @@ def _is_pretrained(key: str, value: Any) -> bool:
 
 def _check_normalises(config: Path, preprocessor: nn.Module) -> None:
     if not isinstance(preprocessor, DetDataPreprocessor):
-        raise ValueError(
+        raise RequestError(
             f"{config}: its model does not normalise, got {type(preprocessor).__name__}; expected data_preprocessor="
             f"dict(type='DetDataPreprocessor', ...), with the mean and std that mmdet 2 had in its pipeline"
         )
 
 
-def _preprocessing(settings: Config, detector: Any) -> dict[str, Any]:
+def _preprocessing(settings: Config, detector: Any) -> Preprocessing:
     places = settings.get("test_dataloader"), settings.get("data", {}).get("test"), settings.get("test_pipeline")
     told: dict[str, Any] = next(filter(None, map(_scaling, places)), {})
     scale = told.get("scale", told.get("img_scale"))
     if scale is None:
-        return {"image_size_hw": list(DetectorSettings.image_size_hw), "keep_ratio": True}
+        return Preprocessing(DetectorSettings.image_size_hw)
     step = max(detector.data_preprocessor.pad_size_divisor, *detector.roi_head.bbox_roi_extractor.featmap_strides)
     sides = np.resize(scale, 2).tolist()  # one number is both; of several pairs the first counts
     keep_ratio = told.get("keep_ratio", "img_scale" in told)  # the defaults of mmdet 3 and 2
-    return {"image_size_hw": [math.ceil(side / step) * step for side in sorted(sides)], "keep_ratio": keep_ratio}
+    height, width = (math.ceil(side / step) * step for side in sorted(sides))
+    return Preprocessing((height, width), keep_ratio=keep_ratio)
 
 
 def _scaling(part: Any) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def _class_names(checkpoint: Path, meta: Mapping[str, Any], num_classes: int) ->
     told = {key.lower(): value for key, value in {**meta, **meta.get("dataset_meta", {})}.items()}
     names = tuple(told.get("classes") or (f"class {label}" for label in range(num_classes)))
     if len(names) != num_classes:
-        raise ValueError(
+        raise RequestError(
             f"{checkpoint}: other classes than its weights, got {len(names)} names; expected {num_classes}"
         )
     return names

@@ -6,18 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mmdet
 import torch
-from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+import detect.slim  # noqa: F401  # registered, for configs name it
 from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes
-from classify.checkpoint import ModelCard, load_weights, read_card, read_weights, save_model
+from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights, save_model
 from classify.train import silent
+from command.errors import RequestError
+from detect.openmmlab import MODELS, STOCK_FASTER_RCNN, DefaultScope, register_all_modules
+from detect.trunk import TrunkBackbone
 
 __all__ = [
     "DetectorSettings",
@@ -28,10 +28,9 @@ __all__ = [
     "mmdet_config",
     "new_detector",
     "save_detector",
+    "settings_of",
     "transfer",
 ]
-
-_STOCK = Path(mmdet.__file__).parent / ".mim/configs/_base_/models/faster-rcnn_r50_fpn.py"
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,18 @@ class DetectorSettings:
     def __post_init__(self) -> None:
         """Refuse a shape the feature pyramid cannot halve five times."""
         if any(side < 32 or side % 32 for side in self.image_size_hw):
-            raise ValueError(f"image_size_hw: got {self.image_size_hw}; expected multiples of 32")
+            raise RequestError(f"image_size_hw: got {self.image_size_hw}; expected multiples of 32")
         for name in ("fpn_channels", "head_channels", "num_proposals", "roi_samples", "anchor_scale"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: too small, got {getattr(self, name)}; expected at least 1")
+                raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected at least 1")
 
 
 def detector_config(backbone: Architecture, num_classes: int, settings: DetectorSettings) -> dict[str, Any]:
     """Return mmdet's model config; the neck's inputs are asked of the backbone, never written."""
-    model: dict[str, Any] = Config.fromfile(_STOCK).model.to_dict()
+    model: dict[str, Any] = Config.fromfile(STOCK_FASTER_RCNN).model.to_dict()
     shapes = stage_shapes(build_trunk(backbone))
     model["backbone"] = {
-        "type": "TrunkBackbone",
+        "type": TrunkBackbone.__name__,
         "name": backbone.name,
         "base_channels": backbone.base_channels,
         "widths": {name: list(width) for name, width in backbone.widths.items()},
@@ -101,37 +100,42 @@ def new_detector(
 ) -> tuple[nn.Module, ModelCard]:
     """Return a Faster R-CNN with random weights and its card."""
     config = detector_config(backbone, len(classes), settings)
-    preprocessing = {"image_size_hw": list(settings.image_size_hw), "settings": asdict(settings)}
-    card = ModelCard("detector", backbone.to_dict(), classes, preprocessing, config)
+    preprocessing = Preprocessing(settings.image_size_hw)
+    card = ModelCard("detector", backbone, classes, preprocessing, config, asdict(settings))
     return build_detector(config, seed), card
+
+
+def settings_of(card: ModelCard) -> DetectorSettings:
+    """Return what the card's detector is made of besides its backbone."""
+    return DetectorSettings(**(card.settings or {}))
 
 
 def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subject: str) -> None:
     """Copy a classifier's weights into the detector's backbone, in place; its head is left behind.
 
     Raises:
-        ValueError: If the classifier is of another architecture than the backbone.
+        RequestError: If the classifier is of another architecture than the backbone.
     """
     backbone: Any = detector.backbone
     weights = {name: w for name, w in classifier_weights.items() if not name.startswith(HEADS)}
     load_weights(backbone.net, weights, subject)
 
 
-def save_detector(path: Path, detector: nn.Module, card: ModelCard) -> None:
+def save_detector(path: str | Path, detector: nn.Module, card: ModelCard) -> None:
     """Write the model file, and beside it `<name>.py`, the config that mmdet's own tools open it with."""
     save_model(path, detector, card)
-    mmdet_config(card).dump(path.with_suffix(".py"))
+    mmdet_config(card).dump(Path(path).with_suffix(".py"))
 
 
-def load_detector(path: Path) -> tuple[nn.Module, ModelCard]:
+def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:
     """Rebuild a detector from its file alone; it is in eval mode.
 
     Raises:
-        ValueError: If the file holds something else.
+        RequestError: If the file holds something else.
     """
     card = read_card(path)
     if card.kind != "detector" or card.detector is None:
-        raise ValueError(f"{path}: holds a {card.kind}; expected a detector")
+        raise RequestError(f"{path}: holds a {card.kind}; expected a detector")
     detector = build_detector(card.detector)
     load_weights(detector, read_weights(path), str(path))
     return detector.eval(), card
@@ -139,7 +143,7 @@ def load_detector(path: Path) -> tuple[nn.Module, ModelCard]:
 
 def mmdet_config(card: ModelCard) -> Config:
     """Return the config with which `mmdet.apis.init_detector` opens the model file."""
-    height, width = card.preprocessing["image_size_hw"]
+    height, width = card.preprocessing.image_hw
     pipeline = [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": (width, height), "keep_ratio": True},
@@ -148,7 +152,7 @@ def mmdet_config(card: ModelCard) -> Config:
     return Config(
         {
             "default_scope": "mmdet",
-            "custom_imports": {"imports": ["detect"], "allow_failed_imports": False},
+            "custom_imports": {"imports": ["detect.register"], "allow_failed_imports": False},
             "model": dict(card.detector or {}),
             "metainfo": {"classes": list(card.classes)},
             "test_dataloader": {"dataset": {"type": "CocoDataset", "pipeline": pipeline}},

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import torch
 import torchvision
 
+from command.errors import RequestError, WorkError
+
 __all__ = ["install_ops"]
 
 
@@ -48,12 +50,12 @@ class _StandIn(types.ModuleType):
             raise AttributeError(name)
 
         def missing(*_: Any, **__: Any) -> NoReturn:
-            raise RuntimeError(f"mmcv.ops.{name}: mmcv has no compiled operators here; install an mmcv wheel with them")
+            raise WorkError(f"mmcv.ops.{name}: mmcv has no compiled operators here; install an mmcv wheel with them")
 
         return missing
 
 
 def _nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
     if offset != 0:
-        raise ValueError(f"nms: offset {offset} is not supported by torchvision; expected 0")
+        raise RequestError(f"nms: offset {offset} is not supported by torchvision; expected 0")
     return torchvision.ops.nms(boxes_xyxy, scores, iou_threshold)

@@ -6,6 +6,8 @@ Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, transfer
 Scratch-E and Scratch-B).
 """
 
+from command.errors import RequestError
+
 __all__ = ["ORDERINGS", "steps"]
 
 ORDERINGS: dict[str, tuple[str, ...]] = {
@@ -21,8 +23,8 @@ def steps(ordering: str) -> tuple[str, ...]:
     """Return the steps of an ordering.
 
     Raises:
-        ValueError: If there is no such ordering.
+        RequestError: If there is no such ordering.
     """
     if ordering not in ORDERINGS:
-        raise ValueError(f"ordering: unknown, got {ordering!r}; expected one of {sorted(ORDERINGS)}")
+        raise RequestError(f"ordering: unknown, got {ordering!r}; expected one of {sorted(ORDERINGS)}")
     return ORDERINGS[ordering]

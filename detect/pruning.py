@@ -1,7 +1,7 @@
 """Pruning a detector: any of its parts is cut, and the config names the new widths."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
-from detect.model import DetectorSettings, build_detector, detector_config
-from prune import Cost, Pruned, cost_of, prune_model, slim_model
-from prune.recipe import LIMITS
+from command.errors import RequestError
+from detect.model import build_detector, detector_config, settings_of
+from detect.slim import SlimFasterRCNN
+from prune.choose.criteria import Criterion
+from prune.choose.recipe import Recipe, resolved
+from prune.cost import Cost, cost_of
+from prune.cut.surgery import slim_model
+from prune.pruning import Pruned, prune_model
 
-__all__ = ["PARTS", "TracedDetector", "layer_in_detector", "prune_detector"]
+__all__ = ["PARTS", "TracedDetector", "in_detector", "prune_detector"]
 
 PARTS = ("backbone", "neck", "rpn_head", "roi_head")
 """Parts of a Faster R-CNN that can be cut."""
@@ -24,10 +29,12 @@ _BACKBONE = "backbone.net."
 def prune_detector(
     detector: nn.Module,
     card: ModelCard,
-    prune_ratio: float | None = None,
+    recipe: Recipe | float | None = None,
+    criterion: Criterion | str | None = None,
     *,
     parts: Sequence[str] = ("backbone",),
-    **options: Any,
+    verify: bool = True,
+    **fields: Any,
 ) -> tuple[nn.Module, ModelCard, Pruned]:
     """Return the slim detector, its card, and what was done; the given detector is not changed.
 
@@ -38,36 +45,35 @@ def prune_detector(
     Args:
         detector: mmdet's Faster R-CNN around a dense `TrunkBackbone`.
         card: Its card.
-        prune_ratio: Share of channels removed, [0, 1); None where the options hold a limit.
+        recipe: What is cut; a number is the `prune_ratio` of a recipe whose other fields are given by name. In patterns
+            the backbone's layers go by the classifier's names, others by the detector's (`neck.*`). A limit is on the
+            whole detector, for one image of its size.
+        criterion: An object made on `detector`, in place of the recipe's; or the recipe's by name.
         parts: Those of `PARTS` that are cut.
-        options: As for `prune.prune_model`; a criterion that needs data is an object made on `detector`, whose layers
-            have the names that are traced. In patterns the backbone's layers go by the classifier's names, others by
-            the detector's (`neck.*`). A limit is on the whole detector, for one image of its size.
+        verify: As for `prune.prune_model`.
+        fields: Those of `Recipe`, where none is given.
 
     Raises:
-        ValueError: If the detector is slim already, a part is unknown, or an option does not fit.
+        RequestError: If the detector is slim already, a part is unknown, or the recipe does not fit.
     """
-    if card.backbone.widths or "widths" in (card.detector or {}):
-        raise ValueError("detector: slim already; expected a dense one to prune")
+    card.check_dense("detector")
     for name in parts:
         if name not in PARTS:
-            raise ValueError(f"parts: unknown, got {name!r}; expected any of {list(PARTS)}")
+            raise RequestError(f"parts: unknown, got {name!r}; expected any of {list(PARTS)}")
     whole = [f"{part}.*" for part in PARTS if part not in parts]
-    patterns: dict[str, Any] = {
-        key: _in_detector(options[key]) for key in ("skip", "ratios", "widths") if key in options
-    }
-    for key in patterns.keys() - {"skip"}:
-        _check_cut(key, patterns[key], parts)
-    options = {**options, **patterns, "skip": (*patterns.get("skip", ()), *whole)}
-    limited = any(options.get(limit) is not None for limit in LIMITS)
+    given, measured = resolved(recipe, criterion, fields)
+    recipe = in_detector(given, parts)
     pruned = prune_model(
         TracedDetector(detector),
         (torch.zeros(1, 3, 64, 64),),
-        prune_ratio,
-        dense_cost=_cost(detector, card) if limited else None,
-        **options,
+        recipe,
+        criterion=measured,
+        dense_cost=_cost(detector, card) if recipe.limit else None,
+        verify=verify,
     )
-    untouched = {f"skipped as asked ({pattern})": f"{pattern[:-2]} is not among the parts to cut" for pattern in whole}
+    untouched = {
+        f"skipped by the recipe ({pattern})": f"{pattern[:-2]} is not among the parts to cut" for pattern in whole
+    }
     decisions = tuple(replace(d, reason=untouched.get(d.reason or "", d.reason)) for d in pruned.decisions)
     pruned = replace(pruned, decisions=decisions)
     return (*_rebuilt(detector, card, pruned), pruned)
@@ -100,27 +106,35 @@ class TracedDetector(nn.Module):
         return [self.rpn_head(maps), self.roi_head.get_submodule("bbox_head")(features)]
 
 
-def _in_detector(patterns: Any) -> Any:
-    if isinstance(patterns, Mapping):
-        return {layer_in_detector(pattern): value for pattern, value in patterns.items()}
-    return tuple(layer_in_detector(pattern) for pattern in patterns)
+def in_detector(recipe: Recipe, parts: Sequence[str]) -> Recipe:
+    """Return a recipe with its patterns by the detector's names, which skips the parts that stay whole.
+
+    Raises:
+        RequestError: If a layer is given a ratio or width of its own in a part that stays whole.
+    """
+    for key in ("ratios", "widths"):
+        for pattern in map(_layer_in_detector, getattr(recipe, key)):
+            part = pattern.split(".")[0]
+            if part not in parts:
+                raise RequestError(
+                    f"{key}[{pattern!r}]: in a part that stays whole, got {part}; expected it among parts"
+                )
+    whole = (f"{part}.*" for part in PARTS if part not in parts)
+    return replace(
+        recipe,
+        skip=(*map(_layer_in_detector, recipe.skip), *whole),
+        ratios={_layer_in_detector(pattern): ratio for pattern, ratio in recipe.ratios.items()},
+        widths={_layer_in_detector(pattern): width for pattern, width in recipe.widths.items()},
+    )
 
 
-def layer_in_detector(pattern: str) -> str:
+def _layer_in_detector(pattern: str) -> str:
     """Return a pattern by the detector's names; one that begins with no part is meant for the backbone's network."""
     return pattern if pattern.startswith(tuple(f"{part}." for part in PARTS)) else _BACKBONE + pattern
 
 
-def _check_cut(key: str, patterns: Mapping[str, Any], parts: Sequence[str]) -> None:
-    """Raise ValueError if a layer is given a ratio or width of its own in a part that stays whole."""
-    for pattern in patterns:
-        part = pattern.split(".")[0]
-        if part not in parts:
-            raise ValueError(f"{key}[{pattern!r}]: in a part that stays whole, got {part}; expected it among parts")
-
-
 def _cost(detector: nn.Module, card: ModelCard) -> Cost:
-    settings = DetectorSettings(**card.preprocessing["settings"])
+    settings = settings_of(card)
     image = torch.zeros(1, 3, *settings.image_size_hw)
     return cost_of(TracedDetector(detector, settings.num_proposals), (image,))
 
@@ -129,14 +143,14 @@ def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.M
     """Return the slim detector as its config builds it, and its card."""
     in_backbone = pruned.spec.under(_BACKBONE)
     backbone = replace(card.backbone, widths=in_backbone.widths())
-    config = detector_config(backbone, len(card.classes), DetectorSettings(**card.preprocessing["settings"]))
+    config = detector_config(backbone, len(card.classes), settings_of(card))
     outside = {name: cut for name, cut in pruned.spec.layers.items() if not name.startswith(_BACKBONE)}
     if all(cut.kept_out is None for cut in outside.values()):
         outside = {}  # the neck's inputs follow the backbone
     else:
         widths = {name: list(width) for name, width in replace(pruned.spec, layers=outside).widths().items()}
-        config = {**config, "type": "SlimFasterRCNN", "widths": widths}
+        config = {**config, "type": SlimFasterRCNN.__name__, "widths": widths}
     slim = build_detector(config)
     slim.load_state_dict(slim_model(detector, pruned.spec).state_dict())
     spec = json.loads(replace(in_backbone, layers={**in_backbone.layers, **outside}).to_json())
-    return slim, replace(card, architecture=backbone.to_dict(), detector=config, spec=spec)
+    return slim, replace(card, backbone=backbone, detector=config, spec=spec)

@@ -53,7 +53,7 @@ def reference_of(
         examples: Tensors by the names of `FixedShapeDetector.input_names`.
         input_hw: Shape of the examples, if they are to be scaled first, see `ScalingDetector`.
     """
-    graph = FixedShapeDetector(detector, size_hw, runs_on="onnxruntime")
+    graph = FixedShapeDetector(detector, size_hw, runtime="onnxruntime")
     rounds = []
 
     def suppress(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.models import FasterRCNN
-from mmdet.registry import MODELS
-
-from prune import narrowed_model
+from detect.openmmlab import MODELS, FasterRCNN
+from prune.cut.surgery import narrowed_model
 
 __all__ = ["SlimFasterRCNN"]
 

@@ -33,7 +33,7 @@ def coco_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:
 
 
 def _dataset(card: ModelCard, coco: CocoSet, is_train: bool) -> dict[str, Any]:
-    height, width = card.preprocessing["image_size_hw"]
+    height, width = card.preprocessing.image_hw
     pipeline: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},

@@ -3,66 +3,108 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
-from functools import cached_property
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
-from classify.cli import AsJson, Overrides, closing, loading
 from classify.cli import app as classify_app
-from experiment.deployed.cli import app as deploy_app
+from command.config import config_file, shipped_configs
+from command.errors import exit_code_of
+from command.extras import loading
+from command.files import existing_file
+from command.options import AsJson, Force, Overrides, closing, refuse_existing
+from detect.cli import app as detect_app
+from experiment.deploy_cli import app as deploy_app
 from experiment.prune_cli import app as prune_app
 
-__all__ = ["app", "doctor", "main", "report", "run"]
+__all__ = ["app", "configs", "copy", "doctor", "main", "report", "run"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Prune backbones, transfer them to Faster R-CNN, and measure what it really buys.",
 )
-
-
-class _Detect(TyperGroup):
-    """The commands of `detect`, read when one is asked for: importing that package loads torch and mmdet."""
-
-    @cached_property
-    def _group(self) -> TyperGroup:
-        with loading("torch and mmdet"):
-            from experiment.deployed.predict_cli import app as detect_app
-        return typer.main.get_group(detect_app)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return self._group.list_commands(ctx)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return self._group.get_command(ctx, cmd_name)
-
-
 app.add_typer(classify_app, name="classify")
-app.add_typer(typer.Typer(cls=_Detect, no_args_is_help=True), name="detect", help="Train, evaluate and try detectors.")
 app.add_typer(prune_app, name="prune")
-app.add_typer(deploy_app, name="deploy", help="Export, build engines, measure.")
+app.add_typer(detect_app, name="detect")
+app.add_typer(deploy_app, name="deploy")
+configs_app = typer.Typer(help="List the configs that come with Espalier, or copy one to edit.")
+app.add_typer(configs_app, name="configs")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"espalier {metadata.version('espalier')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Prune backbones, transfer them to Faster R-CNN, and measure what it really buys."""
+
+
+@configs_app.callback(invoke_without_command=True)
+def configs(context: typer.Context) -> None:
+    """List the configs that come with Espalier, each with its first line."""
+    if context.invoked_subcommand:
+        return
+    kind = None
+    for name, path in shipped_configs().items():
+        if path.parent.name != kind:
+            kind = path.parent.name
+            typer.echo(f"\n{kind}" if name != next(iter(shipped_configs())) else kind)
+        first_line = path.read_text("utf-8").strip('"').partition("\n")[0]
+        typer.echo(f"  {name:28} {first_line}")
+
+
+@configs_app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="Name of a config, as quickstart.")],
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to copy it to.")] = Path(),
+    force: Force = False,
+) -> None:
+    """Copy a config that comes with Espalier, to edit it."""
+    source, target = config_file(name), folder / f"{Path(name).stem}.py"
+    refuse_existing(force, target)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    closing(f"wrote {target}", f"espalier {_USES[source.parent.name]} {target}")
+
+
+_USES = {
+    "classify": "classify train",
+    "deploy": "deploy export MODEL --config",
+    "detect": "detect train",
+    "experiment": "run",
+    "prune": "prune",
+}
+"""Kind of a config -> the command that takes it."""
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="Experiment config, as configs/experiment/quickstart.py.")],
+    config: Annotated[Path, typer.Argument(help="Config: a name, as quickstart, or a file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> unless given.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole experiment, or what is left of it."""
     with loading("torch and mmdet"):
-        from experiment.config import load_config
+        from command.config import read_config
+        from experiment.config import ExperimentConfig
         from experiment.report import table_text
         from experiment.run import run_experiment
-    settings = load_config(config, overrides or [])
+    settings = read_config(config, overrides or (), ExperimentConfig)
     folder = out or Path("runs") / settings.name
     command = shlex.join(["espalier", *sys.argv[1:]])
     results = run_experiment(settings, folder, command, Console(stderr=True))
@@ -80,11 +122,10 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")] = False,
 ) -> None:
     """Write a run's report again from its results, and print its table."""
-    from experiment.report import read_results, table_markdown, table_text, write_report
-
+    with loading("the report"):
+        from experiment.report import read_results, table_markdown, table_text, write_report
     path = folder / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a finished run, made by espalier run CONFIG")
+    existing_file(path, "expected a finished run, made by espalier run CONFIG")
     results = read_results(path)
     written = write_report(results, folder)
     if as_json:
@@ -111,18 +152,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Findings as JSO
 
 
 def main() -> None:
-    """Run the command; a wrong request is one line and exit code 2, work that failed one line and exit code 1."""
+    """Run the command and end the process with its exit code; see `command.errors`."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    try:
-        app(prog_name="espalier")
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        _fail(error, 2)
-    except (RuntimeError, OSError) as error:
-        _fail(error, 1)
-
-
-def _fail(error: Exception, code: int) -> None:
-    if os.environ.get("ESPALIER_TRACEBACK"):
-        raise error
-    print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(exit_code_of(lambda: app(prog_name="espalier")))

@@ -9,15 +9,15 @@ from rich.table import Table
 from torch import nn
 
 from classify.checkpoint import ModelCard, load_classifier, read_card, save_model
-from classify.commands import provenance
-from classify.pruning import prune_classifier
-from detect import load_detector, save_detector
+from classify.provenance import provenance
+from command.errors import RequestError
 from detect.fixed_shape import FixedShapeDetector
-from detect.pruning import prune_detector
-from experiment.calibration import measured_on_data
+from detect.model import load_detector, save_detector
 from experiment.config import PruneConfig
-from prune import Cost, Decision, cost_of
-from prune.presets import PRESETS
+from experiment.cutting import cut_by_config
+from prune.choose.presets import PRESETS
+from prune.cost import Cost, cost_of
+from prune.pruning import Decision
 
 __all__ = ["prune_file", "prune_table"]
 
@@ -26,8 +26,8 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
     """Write the slim model file.
 
     Raises:
-        FileNotFoundError: If the model, or the data that its criterion measures on, is missing.
-        ValueError: If the model is slim already, or config or data are not for it.
+        MissingFileError: If the model, or the data that its criterion measures on, is missing.
+        RequestError: If the model is slim already, or config or data are not for it.
 
     Returns:
         `kind`; `macs`, `params` and `activations` with those of the dense model; `num_rounded`, the channels that
@@ -37,14 +37,10 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
     _check_fits(model, card, config)
     is_detector = card.kind == "detector"
     dense, card = load_detector(model) if is_detector else load_classifier(model)
-    options, data = measured_on_data(config, model, dense, card)
-    if is_detector:
-        slim, slim_card, pruned = prune_detector(dense, card, parts=config.parts, **options)
-    else:
-        slim, slim_card, pruned = prune_classifier(dense, card, **options)
+    (slim, slim_card, pruned), data = cut_by_config(dense, card, config, model)
     figures = {
         **_costs(_cost(dense, card), _cost(slim, slim_card)),
-        "round_to": options["round_to"],
+        "round_to": config.round_to,
         "num_rounded": pruned.num_rounded,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,16 +71,15 @@ def prune_table(figures: dict[str, Any]) -> Table:
 
 
 def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:
-    """Raise ValueError if the model is slim already, or another one than the preset is for."""
-    if card.backbone.widths or "widths" in (card.detector or {}):
-        raise ValueError(f"{model}: slim already; expected a dense model to prune")
-    if card.kind != "detector" and "parts" in config.model_fields_set:
-        raise ValueError(f"parts: of no use for {model}, which holds a {card.kind}; expected none")
+    """Raise RequestError if the model is slim already, or another one than the preset is for."""
+    card.check_dense(model)
+    if card.kind != "detector" and config.parts != ("backbone",):
+        raise RequestError(f"parts: of no use for {model}, which holds a {card.kind}; expected none")
     if config.preset:
         name, base = card.backbone.name, card.backbone.base_channels
         expected = PRESETS[config.preset].backbone
         if (name, base) != (expected, 64):
-            raise ValueError(
+            raise RequestError(
                 f"preset: {config.preset} is for {expected}, got {name} with base_channels {base}; "
                 f"expected {expected} with base_channels 64"
             )
@@ -111,7 +106,7 @@ def _costs(dense: Cost, slim: Cost) -> dict[str, Any]:
 
 def _cost(model: nn.Module, card: ModelCard) -> Cost:
     if card.kind == "detector":
-        graph = FixedShapeDetector(model, card.preprocessing["image_size_hw"])
+        graph = FixedShapeDetector(model, card.preprocessing.image_hw)
         return cost_of(graph, graph.example_inputs())
-    side = card.preprocessing["image_size"]
+    side = card.preprocessing.image_hw[0]
     return cost_of(model, (torch.zeros(1, 3, side, side),))

@@ -4,22 +4,22 @@ A config file is an mmengine Python config whose names are the fields of `Experi
 at the current folder.
 """
 
-from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, with_config
 
-from classify.config import Backbone, FolderData, Part, Seed, ShapesData, check_name, read_config
+from classify.config import Backbone, FolderData, ShapesData
 from classify.train import Schedule
-from detect import DetectorSettings
+from command.config import Part, Seed, check_name
+from command.errors import RequestError
 from detect.config import CocoData, ScenesData
+from detect.model import DetectorSettings
 from detect.orderings import ORDERINGS
 from detect.pruning import PARTS
-from prune.criteria import CRITERIA, REDUCTIONS, DataDriven
-from prune.presets import PRESETS
-from prune.recipe import LIMITS, Ranking, Recipe, check_ratio
+from prune.choose.criteria import CRITERIA, DataDriven
+from prune.choose.presets import PRESETS
+from prune.choose.recipe import Recipe, check_ratio
 
 __all__ = [
     "Backbone",
@@ -28,6 +28,7 @@ __all__ = [
     "Classification",
     "CocoData",
     "CropsData",
+    "Cut",
     "Detection",
     "ExperimentConfig",
     "FolderData",
@@ -37,14 +38,10 @@ __all__ = [
     "ScenesData",
     "ShapesData",
     "Timing",
-    "load_config",
 ]
 
 Budget = Literal["scratch_e", "scratch_b"]
 """How long `scratch_transfer` trains its classifier."""
-
-_RECIPE = {field.name for field in fields(Recipe)}
-_BUDGETS = ("preset", "prune_ratio", *LIMITS)
 
 
 def _in_range(ratio: float) -> float:
@@ -59,7 +56,7 @@ Ratio = Annotated[float, AfterValidator(_in_range)]
 def _check_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     # ratios are told apart in names by six digits
     if len({f"{value:g}" if isinstance(value, float) else value for value in values}) < len(values):
-        raise ValueError(f"repeats a value, got {values}; expected each once")
+        raise RequestError(f"repeats a value, got {values}; expected each once")
     return values
 
 
@@ -100,65 +97,48 @@ class Calibration(Part):
     batch_size: int = Field(4, ge=1)
 
 
-class _Cut(Part):
-    criterion: str = "l1"
-    calibration: Calibration = Calibration()
-    """Of taylor, mean_activation and average_rank; the other criteria look at no images."""
-    reduction: str = "sum"
-    """How the scores of layers that are cut together become one: sum, mean, max or first."""
-    ranking: Ranking = "uniform"
-    """`uniform`: the same share from every group; `global`: the lowest scores of all groups together."""
-    round_to: int = Field(8, ge=1)
+@dataclass(frozen=True)
+class Cut(Recipe):
+    """What is cut from a model file: a recipe with rounding, and what criteria that need data look at."""
+
+    round_to: int = 8
     """Kept channels are moved to the nearest multiple of it."""
-    min_channels: int = Field(1, ge=1)
-    """Every layer keeps at least so many, where it has them."""
-    skip: tuple[str, ...] = ()
-    """Layer patterns of the classifier (`layer1.*`) that stay whole."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """Of taylor, mean_activation and average_rank; the other criteria look at no images."""
 
     @property
     def needs_data(self) -> bool:
         """Whether the criterion measures on training images."""
         return issubclass(CRITERIA[self.criterion], DataDriven)
 
-    def options(self) -> dict[str, Any]:
-        """Return what is passed on to `prune.prune_model`, the criterion by name."""
-        return self.model_dump(include={"criterion", "reduction", *_RECIPE})
 
-    @field_validator("criterion")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return check_name(name, CRITERIA)
-
-    @field_validator("reduction")
-    @classmethod
-    def _known_reduction(cls, name: str) -> str:
-        return check_name(name, REDUCTIONS)
-
-
-class Pruning(_Cut):
-    """What is cut, in the classifier and in the detector alike."""
+@dataclass(frozen=True)
+class Pruning(Cut):
+    """What is cut, in the classifier and in the detector alike. In patterns layers go by the classifier's names."""
 
     prune_ratios: Annotated[tuple[Ratio, ...], AfterValidator(_check_once)] = (0.5,)
     """Shares of channels removed from every group."""
 
+    def _check_amount(self) -> None:
+        """Refuse a single ratio, which only `at` gives, and limits."""
+        for name in Recipe.amounts:
+            if self.prune_ratios and getattr(self, name) is not None:
+                raise RequestError(f"{name}: of no use in an experiment, got {getattr(self, name)}; give prune_ratios")
 
-class PruneConfig(_Cut):
+    def at(self, prune_ratio: float) -> "Pruning":
+        """Return the recipe of one ratio."""
+        return replace(self, prune_ratio=prune_ratio, prune_ratios=())
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class PruneConfig(Cut):
     """What `espalier prune` cuts from a model file: a ratio, one limit, or a preset of the literature."""
 
-    preset: str | None = None
-    """Name of a slim network in `prune.presets`; the criterion says which channels fill its widths."""
-    prune_ratio: Ratio | None = None
-    """Share of channels removed: of every group, or of all together where the ranking is global."""
-    max_macs: int | None = Field(None, ge=1)
-    """Limit for one image; as much is kept as fits."""
-    max_params: int | None = Field(None, ge=1)
-    max_activations: int | None = Field(None, ge=1)
-    """Limit on the outputs' elements of all convolutions and linear layers."""
-    ratios: dict[str, Ratio] = Field(default_factory=dict)
-    """Layer pattern -> its own ratio; the first match counts."""
-    widths: dict[str, int] = Field(default_factory=dict)
-    """Layer pattern -> channels kept, exactly; the first match counts, before `ratios`."""
+    amounts: ClassVar[tuple[str, ...]] = ("preset", *Recipe.amounts)
 
+    preset: str | None = None
+    """Name of a slim network in `prune.choose.presets`; the criterion says which channels fill its widths."""
     parts: tuple[str, ...] = ("backbone",)
     """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. Layers of the last three go by
     their own names in the patterns (`neck.*`)."""
@@ -167,60 +147,50 @@ class PruneConfig(_Cut):
     seed: Seed = 0
     """Of the choice of those images, and of random scores."""
 
-    @field_validator("preset")
-    @classmethod
-    def _known_preset(cls, name: str | None) -> str | None:
-        return name and check_name(name, PRESETS)
-
-    @field_validator("parts")
-    @classmethod
-    def _known_parts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_name(name, PARTS) for name in names)
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> "PruneConfig":
-        asked = [name for name in _BUDGETS if getattr(self, name) is not None]
-        if len(asked) != 1:
-            got = " and ".join(asked) or "none"
-            raise ValueError(f"budget: not clear, got {got}; expected one of {', '.join(_BUDGETS)}")
-        said = sorted(self.model_fields_set & {*_RECIPE - {*_BUDGETS}, "parts"})
-        if self.preset and said:
-            raise ValueError(
-                f"{said[0]}: of no use, got one with a preset; expected none, {self.preset} says all widths"
-            )
-        self.recipe()
-        return self
-
-    @model_validator(mode="after")
-    def _data_counts(self) -> "PruneConfig":
+    def __post_init__(self) -> None:
+        """Refuse what does not fit together."""
+        super().__post_init__()
+        for name in self.parts:
+            check_name(name, PARTS, "parts")
+        if self.preset:
+            check_name(self.preset, PRESETS, "preset")
+            self._check_alone(self.preset)
         if self.needs_data and self.data is None:
-            raise ValueError(
+            raise RequestError(
                 f"data: {self.criterion} measures on training images, got none; expected data=dict(type=...)"
             )
         if self.data and not self.needs_data:
-            raise ValueError(
+            raise RequestError(
                 f"data: of no use, got {self.data.type}; expected none, {self.criterion} looks at no images"
             )
-        return self
 
-    def recipe(self) -> Recipe:
-        """Return how much is cut, and where."""
-        if self.preset:
-            return Recipe(0.0, widths=PRESETS[self.preset].kept)
-        return Recipe(**self.model_dump(include=_RECIPE))
+    def _check_alone(self, preset: str) -> None:
+        """Raise RequestError if a field is given that a preset decides."""
+        plain = PruneConfig(0.0)
+        free = {"criterion", "reduction", "calibration", "preset", "data", "seed", *Recipe.amounts}
+        for name in (one.name for one in fields(self) if one.name not in free):
+            if getattr(self, name) != getattr(plain, name):
+                raise RequestError(
+                    f"{name}: of no use, got one with a preset; expected none, {preset} decides all widths"
+                )
 
-    def options(self) -> dict[str, Any]:
-        """Return what is passed on to `prune.prune_model`, the criterion by name."""
-        return {"criterion": self.criterion, "reduction": self.reduction, **vars(self.recipe())}
+    @property
+    def recipe(self) -> "PruneConfig":
+        """The recipe with the preset's widths in it, if there is one."""
+        if self.preset is None:
+            return self
+        return replace(self, preset=None, prune_ratio=0.0, round_to=1, widths=PRESETS[self.preset].kept)
 
     @property
     def label(self) -> str:
-        """How a file is called that was cut so: `l1-0.5`, `l1-max_macs-1000000`, `resnet34-A`."""
+        """How a file that was cut so is called: `l1-0.5`, `l1-max_macs-1000000`, `resnet34-A`."""
         if self.preset:
             return self.preset
-        limit = self.recipe().limit
-        amount = "-".join(map(str, limit)) if limit else f"{self.prune_ratio:g}"
+        amount = "-".join(map(str, self.limit)) if self.limit else f"{self.prune_ratio:g}"
         return f"{self.criterion}-{amount}"
+
+
+with_config(ConfigDict(extra="forbid"))(Pruning)
 
 
 class Timing(Part):
@@ -250,17 +220,3 @@ class ExperimentConfig(Part):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_name(name, ORDERINGS) for name in names)
-
-
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read a config file and check it.
-
-    Args:
-        path: mmengine Python config.
-        overrides: `a.b=value` texts; the value is a Python literal, or else a string.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a key is unknown or a value does not fit.
-    """
-    return read_config(path, overrides, ExperimentConfig)

@@ -8,6 +8,7 @@ from pathlib import Path
 from classify.data import check_folder
 from classify.data import fingerprint as folder_fingerprint
 from classify.synthetic import write_shapes
+from command.errors import RequestError
 from detect.data import CocoSet, fingerprint, num_crops, read_annotations, write_crops
 from detect.synthetic import write_scenes
 from experiment.config import CocoData, CropsData, ExperimentConfig, FolderData, ScenesData, ShapesData
@@ -37,8 +38,8 @@ def check_data(config: ExperimentConfig) -> None:
     """Check the data that is given, before any work.
 
     Raises:
-        FileNotFoundError: If a folder, annotation file or image is missing.
-        ValueError: If something in it is wrong, or training and validation classes differ.
+        MissingFileError: If a folder, annotation file or image is missing.
+        RequestError: If something in it is wrong, or training and validation classes differ.
     """
     boxes, images = config.detection.data, config.classification.data
     if isinstance(boxes, CocoData):
@@ -48,7 +49,7 @@ def check_data(config: ExperimentConfig) -> None:
     if isinstance(images, CropsData) and isinstance(boxes, CocoData):
         for coco in (boxes.train, boxes.val):
             if num_crops(coco) == 0:
-                raise ValueError(f"{coco.annotations}: no object is large enough to be cut out; give an image folder")
+                raise RequestError(f"{coco.annotations}: no object is large enough to be cut out; give an image folder")
 
 
 def plan_data(config: ExperimentConfig, store: StageStore) -> Data:

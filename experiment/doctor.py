@@ -21,6 +21,8 @@ from packaging.specifiers import SpecifierSet
 from rich.markup import escape
 from rich.table import Table
 
+from command.errors import WorkError
+
 __all__ = ["Finding", "examine", "report_table"]
 
 _TRIED_PAIR = ("torch==2.14.1", "torchvision==0.29.2")  # as in constraints.txt; a test compares them
@@ -116,7 +118,7 @@ def _requirement(distribution: str) -> str:
 def _check_version(distribution: str, version: str) -> None:
     required = Requirement(_requirement(distribution)).specifier
     if not required.contains(version, prereleases=True):
-        raise RuntimeError(f"{distribution} {version} is installed; expected {required}")
+        raise WorkError(f"{distribution} {version} is installed; expected {required}")
 
 
 def _installed(distribution: str) -> str | None:
@@ -154,7 +156,7 @@ def _python() -> str:
     version = ".".join(map(str, sys.version_info[:3]))
     supported = metadata.metadata("espalier")["Requires-Python"]
     if version not in SpecifierSet(supported):
-        raise RuntimeError(f"{version} is not supported; expected {supported}")
+        raise WorkError(f"{version} is not supported; expected {supported}")
     return version
 
 
@@ -172,9 +174,9 @@ def _torch_pair() -> str:
         kept = torchvision.ops.nms(boxes_xyxy, torch.tensor([0.9, 0.8]), 0.5).tolist()
     except _FAILURES as error:
         pair = " and ".join(f"{name} {version}" for name, version in versions.items())
-        raise RuntimeError(f"{pair} do not fit: {_first_line(error)}") from error
+        raise WorkError(f"{pair} do not fit: {_first_line(error)}") from error
     if kept != [0]:
-        raise RuntimeError(f"torchvision.ops.nms keeps {kept} of two overlapping boxes; expected [0]")
+        raise WorkError(f"torchvision.ops.nms keeps {kept} of two overlapping boxes; expected [0]")
     return f"torch {torch.__version__}, torchvision {torchvision.__version__}, nms runs"
 
 
@@ -184,7 +186,7 @@ def _gpu() -> str:
     driver = _driver_version()
     if not torch.cuda.is_available():
         if driver:
-            raise RuntimeError(f"driver {driver} is there, but torch {torch.__version__} sees no GPU")
+            raise WorkError(f"driver {driver} is there, but torch {torch.__version__} sees no GPU")
         raise _MissingError("none: CPU only")
     torch.ones(1, device="cuda").sum().item()  # raises where this torch has no kernels for this GPU
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
@@ -251,5 +253,5 @@ def _cores_and_memory() -> str:
 def _disk() -> str:
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     if free_gb < _MIN_FREE_GB:
-        raise RuntimeError(f"{free_gb:.1f} GB free in {Path.cwd()}; expected at least {_MIN_FREE_GB} GB")
+        raise WorkError(f"{free_gb:.1f} GB free in {Path.cwd()}; expected at least {_MIN_FREE_GB} GB")
     return f"{free_gb:.0f} GB free in {Path.cwd()}"

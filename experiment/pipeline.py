@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import ORDERINGS, steps
 from experiment.config import ExperimentConfig
@@ -121,8 +123,10 @@ class _Planner:
         """Return the part of the config that a step depends on, so that no other change does its work again."""
         config = self.config
         weights = config.backbone.weights
-        unused = {"prune_ratios", *(() if config.pruning.needs_data else ("calibration",))}
-        pruning = {**config.pruning.model_dump(mode="json", exclude=unused), "prune_ratio": leaf.prune_ratio}
+        pruning = to_jsonable_python(config.pruning.at(leaf.prune_ratio))
+        del pruning["prune_ratios"]
+        if not config.pruning.needs_data:
+            del pruning["calibration"]
         by_step: dict[str, dict[str, Any]] = {
             "train_classifier": {
                 "backbone": config.backbone.model_dump(exclude={"weights"}),

@@ -8,13 +8,15 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from classify.cli import AsJson, Force, OutFile, Overrides, closing, loading, model_output, refuse_existing
+from command.errors import RequestError
+from command.extras import loading
+from command.options import AsJson, Force, OutFile, Overrides, closing, model_output, refuse_existing
 
 __all__ = ["app", "apply", "sensitivity", "show"]
 
 _FINETUNE = {
-    "classifier": "classify train configs/classify/resnet18_shapes_finetune.py",
-    "detector": "detect train configs/detect/faster_rcnn_scenes_finetune.py",
+    "classifier": "classify train resnet18_shapes_finetune",
+    "detector": "detect train faster_rcnn_scenes_finetune",
 }
 
 
@@ -36,7 +38,7 @@ app = typer.Typer(
 
 @app.command()
 def apply(
-    config: Annotated[Path, typer.Argument(help="Config, as configs/prune/l1_half.py.")],
+    config: Annotated[Path, typer.Argument(help="Config: a name, as l1_half, or a file.")],
     model: Annotated[Path, typer.Argument(help="Model file of a dense classifier or detector.")],
     overrides: Overrides = None,
     out: OutFile = None,
@@ -45,13 +47,13 @@ def apply(
 ) -> None:
     """Cut channels from a classifier or a detector; `apply` may be left out."""
     with loading("torch and mmdet"):
-        from classify.config import read_config
+        from command.config import read_config
         from experiment.commands import prune_file, prune_table
         from experiment.config import PruneConfig
     settings = read_config(config, overrides or (), PruneConfig)
     out = model_output(out, model.with_name(f"{model.stem}-{settings.label}.safetensors"))
     if out.resolve() == model.resolve():
-        raise ValueError(f"--out {out}: is the dense model itself; expected another file")
+        raise RequestError(f"--out {out}: is the dense model itself; expected another file")
     refuse_existing(force, out, out.with_suffix(".py"))
     figures = prune_file(model, settings, out)
     if as_json:
@@ -87,7 +89,7 @@ def show(
 
 @app.command()
 def sensitivity(
-    config: Annotated[Path, typer.Argument(help="Config, as configs/prune/sensitivity_shapes.py.")],
+    config: Annotated[Path, typer.Argument(help="Config: a name, as sensitivity_shapes, or a file.")],
     model: Annotated[Path, typer.Argument(help="Model file of a trained dense classifier or detector.")],
     overrides: Overrides = None,
     out: Annotated[
@@ -99,7 +101,7 @@ def sensitivity(
 ) -> None:
     """Find the layers to skip: cut each group alone, and measure what that loses and wins."""
     with loading("torch and mmdet"):
-        from classify.config import read_config
+        from command.config import read_config
         from experiment.sensitivity import PICTURE, SensitivityConfig, measure_sensitivity, next_command
         from experiment.sensitivity import sensitivity_table as table
     settings = read_config(config, overrides or (), SensitivityConfig)

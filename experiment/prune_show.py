@@ -16,11 +16,15 @@ from torch import nn
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, read_card
-from detect import DetectorSettings, build_detector, detector_config
+from command.errors import MissingFileError, RequestError
+from detect.model import build_detector, detector_config, settings_of
 from detect.pruning import TracedDetector
-from prune import PruneSpec, prune_model, slim_model
-from prune.explain import CAUSES, GRID, MEMORY_BOUND, Cause, Explanation, LayerRow, explain, untouched_reasons
-from prune.presets import PRESETS, Preset, preset
+from prune.choose.presets import PRESETS, Preset, preset
+from prune.cut.spec import PruneSpec
+from prune.cut.surgery import slim_model
+from prune.explain import Explanation, explain, untouched_reasons
+from prune.layer_rows import CAUSES, GRID, MEMORY_BOUND, Cause, LayerRow
+from prune.pruning import prune_model
 
 __all__ = ["Shown", "shown", "shown_text"]
 
@@ -53,7 +57,7 @@ class Shown:
         """What to run next."""
         if self.file and any(row.sides_cut for row in self.explanation.layers):
             return f"espalier deploy export {self.file}"
-        return f"espalier prune configs/prune/l1_half.py {self.file or 'MODEL.safetensors'}"
+        return f"espalier prune l1_half {self.file or 'MODEL.safetensors'}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON takes it; `published` is null but for presets."""
@@ -91,17 +95,17 @@ def shown(subject: str, image_side: int | None, backbone: str | None, num_classe
         num_classes: Of that network, or of the preset's.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the name is no preset, or a file or option is of the wrong kind.
+        MissingFileError: If there is no such file.
+        RequestError: If the name is no preset, or a file or option is of the wrong kind.
     """
     options, path = _Options(image_side, backbone, num_classes), Path(subject)
     is_spec = path.suffix == ".json"
     if backbone and not is_spec:
-        raise ValueError(f"--backbone {backbone}: of no use, got {subject}; expected a PruneSpec, a .json file")
+        raise RequestError(f"--backbone {backbone}: of no use, got {subject}; expected a PruneSpec, a .json file")
     if not path.suffix and not path.is_file() and path.name == subject:
         return _of_preset(preset(subject), options)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a model file, a PruneSpec or the name of a preset")
+        raise MissingFileError(f"{path}: no such file; expected a model file, a PruneSpec or the name of a preset")
     return _of_spec(path, options) if is_spec else _of_file(path, options)
 
 
@@ -115,45 +119,43 @@ def _of_preset(entry: Preset, options: _Options) -> Shown:
 
 def _of_spec(path: Path, options: _Options) -> Shown:
     if not options.backbone:
-        raise ValueError(f"{path}: does not tell its network, got no --backbone; expected one, as --backbone resnet34")
+        raise RequestError(
+            f"{path}: does not tell its network, got no --backbone; expected one, as --backbone resnet34"
+        )
     try:
         spec = PruneSpec.from_json(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: cannot be read, {error}") from error
+        raise RequestError(f"{path}: cannot be read, {error}") from error
     arch, side = options.of(options.backbone)
     dense = build_classifier(arch)
     try:
         slim = slim_model(dense, spec)
         explanation = _explained(dense, slim, torch.zeros(1, 3, side, side), "the spec does not cut it")
     except (ValueError, RuntimeError, IndexError) as error:  # torch's own, where indices or widths do not fit together
-        raise ValueError(f"{path}: not for {arch.name} with {arch.num_classes} classes, {error}") from error
+        raise RequestError(f"{path}: not for {arch.name} with {arch.num_classes} classes, {error}") from error
     return Shown(str(path), arch.name, (side, side), explanation)
 
 
 def _of_file(path: Path, options: _Options) -> Shown:
     card = read_card(path)
     if options.num_classes:
-        raise ValueError(f"--num-classes: of no use, got {path}; expected none, the file has its own")
+        raise RequestError(f"--num-classes: of no use, got {path}; expected none, the file has its own")
     dense, slim, image_hw = (_detectors if card.kind == "detector" else _classifiers)(card, options.image_side)
-    otherwise = "not cut when it was pruned" if _is_slim(card) else "not pruned yet"
+    otherwise = "not cut when it was pruned" if card.is_slim else "not pruned yet"
     small = (64, 64) if card.kind == "detector" else image_hw  # channels meet in the same way at any size
     explanation = _explained(dense, slim, torch.zeros(1, 3, *small), otherwise, image_hw)
     name = card.backbone.name if card.kind == "classifier" else f"Faster R-CNN with {card.backbone.name}"
     return Shown(str(path), name, image_hw, explanation, file=path)
 
 
-def _is_slim(card: ModelCard) -> bool:
-    return bool(card.backbone.widths) or "widths" in (card.detector or {})
-
-
 def _classifiers(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
-    side = image_side or card.preprocessing["image_size"]
+    side = image_side or card.preprocessing.image_hw[0]
     dense = build_classifier(replace(card.backbone, widths={}))
     return dense, build_classifier(card.backbone), (side, side)
 
 
 def _detectors(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
-    settings = DetectorSettings(**card.preprocessing["settings"])
+    settings = settings_of(card)
     if image_side:
         settings = replace(settings, image_size_hw=(image_side, image_side))
     config = detector_config(replace(card.backbone, widths={}), len(card.classes), settings)

@@ -1,6 +1,6 @@
 """Results become tables, plots and one self-contained HTML page. Nothing is trained or measured here.
 
-`plots.py` draws the figures, `pictures.py` prepares the detections, `report.html` lays out the page.
+`plots.py` draws the figures, `report_pictures.py` prepares the detections, `report.html` lays out the page.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from deploy.files import written_atomically
-from experiment import pictures, plots
+from command.errors import RequestError
+from command.files import written_atomically
+from experiment import plots, report_pictures
 
 __all__ = ["read_results", "table_markdown", "table_text", "write_report"]
 
@@ -84,7 +85,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """Read a run's `results.json`.
 
     Raises:
-        ValueError: If the file holds anything else.
+        RequestError: If the file holds anything else.
     """
     try:
         results: dict[str, Any] = json.loads(path.read_bytes())
@@ -93,7 +94,7 @@ def read_results(path: Path) -> dict[str, Any]:
         missing = {"rows"}
     if missing:
         names = ", ".join(sorted(missing))
-        raise ValueError(f"{path}: not results of a run, got no {names}; expected results.json of espalier run")
+        raise RequestError(f"{path}: not results of a run, got no {names}; expected results.json of espalier run")
     return results
 
 
@@ -224,7 +225,7 @@ def _csv_text(rows: list[Row]) -> str:
 def _page(results: dict[str, Any], folder: Path) -> str:
     lines = _lines(results["rows"])
     names, classes = [row["name"] for line in lines for row in line.rows], results["dataset"]["classes"]
-    drawn = [pictures.prepare(picture, classes, names, folder) for picture in results["pictures"]]
+    drawn = [report_pictures.prepare(picture, classes, names, folder) for picture in results["pictures"]]
     points = [_point(line) for line in lines]
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
@@ -236,8 +237,8 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         accuracy_plot=plots.accuracy_plot(points),
         speedup_plot=plots.speedup_plot(points),
         pictures=drawn,
-        legend=pictures.legend(drawn),
-        least_score=pictures.LEAST_SCORE,
+        legend=report_pictures.legend(drawn),
+        least_score=report_pictures.LEAST_SCORE,
         largest_gap=max(abs(line.mean("map") - line.mean("map_framework")) for line in lines),
         config_text=json.dumps(results["config"], indent=2, default=str, ensure_ascii=False),
     )

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,23 @@ from rich.console import Console
 
 from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
-from classify.locks import locked
-from classify.progress import RunProgress
-from deploy import Record, load_record
-from deploy.files import written_atomically
-from deploy.record import git_commit, installed_versions
-from detect import new_detector
+from command.errors import RequestError
+from command.files import write_json
+from command.folders import locked
+from command.progress import RunProgress
+from deploy.deployment import ONNX_NAME
+from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.data import read_annotations
 from detect.fixed_shape import FixedShapeDetector
+from detect.model import new_detector
 from experiment.config import ExperimentConfig
 from experiment.data import check_data
-from experiment.deployed.folder import ONNX
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
 from experiment.report import write_report
 from experiment.stages import StageStore
 from experiment.steps import MODEL
-from prune import prune_model
+from prune.pruning import prune_model
 
 __all__ = ["check_experiment", "run_experiment"]
 
@@ -44,8 +45,8 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
     """Find what would fail later, before any work.
 
     Raises:
-        FileNotFoundError: If data or weights are missing.
-        ValueError: If data, weights or pruning do not fit, or the disk is nearly full.
+        MissingFileError: If data or weights are missing.
+        RequestError: If data, weights or pruning do not fit, or the disk is nearly full.
     """
     check_data(config)
     _check_backbone(config)
@@ -53,7 +54,7 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if free < _MIN_FREE_BYTES:
-        raise ValueError(f"{folder}: {free / 1e9:.1f} GB free on its disk; expected at least 1 GB")
+        raise RequestError(f"{folder}: {free / 1e9:.1f} GB free on its disk; expected at least 1 GB")
 
 
 def run_experiment(config: ExperimentConfig, folder: Path, command: str, console: Console) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
     A run that was killed goes on from its last finished step (training: from its last whole epoch).
 
     Raises:
-        ValueError: If another run holds the folder, or something that `check_experiment` finds is wrong.
+        RequestError: If another run holds the folder, or something that `check_experiment` finds is wrong.
     """
     with console.status("Checking data and settings ..."):
         check_experiment(config, folder)
@@ -78,7 +79,7 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
             "versions": {"python": platform.python_version(), **installed_versions()},
             "config": config.model_dump(mode="json"),
         }
-        _write_json(folder / "run.json", about)
+        write_json(folder / "run.json", about)
         left = [stage for stage in plan.stages if not store.is_finished(stage)]
         progress = RunProgress(console, [stage.cost for stage in left])
         for stage in left:
@@ -87,7 +88,7 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
         if not left and (folder / RESULTS).is_file():
             about["command"] = json.loads((folder / RESULTS).read_text())["command"]
         results = {**about, **_results(config, plan, store, folder)}
-        _write_json(folder / RESULTS, results)
+        write_json(folder / RESULTS, results)
         write_report(results, folder)
     return results
 
@@ -99,9 +100,9 @@ def _check_backbone(config: ExperimentConfig) -> None:
     if weights:
         load_weights(net, read_weights(weights), str(weights), optional=HEADS)
     side = config.classification.image_size
-    options = {**pruning.options(), **({"criterion": "l1"} if pruning.needs_data else {})}  # no data is there yet
+    recipe = replace(pruning, criterion="l1") if pruning.needs_data else pruning  # no data is there yet
     for ratio in pruning.prune_ratios:
-        prune_model(net, (torch.zeros(1, 3, side, side),), ratio, **options)
+        prune_model(net, (torch.zeros(1, 3, side, side),), recipe.at(ratio))
 
 
 def _check_detector(config: ExperimentConfig) -> None:
@@ -164,7 +165,7 @@ def _row(
         "device": record.device.name,
         "train_epochs": epochs,
         "model": str((store.folder(leaf.chain[-1]) / MODEL).relative_to(folder)),
-        "onnx": str((store.folder(leaf.export) / ONNX).relative_to(folder)),
+        "onnx": str((store.folder(leaf.export) / ONNX_NAME).relative_to(folder)),
     }
 
 
@@ -226,8 +227,3 @@ def _notes(plan: Plan, store: StageStore) -> list[str]:
         for decision in store.figures(stage).get("untouched", [])
     }
     return sorted(untouched)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with written_atomically(path) as partial:
-        partial.write_text(json.dumps(content, indent=1))

@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +18,19 @@ from pydantic import AfterValidator, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from classify.commands import origin
-from classify.config import Part, check_name
-from classify.locks import locked
-from classify.progress import RunProgress
-from deploy.files import written_atomically
+from classify.provenance import origin
+from command.config import Part, check_name
+from command.errors import RequestError
+from command.files import write_json, written_atomically
+from command.folders import locked
+from command.progress import RunProgress
 from detect.pruning import PARTS
 from experiment.config import Ratio
+from experiment.cutting import ModelData
 from experiment.sensitivity_plot import METRICS, sensitivity_plot
-from experiment.subjects import DATA_FOLDER, ModelData, Subject, subject_of
-from prune.criteria import CRITERIA, REDUCTIONS, DataDriven
+from experiment.subjects import DATA_FOLDER, Subject, subject_of
+from prune.choose.criteria import CRITERIA, REDUCTIONS, DataDriven
+from prune.choose.recipe import Recipe
 from prune.sensitivity import DENSE, Evaluate, Sensitivity, Trial, sensitivity, skip_list
 
 __all__ = ["FIGURES", "PICTURE", "SensitivityConfig", "measure_sensitivity", "next_command", "sensitivity_table"]
@@ -66,10 +69,16 @@ class SensitivityConfig(Part):
     max_drop: float = Field(0.05, ge=0)
     """A group that loses more of the score (0 to 1) when cut alone is better skipped."""
 
+    @property
+    def recipes(self) -> list[Recipe]:
+        """One for every ratio."""
+        recipe = Recipe(0.0, criterion=self.criterion, reduction=self.reduction, round_to=self.round_to, skip=self.skip)
+        return [replace(recipe, prune_ratio=ratio) for ratio in sorted(set(self.prune_ratios))]
+
     @model_validator(mode="after")
     def _measured(self) -> "SensitivityConfig":
         if self.prune_ratio not in self.prune_ratios:
-            raise ValueError(
+            raise RequestError(
                 f"prune_ratio: not measured, got {self.prune_ratio}; expected one of prune_ratios {self.prune_ratios}"
             )
         return self
@@ -81,10 +90,10 @@ def measure_sensitivity(
     """Measure what is not measured yet; write figures and picture into `folder`, and return the figures.
 
     Raises:
-        FileNotFoundError: If the model file or data is missing.
-        ValueError: If model, data and config do not fit, another study works in the folder or left it behind and
+        MissingFileError: If the model file or data is missing.
+        RequestError: If model, data and config do not fit, another study works in the folder or left it behind and
             `force` is not given, or the model's own score is 0.
-        RuntimeError: If a score is not a finite number.
+        WorkError: If a score is not a finite number.
     """
     with console.status("Checking model and data ..."):
         subject = _subject(model, config)
@@ -98,7 +107,7 @@ def measure_sensitivity(
         skip = skip_list(result, config.prune_ratio, config.max_drop)
         recommendation = {"prune_ratio": config.prune_ratio, "max_drop": config.max_drop, "skip": list(skip)}
         figures = json.loads(json.dumps({**about, **asdict(result), "recommendation": recommendation}))
-        _write_json(folder / FIGURES, {**figures, "made_from": made_from, "config": config.model_dump(mode="json")})
+        write_json(folder / FIGURES, {**figures, "made_from": made_from, "config": config.model_dump(mode="json")})
         with written_atomically(folder / PICTURE) as path:
             sensitivity_plot(figures).savefig(path, format="png")
     return figures
@@ -112,7 +121,7 @@ def next_command(model: Path, config: SensitivityConfig, figures: Mapping[str, A
     if skip:
         changes["skip"] = skip
     settings = [f"--set {shlex.quote(f'{name}={_literal(value)}')}" for name, value in changes.items()]
-    return " ".join(["espalier prune configs/prune/l1_half.py", shlex.quote(str(model)), *settings])
+    return " ".join(["espalier prune l1_half", shlex.quote(str(model)), *settings])
 
 
 def sensitivity_table(figures: Mapping[str, Any]) -> Table:
@@ -150,8 +159,7 @@ def _captions(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _subject(model: Path, config: SensitivityConfig) -> Subject:
-    options = config.model_dump(include={"criterion", "reduction", "round_to", "skip", "parts"})
-    return subject_of(model, config.data, config.num_images, config.prune_ratios, **options)
+    return subject_of(model, config.data, config.num_images, config.recipes, config.parts)
 
 
 def _made_from(model: Path, config: SensitivityConfig, subject: Subject) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def _made_from(model: Path, config: SensitivityConfig, subject: Subject) -> dict
 def _check_ours(folder: Path) -> None:
     others = [path.name for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
     if others and not (folder / _RECORD).is_file():
-        raise ValueError(f"{folder}: holds other files, got {min(others)}; expected a new folder, or a study's own")
+        raise RequestError(f"{folder}: holds other files, got {min(others)}; expected a new folder, or a study's own")
 
 
 def _claim(folder: Path, made_from: Mapping[str, Any], config: SensitivityConfig, force: bool) -> None:
@@ -171,14 +179,14 @@ def _claim(folder: Path, made_from: Mapping[str, Any], config: SensitivityConfig
     record = folder / _RECORD
     if record.is_file() and json.loads(record.read_text()).get("made_from") != made_from:
         if not force:
-            raise ValueError(
+            raise RequestError(
                 f"{folder}: left by a study of another model, data or criterion; give another --out, or --force"
             )
         for name in (_POINTS, FIGURES, PICTURE):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
     about = {"config": config.model_dump(mode="json"), "torch": torch.__version__}
-    _write_json(record, {"made_from": made_from, **about})
+    write_json(record, {"made_from": made_from, **about})
 
 
 class _Points:
@@ -203,7 +211,7 @@ class _Points:
             row = json.loads(line)
             return Trial(str(row["group"]), int(row["num_kept"])), float(row["score"])
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{self._path}: not a measured point, got {line[:60]!r}; delete that line") from error
+            raise RequestError(f"{self._path}: not a measured point, got {line[:60]!r}; delete that line") from error
 
 
 def _measure(subject: Subject, evaluate: Evaluate, points: _Points, model: Path, console: Console) -> Sensitivity:
@@ -227,15 +235,10 @@ def _measure(subject: Subject, evaluate: Evaluate, points: _Points, model: Path,
 
 def _check_learned(model: Path, metric: str, score: float) -> None:
     if score <= 0:
-        raise ValueError(f"{model}: has nothing to lose, got {metric} {score:g}; expected a trained model")
+        raise RequestError(f"{model}: has nothing to lose, got {metric} {score:g}; expected a trained model")
 
 
 def _literal(value: Any) -> str:
     """Return Python text with double quotes, which the shell's single quotes can hold."""
     text = json.dumps(value)
     return f"({text[1:-1]},)" if isinstance(value, tuple) else text
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with written_atomically(path) as partial:
-        partial.write_text(json.dumps(content, indent=1))

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deploy.files import written_atomically
+from command.errors import RequestError, WorkError
+from command.files import write_json
 
 __all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in"]
 
@@ -92,8 +93,8 @@ class StageStore:
         started = time.monotonic()
         try:
             figures = stage.work(folder, progress)
-        except (AssertionError, LookupError, TypeError, ValueError) as error:
-            raise RuntimeError(f"{stage.name}: {error}") from error  # the request was checked before: the work failed
+        except RequestError as error:  # the request was checked before: what is wrong now came about meanwhile
+            raise WorkError(f"{stage.name}: {error}") from error
         record = {
             "name": stage.name,
             "settings": stage.settings,
@@ -101,8 +102,7 @@ class StageStore:
             "wall_s": round(time.monotonic() - started, 1),
             "figures": figures,
         }
-        with written_atomically(folder / _RECORD) as path:
-            path.write_text(json.dumps(record, indent=1))
+        write_json(folder / _RECORD, record)
 
 
 def figures_in(folder: Path) -> Figures:

@@ -5,7 +5,7 @@ Every step is a function (job, folder, progress) -> figures. `job.source` is the
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,23 +16,21 @@ from torch import nn
 
 from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.budget import scratch_epochs
-from classify.calibration import classifier_losses
-from classify.checkpoint import ModelCard, load_classifier, load_weights, read_weights, save_model
-from classify.data import MEAN, STD, class_names, image_folder
+from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
+from classify.data import class_names, image_folder
 from classify.evaluate import evaluate_classifier
-from classify.pruning import prune_classifier
+from classify.losses import classifier_losses
 from classify.train import Schedule, train_classifier
-from detect import load_detector, new_detector, save_detector, transfer
-from detect.calibration import detector_losses
 from detect.data import read_annotations
 from detect.evaluate import evaluate_detector
-from detect.pruning import prune_detector
+from detect.losses import detector_losses
+from detect.model import load_detector, new_detector, save_detector, transfer
 from detect.train import train_detector
-from experiment.calibration import measured_options
 from experiment.config import ExperimentConfig
+from experiment.cutting import cut_model
 from experiment.data import Data
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
-from prune import cost_of
+from prune.cost import cost_of
 
 __all__ = ["MODEL", "STEPS", "Job"]
 
@@ -66,11 +64,11 @@ class Job:
 
 def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the dense classifier, or take the weights that the config names."""
-    backbone, classes = job.config.backbone, class_names(job.data.images)
+    backbone, classes, side = job.config.backbone, class_names(job.data.images), job.config.classification.image_size
     torch.manual_seed(job.seed)
     arch = Architecture(backbone.name, len(classes), backbone.base_channels)
     net = build_classifier(arch)
-    card = ModelCard("classifier", arch.to_dict(), classes, _classifier_preprocessing(job))
+    card = ModelCard("classifier", arch, classes, Preprocessing((side, side)))
     if backbone.weights:
         weights = read_weights(backbone.weights)
         load_weights(net, weights, str(backbone.weights), optional=HEADS)
@@ -84,8 +82,8 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the classifier."""
     net, card = load_classifier(job.source_model)
-    options = measured_options(job.config.pruning, net, partial(classifier_losses, card, job.data.images), job.seed)
-    slim, card, pruned = prune_classifier(net, card, job.prune_ratio, **options)
+    losses = partial(classifier_losses, card, job.data.images)
+    slim, card, pruned = cut_model(net, card, job.config.pruning.at(job.prune_ratio), losses, job.seed)
     figures = _finished_classifier(job, folder, slim, card)
     dense_macs = job.source_figures()["macs"]
     return {**figures, "dense_macs": dense_macs, "untouched": [asdict(d) for d in pruned.untouched]}
@@ -129,9 +127,9 @@ def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone."""
     detector, card = load_detector(job.source_model)
     losses = partial(detector_losses, card, job.data.train)
-    options = measured_options(job.config.pruning, detector, losses, job.seed)
-    skip = _skip_in(detector, options.pop("skip"))
-    slim, card, pruned = prune_detector(detector, card, job.prune_ratio, skip=skip, **options)
+    recipe = job.config.pruning.at(job.prune_ratio)
+    recipe = replace(recipe, skip=_skip_in(detector, recipe.skip))
+    slim, card, pruned = cut_model(detector, card, recipe, losses, job.seed)
     save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))
     return {"untouched": [asdict(d) for d in pruned.untouched]}
 
@@ -181,11 +179,7 @@ def _trained_detector(
     return {"epochs": schedule.epochs, **figures}
 
 
-def _classifier_preprocessing(job: Job) -> dict[str, Any]:
-    return {"image_size": job.config.classification.image_size, "mean_rgb": list(MEAN), "std_rgb": list(STD)}
-
-
-def _skip_in(detector: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
+def _skip_in(detector: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     """Return the classifier's patterns as the detector's; one of the head, which a detector lacks, falls away."""
     names = [name for name, _ in detector.named_modules()]
     return tuple(pattern for pattern in patterns if fnmatch.filter(names, f"backbone.net.{pattern}"))

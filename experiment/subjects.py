@@ -1,7 +1,6 @@
 """A trained model file and the images it is measured on, as trials of a sensitivity study."""
 
 import copy
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,25 +14,25 @@ from mmengine.logging import MMLogger
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from classify.checkpoint import load_classifier, read_card
-from classify.commands import check_classes, generated
+from classify.checkpoint import check_classes, load_classifier, read_card
 from classify.config import FolderData, ShapesData
 from classify.data import check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.synthetic import SHAPES, write_shapes
-from detect import DetectorSettings, load_detector
+from command.folders import generated
 from detect.config import CocoData, ScenesData
-from detect.data import CocoSet, check_coco, read_annotations
+from detect.data import CocoSet, check_coco, coco_subset, read_annotations
 from detect.data import fingerprint as coco_fingerprint
 from detect.evaluate import evaluate_detector
-from detect.pruning import PARTS, TracedDetector, layer_in_detector
+from detect.model import load_detector, settings_of
+from detect.pruning import PARTS, TracedDetector, in_detector
 from detect.synthetic import write_scenes
-from prune import cost_of
+from experiment.cutting import ModelData, check_data_kind
+from prune.choose.recipe import Recipe
+from prune.cost import cost_of
 from prune.sensitivity import Evaluate, Trials
 
-__all__ = ["DATA_FOLDER", "ModelData", "Subject", "subject_of"]
-
-ModelData = ShapesData | FolderData | ScenesData | CocoData
+__all__ = ["DATA_FOLDER", "Subject", "subject_of"]
 
 DATA_FOLDER = "data"
 """Where a study keeps what it generates, in its folder."""
@@ -59,11 +58,8 @@ def subject_of(
     model: Path,
     data: ModelData,
     num_images: int | None,
-    prune_ratios: Sequence[float],
-    *,
+    recipes: Sequence[Recipe],
     parts: Sequence[str],
-    skip: Sequence[str],
-    **options: Any,
 ) -> Subject:
     """Return the trials of a model file and how they are evaluated.
 
@@ -71,39 +67,30 @@ def subject_of(
         model: Of a dense classifier or detector.
         data: Its validation images are looked at.
         num_images: How many of them, evenly spread over the set; None for all.
-        prune_ratios: Shares of a group's channels removed.
+        recipes: Those to try on every group alone; layers of a detector's backbone go by the classifier's names.
         parts: Those of a detector that are cut.
-        skip: Layers that stay whole; those of a detector's backbone by the classifier's names.
-        options: As for `prune.sensitivity.Trials`.
 
     Raises:
-        FileNotFoundError: If the model file or data is missing.
-        ValueError: If model, data and options do not fit each other.
+        MissingFileError: If the model file or data is missing.
+        RequestError: If model, data and options do not fit each other.
     """
     card = read_card(model)
-    if card.backbone.widths or "widths" in (card.detector or {}):
-        raise ValueError(f"{model}: slim already; expected a dense model to study")
-    if isinstance(data, ShapesData | FolderData) != (card.kind == "classifier"):
-        expected = "shapes or folder" if card.kind == "classifier" else "scenes or coco"
-        raise ValueError(
-            f"data.type: not for {model}, which holds a {card.kind}, got {data.type!r}; expected {expected}"
-        )
+    card.check_dense(model)
+    check_data_kind(model, card, data)
     if isinstance(data, ShapesData | FolderData):
-        return _classifier(model, data, num_images, prune_ratios, skip=skip, **options)
-    whole = [f"{part}.*" for part in PARTS if part not in parts]
-    skip = (*map(layer_in_detector, skip), *whole)
-    return _detector(model, data, num_images, prune_ratios, skip=skip, **options)
+        return _classifier(model, data, num_images, recipes)
+    return _detector(model, data, num_images, [in_detector(recipe, parts) for recipe in recipes])
 
 
 def _classifier(
-    model: Path, data: ShapesData | FolderData, num_images: int | None, prune_ratios: Sequence[float], **options: Any
+    model: Path, data: ShapesData | FolderData, num_images: int | None, recipes: Sequence[Recipe]
 ) -> Subject:
     if isinstance(data, FolderData):
         check_folder(data.root)
     net, card = load_classifier(model)
     check_classes(model, card, class_names(data.root) if isinstance(data, FolderData) else SHAPES)
-    side = card.preprocessing["image_size"]
-    trials = Trials(net, (torch.zeros(1, 3, side, side),), prune_ratios, **options)
+    side = card.preprocessing.image_hw[0]
+    trials = Trials(net, (torch.zeros(1, 3, side, side),), recipes)
 
     def evaluator(folder: Path) -> tuple[Evaluate, int]:
         images = _some_images(image_folder(_images(data, folder, side), "val", side), num_images, side)
@@ -131,19 +118,18 @@ def _some_images(dataset: Any, num_images: int | None, side: int) -> Any:
     return [images[i] for i in range(len(places))] if len(places) * 3 * side**2 <= _HELD_BYTES else images
 
 
-def _detector(
-    model: Path, data: ScenesData | CocoData, num_images: int | None, prune_ratios: Sequence[float], **options: Any
-) -> Subject:
+def _detector(model: Path, data: ScenesData | CocoData, num_images: int | None, recipes: Sequence[Recipe]) -> Subject:
     classes = check_coco(data.val) if isinstance(data, CocoData) else SHAPES
     if isinstance(data, CocoData):
-        _some_rows(data.val, num_images)
+        with tempfile.TemporaryDirectory() as unused:  # refused now rather than after the study began
+            _some_scenes(data.val, num_images, Path(unused))
     detector, card = load_detector(model)
     check_classes(model, card, classes)
-    settings = DetectorSettings(**card.preprocessing["settings"])
+    settings = settings_of(card)
     height, width = settings.image_size_hw
     cost = cost_of(TracedDetector(detector, settings.num_proposals), (torch.zeros(1, 3, height, width),))
     example = (torch.zeros(1, 3, 64, 64),)  # costs are counted on the real size, channels meet on any
-    trials = Trials(TracedDetector(detector), example, prune_ratios, dense_cost=cost, **options)
+    trials = Trials(TracedDetector(detector), example, recipes, dense_cost=cost)
 
     def evaluator(folder: Path) -> tuple[Evaluate, int]:
         coco, num = _some_scenes(_scenes(data, folder, (height, width)), num_images, folder)
@@ -186,21 +172,9 @@ def _scenes(data: ScenesData | CocoData, folder: Path, size_hw: tuple[int, int])
 
 
 def _some_scenes(coco: CocoSet, num_images: int | None, folder: Path) -> tuple[CocoSet, int]:
-    """Write the annotations of the images that are looked at."""
-    rows = _some_rows(coco, num_images)
-    annotations = folder / "annotations.json"
-    annotations.write_text(json.dumps(rows))
-    return CocoSet(annotations, coco.images), len(rows["images"])
-
-
-def _some_rows(coco: CocoSet, num_images: int | None) -> dict[str, Any]:
-    rows = read_annotations(coco.annotations)
-    images = [rows["images"][place] for place in _spread(len(rows["images"]), num_images)]
-    ids = {image["id"] for image in images}
-    boxes = [row for row in rows["annotations"] if row["image_id"] in ids]
-    if all(row["iscrowd"] for row in boxes):
-        raise ValueError(f"num_images: too few, the {len(images)} looked at show no object; expected more")
-    return {**rows, "images": images, "annotations": boxes}
+    """Return the set of the images that are looked at, and their number; its annotations are written."""
+    places = _spread(len(read_annotations(coco.annotations)["images"]), num_images)
+    return coco_subset(coco, places, folder / "annotations.json", "num_images"), len(places)
 
 
 def _spread(total: int, num: int | None) -> list[int]:

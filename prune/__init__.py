@@ -1,14 +1,21 @@
 """What to cut and how. Knows tensors and layers: no data set, no training loop, no detector."""
 
-from prune.cost import Cost, LayerCost, cost_of
-from prune.groups import Group, Member, find_groups
-from prune.presets import PRESETS
-from prune.pruning import Decision, Pruned, prune_model
-from prune.recipe import Recipe
-from prune.spec import LayerCut, PruneSpec
-from prune.surgery import masked_model, narrowed_model, slim_model
+from typing import TYPE_CHECKING
+
+from command.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from prune.choose.criteria import CRITERIA
+    from prune.choose.presets import PRESETS
+    from prune.choose.recipe import Recipe
+    from prune.cost import Cost, LayerCost, cost_of
+    from prune.cut.spec import LayerCut, PruneSpec
+    from prune.cut.surgery import masked_model, narrowed_model, slim_model
+    from prune.follow.groups import Group, Member, find_groups
+    from prune.pruning import Decision, Pruned, prune_model
 
 __all__ = [
+    "CRITERIA",
     "PRESETS",
     "Cost",
     "Decision",
@@ -26,3 +33,5 @@ __all__ = [
     "prune_model",
     "slim_model",
 ]
+
+__getattr__ = lazy_names(__name__, __file__)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prune.follow.nodes import is_producer
 from prune.modes import evaluating
-from prune.nodes import is_producer
 
 __all__ = ["Cost", "LayerCost", "cost_of"]
 

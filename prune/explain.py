@@ -4,140 +4,24 @@ Nothing here is measured. What is said of a GPU is predicted from shapes alone, 
 layer by itself; it tells where to look when a slim model is slower than its MACs promise. Only a clock tells the time.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from command.errors import RequestError
 from prune.cost import Cost, cost_of
-from prune.groups import find_groups, is_producer
+from prune.cut.spec import layer_of, layer_widths
+from prune.follow.groups import find_groups, is_producer
+from prune.layer_rows import LAG, MEMORY_BOUND, Finding, LayerRow, padded
 from prune.modes import evaluating
-from prune.spec import layer_of, layer_widths
 
-__all__ = [
-    "CAUSES",
-    "GRID",
-    "MEMORY_BOUND",
-    "Cause",
-    "Explanation",
-    "Finding",
-    "LayerRow",
-    "explain",
-    "untouched_reasons",
-]
+__all__ = ["Explanation", "explain", "untouched_reasons"]
 
-Cause = Literal["misaligned", "memory_bound", "half_cut", "uncut"]
-CAUSES: tuple[Cause, ...] = get_args(Cause)
-
-GRID = 8
-"""Half precision runs on multiples of so many channels; others are padded with zeros up to the next one.
-
-Source: NVIDIA, Convolutional Layers User's Guide, "Channels In And Out"; cuDNN pads since version 7.6.3.
-"""
-MULTIPLES = (32, 16, 8)
-MEMORY_BOUND = 69
-"""MACs per byte below which moving data takes longer than computing.
-
-Source: NVIDIA, GPU Performance Background User's Guide: a V100 does 125e12 operations in half precision and moves 900e9
-bytes a second, 139 operations or 69 MACs per byte. An A100 or H100 does more per byte: more layers are bound there.
-"""
 BYTES_PER_ELEMENT = 2
-LAG = 0.75
-"""A layer gains too little if its time, or what it moves, falls by less than this share of the fall of its MACs.
-
-Bytes fall as MACs do in a depthwise layer, and where weights outweigh activations. Where activations outweigh weights
-they fall half as much if one side was cut, or both by little. The limit lies midway. Nets cut inside their blocks only,
-on one side of most layers, gain less at equal MACs: Liu et al., Group Fisher Pruning, ICML 2021, 1.30x against 1.79x.
-"""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Why a layer will gain less than its MACs say, or nothing."""
-
-    cause: Cause
-    text: str
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A convolution or linear layer, dense and slim; costs are for one image."""
-
-    name: str
-    type: str
-    dense_channels_in: int
-    channels_in: int
-    dense_channels_out: int
-    channels_out: int
-    groups: int
-    """Of the slim convolution; 1 for a linear layer."""
-    dense_macs: int
-    macs: int
-    dense_activations: int
-    activations: int
-    """Elements of the output, as in `prune.cost`."""
-    dense_params: int
-    params: int
-    dense_bytes: int
-    bytes: int
-    """Input, output and weights in half precision, each moved once per call."""
-    reason: str | None
-    """Why its outputs are untouched, or None."""
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def widths(self) -> dict[str, tuple[int, int]]:
-        """Dense and slim channels of the sides "in" and "out"."""
-        return {
-            "in": (self.dense_channels_in, self.channels_in),
-            "out": (self.dense_channels_out, self.channels_out),
-        }
-
-    @property
-    def sides_cut(self) -> tuple[str, ...]:
-        """Which of "in" and "out" lost channels."""
-        return tuple(side for side, (dense, slim) in self.widths.items() if slim < dense)
-
-    @property
-    def multiple_of(self) -> int:
-        """The largest of 32, 16 and 8 that divides the output channels, else 1."""
-        return next((multiple for multiple in MULTIPLES if self.channels_out % multiple == 0), 1)
-
-    @property
-    def padding(self) -> float:
-        """Share of its work spent on zeros, where pruning took the channels off the grid of 8."""
-        return 1 - math.prod(num / _padded(num) for _, num in self.off_grid)
-
-    @property
-    def runs_as_before(self) -> bool:
-        """Whether it runs with as many channels as the dense layer: it was not cut, or padding undoes the cut."""
-        return all(_padded(slim) == dense for dense, slim in self.widths.values() if slim < dense)
-
-    @property
-    def off_grid(self) -> tuple[tuple[str, int], ...]:
-        """Side and channels where these are no multiple of 8 any more."""
-        sides = ("in", "out") if self.groups == 1 else ("out",)  # a grouped one's inputs are counted by its groups
-        widths = [(side, *self.widths[side]) for side in sides]
-        return tuple((side, slim) for side, dense, slim in widths if slim % GRID and dense % GRID == 0)
-
-    @property
-    def macs_per_byte(self) -> float:
-        """How much it computes per byte moved."""
-        return self.macs / self.bytes
-
-    @property
-    def slow(self) -> str | None:
-        """Why it will gain less than its MACs say, or nothing; None if its shapes show no cause."""
-        return "; ".join(finding.text for finding in self.findings) or None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it."""
-        derived = ("multiple_of", "padding", "macs_per_byte", "runs_as_before", "slow")
-        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 @dataclass(frozen=True)
@@ -187,12 +71,12 @@ def explain(
         reasons: Layer -> why its outputs are untouched; see `untouched_reasons`.
 
     Raises:
-        ValueError: If the models do not have the same layers.
+        RequestError: If the models do not have the same layers.
     """
     before, after = cost_of(dense, example_inputs), cost_of(slim, example_inputs)
     odd = sorted(before.layers.keys() ^ after.layers.keys())
     if odd:
-        raise ValueError(f"{odd[0]}: in one of the two models only; expected a slim model and its own dense one")
+        raise RequestError(f"{odd[0]}: in one of the two models only; expected a slim model and its own dense one")
     moved = _bytes_moved(dense, example_inputs), _bytes_moved(slim, example_inputs)
     rows = []
     for name in after.layers:
@@ -221,7 +105,7 @@ def untouched_reasons(dense: nn.Module, example_inputs: tuple[Any, ...], otherwi
         otherwise: The reason where nothing stands in the way of pruning.
 
     Raises:
-        ValueError: If the forward pass fails on the example input.
+        RequestError: If the forward pass fails on the example input.
     """
     reasons = {}
     known = {name for name, module in dense.named_modules() if is_producer(module)}
@@ -291,7 +175,7 @@ def _findings(row: LayerRow) -> list[Finding]:
         return [Finding("uncut", f"left whole: {row.reason or 'no reason known'}")]
     found = [lag] if (lag := _lag(row)) else []
     if row.off_grid:
-        widths = " and ".join(dict.fromkeys(f"{num} channels run as {_padded(num)}" for _, num in row.off_grid))
+        widths = " and ".join(dict.fromkeys(f"{num} channels run as {padded(num)}" for _, num in row.off_grid))
         undone = ", as before pruning" if row.runs_as_before else ""
         found.append(Finding("misaligned", f"{widths}{undone}: {_percent(row.padding)} of its work is padding"))
     return found
@@ -312,10 +196,6 @@ def _lag(row: LayerRow) -> Finding | None:
 def _time(macs: int, num_bytes: int) -> float:
     """Return whichever takes longer, computing or moving data, in bytes that could be moved meanwhile."""
     return max(macs / MEMORY_BOUND, num_bytes)
-
-
-def _padded(num: int) -> int:
-    return -(-num // GRID) * GRID
 
 
 def _percent(share: float) -> str:

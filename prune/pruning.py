@@ -1,21 +1,23 @@
 """One pruning step: groups -> scores -> kept channels -> slim model, with a report of every group."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from prune.allocate import Share, allocate, kept_channels, protected
+from command.errors import RequestError
+from prune.choose.allocate import Ranked, Share, allocate, must_stay
+from prune.choose.criteria import Criterion, group_scores, make_criterion
+from prune.choose.forecast import Forecast
+from prune.choose.recipe import Recipe, resolved
 from prune.cost import Cost, cost_of
-from prune.criteria import Criterion, group_scores, make_criterion
-from prune.forecast import Forecast
-from prune.groups import Group, find_groups
-from prune.recipe import Recipe
-from prune.spec import PruneSpec
-from prune.surgery import slim_model
-from prune.verify import fault_of, finite_weights
+from prune.cut.spec import PruneSpec
+from prune.cut.surgery import slim_model
+from prune.cut.verify import fault_of, finite_weights
+from prune.follow.groups import Group, find_groups
 
-__all__ = ["Decision", "Pruned", "prune_model"]
+__all__ = ["Decision", "Pruned", "Scored", "prune_model"]
 
 
 @dataclass(frozen=True)
@@ -56,76 +58,98 @@ class Pruned:
 def prune_model(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
-    prune_ratio: float | None = None,
+    recipe: Recipe | float | None = None,
     *,
-    criterion: str | Criterion = "l1",
-    reduction: str = "sum",
+    criterion: Criterion | str | None = None,
     dense_cost: Cost | None = None,
     verify: bool = True,
-    **budget: Any,
+    **fields: Any,
 ) -> Pruned:
     """Prune every group that can be pruned; the given model is not changed.
 
     A model is followed through its tensor operations: what it computes in numpy, or holds fixed as a number of its own,
-    is seen only when the slim model is verified.
+    is found out only when the slim model is verified.
 
     Args:
         model: Any module; see `find_groups`.
         example_inputs: Positional arguments of `model`, batch first.
-        prune_ratio: Share of channels removed, [0, 1); None where a limit is given.
-        criterion: A criterion, or the name of one that needs no data; see `prune.criteria`.
-        reduction: How the scores of coupled layers become one; see `group_scores`.
+        recipe: What is cut; a number is the `prune_ratio` of a recipe whose other fields are given by name.
+        criterion: An object made on this model, in place of the recipe's; or the recipe's by name.
         dense_cost: Cost that a limit refers to, where `example_inputs` are not what the model is deployed with.
-        verify: Run the slim model beside the dense one; see `prune.verify.fault_of`.
-        budget: The other fields of `Recipe`: limits, ranking, rounding, exceptions.
+        verify: Run the slim model beside the dense one; see `prune.cut.verify.fault_of`.
+        fields: Those of `Recipe`, where none is given.
 
     Raises:
-        ValueError: If the recipe does not fit the model, a weight is not finite, the criterion cannot rank a group, the
-            forward pass fails, or the slim model does not compute what it should; the layers to skip are named.
+        RequestError: If the recipe does not fit the model, a weight is not finite, the criterion cannot rank a group,
+            the forward pass fails, or the slim model does not compute what it should; the layers to skip are named.
     """
-    recipe = Recipe(prune_ratio, **budget)
-    finite_weights(model)
-    ranker = make_criterion(criterion, model) if isinstance(criterion, str) else criterion
-    groups = find_groups(model, example_inputs)
-    recipe.check_patterns(groups)
-    recipe.check_widths(groups)
-    free = [group for group in groups if not recipe.reason_whole(group)]
-    scores = {group.name: _scores(ranker, model, group, reduction, recipe.min_channels) for group in free}
-    shares = _shares(model, example_inputs, free, scores, recipe, dense_cost)
-    kept = {
-        group.name: kept_channels(scores[group.name], shares[group.name].num_kept)
-        for group in free
-        if shares[group.name].num_kept < group.num_channels
-    }
-    spec = PruneSpec.from_kept(model, kept, groups)
+    recipe, measured = resolved(recipe, criterion, fields)
+    scored = Scored.of(model, example_inputs, recipe, measured)
+    shares = _shares(scored, recipe, dense_cost)
+    spec = scored.spec({name: share.num_kept for name, share in shares.items()})
     slim = slim_model(model, spec)
     if verify and (fault := fault_of(model, slim, spec, example_inputs)):
-        names = ", ".join(_at_fault(model, kept, groups, example_inputs)) or "some of the layers"
-        raise ValueError(f"model: its slim copy {fault}; skip {names}")
-    return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in groups))
+        names = ", ".join(_at_fault(scored, shares)) or "some of the layers"
+        raise RequestError(f"model: its slim copy {fault}; skip {names}")
+    return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in scored.groups))
 
 
-def _scores(ranker: Criterion, model: nn.Module, group: Group, reduction: str, min_channels: int) -> Tensor:
-    """Return the group's scores on a scale that groups share; float64, so that dividing makes no two of them equal."""
-    scores_C = group_scores(ranker, model, group, reduction).double()
+@dataclass(frozen=True)
+class Scored:
+    """A model followed, checked and scored: what every pruning of it has in common."""
+
+    model: nn.Module
+    example_inputs: tuple[Any, ...]
+    groups: list[Group]
+    free: tuple[Group, ...]
+    """Those that may be cut."""
+    ranked: Mapping[str, Ranked]
+    """Name of a group that may be cut -> its channels."""
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, example_inputs: tuple[Any, ...], recipe: Recipe, criterion: Criterion | None = None
+    ) -> "Scored":
+        """Follow a model and score its groups; raises as `prune_model` does.
+
+        Args:
+            model: It is not changed.
+            example_inputs: Positional arguments of `model`, batch first.
+            recipe: Names the criterion, and what stays whole.
+            criterion: An object made on this model, in place of the recipe's.
+        """
+        finite_weights(model)
+        ranker = criterion or make_criterion(recipe.criterion, model)
+        groups = find_groups(model, example_inputs)
+        recipe.check_patterns(groups)
+        recipe.check_widths(groups)
+        free = tuple(group for group in groups if not recipe.reason_whole(group))
+        return cls(model, example_inputs, groups, free, {g.name: _ranked(ranker, model, g, recipe) for g in free})
+
+    def spec(self, num_kept: Mapping[str, int]) -> PruneSpec:
+        """Return what is left where groups keep so many of their channels; those that are not named keep all."""
+        kept = {
+            group.name: self.ranked[group.name].kept(num_kept[group.name])
+            for group in self.free
+            if num_kept.get(group.name, group.num_channels) < group.num_channels
+        }
+        return PruneSpec.from_kept(self.model, kept, self.groups)
+
+
+def _ranked(ranker: Criterion, model: nn.Module, group: Group, recipe: Recipe) -> Ranked:
+    """Return the group's channels, their scores on a scale that groups share."""
+    scores_C = group_scores(ranker, model, group, recipe.reduction).double()  # dividing makes no two of them equal
     if not ranker.comparable:
         scores_C /= scores_C.mean().clamp_min(1e-12)
-    return protected(group, scores_C, min_channels)
+    return Ranked(scores_C, must_stay(group, scores_C, recipe.min_channels))
 
 
-def _shares(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    groups: list[Group],
-    scores: dict[str, Tensor],
-    recipe: Recipe,
-    dense_cost: Cost | None,
-) -> dict[str, Share]:
+def _shares(scored: Scored, recipe: Recipe, dense_cost: Cost | None) -> dict[str, Share]:
     if recipe.limit is None:
-        return allocate(groups, scores, recipe, lambda kept: {})
-    one_image = tuple(value[:1] if isinstance(value, Tensor) else value for value in example_inputs)
-    forecast = Forecast(model, groups, scores, dense_cost or cost_of(model, one_image))
-    return allocate(groups, scores, recipe, forecast.cost)
+        return allocate(scored.free, scored.ranked, recipe, lambda kept: {})
+    one_image = tuple(value[:1] if isinstance(value, Tensor) else value for value in scored.example_inputs)
+    forecast = Forecast(scored.model, scored.free, scored.ranked, dense_cost or cost_of(scored.model, one_image))
+    return allocate(scored.free, scored.ranked, recipe, forecast.cost)
 
 
 def _decision(group: Group, recipe: Recipe, share: Share | None) -> Decision:
@@ -142,11 +166,11 @@ def _whole(group: Group, recipe: Recipe, exact: int) -> str:
     if recipe.own_width(group) is None and recipe.min_channels > group.width - group.unit:
         return f"min_channels {recipe.min_channels} keeps all {group.width} channels"
     if exact < group.width:
-        return f"{_asked(group, recipe)} rounded to a multiple of {recipe.round_to} keeps all {group.width} channels"
-    return f"{_asked(group, recipe)} keeps all {group.width} channels"
+        return f"{_amount(group, recipe)} rounded to a multiple of {recipe.round_to} keeps all {group.width} channels"
+    return f"{_amount(group, recipe)} keeps all {group.width} channels"
 
 
-def _asked(group: Group, recipe: Recipe) -> str:
+def _amount(group: Group, recipe: Recipe) -> str:
     if recipe.own_width(group) is not None:
         return "widths"
     own = recipe.own_ratio(group)
@@ -154,9 +178,8 @@ def _asked(group: Group, recipe: Recipe) -> str:
     return f"{name} {value}" if own is None else f"ratio {own}"
 
 
-def _at_fault(
-    model: nn.Module, kept: dict[str, Tensor], groups: list[Group], example_inputs: tuple[Any, ...]
-) -> list[str]:
+def _at_fault(scored: Scored, shares: Mapping[str, Share]) -> list[str]:
     """Return the groups that the model cannot do without when each is cut alone."""
-    specs = {name: PruneSpec.from_kept(model, {name: kept[name]}, groups) for name in kept}
-    return [name for name, spec in specs.items() if fault_of(model, slim_model(model, spec), spec, example_inputs)]
+    specs = {name: scored.spec({name: share.num_kept}) for name, share in shares.items()}
+    model, inputs = scored.model, scored.example_inputs
+    return [name for name, spec in specs.items() if fault_of(model, slim_model(model, spec), spec, inputs)]

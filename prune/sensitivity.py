@@ -11,16 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from prune.allocate import allocate, kept_channels, protected
+from command.errors import RequestError, WorkError
+from prune.choose.allocate import allocate
+from prune.choose.criteria import Criterion
+from prune.choose.forecast import Forecast
+from prune.choose.recipe import Recipe
 from prune.cost import Cost, cost_of
-from prune.criteria import Criterion, group_scores, make_criterion
-from prune.forecast import Forecast
-from prune.groups import Group, find_groups
-from prune.pruning import Decision
-from prune.recipe import Recipe
-from prune.spec import PruneSpec
-from prune.surgery import slim_model
-from prune.verify import fault_of, finite_weights
+from prune.cut.spec import PruneSpec
+from prune.cut.surgery import slim_model
+from prune.cut.verify import fault_of
+from prune.follow.groups import Group
+from prune.pruning import Decision, Scored
 
 __all__ = ["DENSE", "Curve", "Evaluate", "Point", "Sensitivity", "Trial", "Trials", "sensitivity", "skip_list"]
 
@@ -71,11 +72,11 @@ class Curve:
         """Return the point of that ratio.
 
         Raises:
-            ValueError: If it was not measured.
+            RequestError: If it was not measured.
         """
         ratios = [point.prune_ratio for point in self.points]
         if prune_ratio not in ratios:
-            raise ValueError(f"prune_ratio: not measured, got {prune_ratio}; expected one of {ratios}")
+            raise RequestError(f"prune_ratio: not measured, got {prune_ratio}; expected one of {ratios}")
         return self.points[ratios.index(prune_ratio)]
 
 
@@ -99,66 +100,55 @@ class Trials:
     Args:
         model: Any module; it is not changed.
         example_inputs: Positional arguments of `model`, of batch size 1.
-        prune_ratios: Shares of a group's channels removed, each in [0, 1).
-        criterion: A criterion, or the name of one that needs no data; see `prune.criteria`.
-        reduction: How the scores of coupled layers become one; see `group_scores`.
+        recipes: Those to try on every group alone; they differ in nothing but their `prune_ratio`.
+        criterion: An object made on this model, in place of the recipes'.
         dense_cost: Cost of the model, where `example_inputs` are not what it is deployed with.
-        exceptions: Fields of `Recipe`: `round_to`, `min_channels`, `skip`.
 
     Raises:
-        ValueError: If there is no ratio or one outside [0, 1), a weight is not finite, a pattern matches no layer, the
-            criterion cannot rank a group, or a slim copy does not run.
+        RequestError: If there is no ratio or one outside [0, 1), a weight is not finite, a pattern matches no layer,
+            the criterion cannot rank a group, or a slim copy does not run.
     """
 
     def __init__(
         self,
         model: nn.Module,
         example_inputs: tuple[Any, ...],
-        prune_ratios: Sequence[float],
+        recipes: Sequence[Recipe],
         *,
-        criterion: str | Criterion = "l1",
-        reduction: str = "sum",
+        criterion: Criterion | None = None,
         dense_cost: Cost | None = None,
-        **exceptions: Any,
     ) -> None:
-        self._recipes = {ratio: Recipe(ratio, **exceptions) for ratio in sorted(set(prune_ratios))}
-        if not self._recipes:
-            raise ValueError("prune_ratios: nothing to try, got none; expected at least one share in [0, 1)")
-        finite_weights(model)
-        self._model, recipe = model, next(iter(self._recipes.values()))
-        ranker = make_criterion(criterion, model) if isinstance(criterion, str) else criterion
-        self._groups = find_groups(model, example_inputs)
-        recipe.check_patterns(self._groups)
-        free = [group for group in self._groups if not recipe.reason_whole(group)]
-        scores = {group.name: group_scores(ranker, model, group, reduction) for group in free}
-        self._scores = {g.name: protected(g, scores[g.name], recipe.min_channels) for g in free}
-        shares = {ratio: allocate(free, self._scores, r, lambda kept: {}) for ratio, r in self._recipes.items()}
-        self._num_kept = {g.name: {ratio: shares[ratio][g.name].num_kept for ratio in shares} for g in free}
+        if not recipes:
+            raise RequestError("prune_ratios: nothing to try, got none; expected at least one share in [0, 1)")
+        self._recipe = recipes[0]
+        self._scored = scored = Scored.of(model, example_inputs, self._recipe, criterion)
+        by_ratio = {float(recipe.prune_ratio or 0): recipe for recipe in recipes}
+        shares = {ratio: allocate(scored.free, scored.ranked, by_ratio[ratio], dict) for ratio in sorted(by_ratio)}
+        self._num_kept = {g.name: {ratio: shares[ratio][g.name].num_kept for ratio in shares} for g in scored.free}
         self._dense = dense_cost or cost_of(model, example_inputs)
-        self._forecast = Forecast(model, free, self._scores, self._dense)
-        self._check_run(example_inputs)
+        self._forecast = Forecast(model, scored.free, scored.ranked, self._dense)
+        self._check_run()
 
     def __iter__(self) -> Iterator[Trial]:
         """Yield every trial once: the dense model first, then the groups in the model's order."""
         yield DENSE
-        for group in self._groups:
+        for group in self._scored.groups:
             numbers = self._num_kept.get(group.name, {}).values()
             yield from (Trial(group.name, num) for num in dict.fromkeys(numbers) if num < group.num_channels)
 
     def model_of(self, trial: Trial) -> nn.Module:
         """Return the trial's model, a copy: slim, which is exact and does not cost more than the dense one."""
-        return slim_model(self._model, self._spec(trial))
+        return slim_model(self._scored.model, self._spec(trial))
 
     def outcome(self, scores: Mapping[Trial, float]) -> Sensitivity:
         """Return what the scores of all trials say."""
         cuttable = {trial.group for trial in self}
-        curves = tuple(self._curve(group, scores) for group in self._groups if group.name in cuttable)
-        untouched = tuple(self._untouched(group) for group in self._groups if group.name not in cuttable)
+        curves = tuple(self._curve(group, scores) for group in self._scored.groups if group.name in cuttable)
+        untouched = tuple(self._untouched(group) for group in self._scored.groups if group.name not in cuttable)
         return Sensitivity(scores[DENSE], self._dense.macs, self._dense.params, curves, untouched)
 
     def _spec(self, trial: Trial) -> PruneSpec:
-        kept = {} if trial == DENSE else {trial.group: kept_channels(self._scores[trial.group], trial.num_kept)}
-        return PruneSpec.from_kept(self._model, kept, self._groups)
+        return self._scored.spec({} if trial == DENSE else {trial.group: trial.num_kept})
 
     def _curve(self, group: Group, scores: Mapping[Trial, float]) -> Curve:
         points = (self._point(group, ratio, num, scores) for ratio, num in self._num_kept[group.name].items())
@@ -174,18 +164,18 @@ class Trials:
         return Point(prune_ratio, kept, cost["macs"], macs_won, cost["params"], score, drop, lost_per_won)
 
     def _untouched(self, group: Group) -> Decision:
-        recipe = next(iter(self._recipes.values()))
-        whole = f"keeps all {group.width} channels at every ratio, rounded to a multiple of {recipe.round_to}"
-        reason = recipe.reason_whole(group) or whole
+        whole = f"keeps all {group.width} channels at every ratio, rounded to a multiple of {self._recipe.round_to}"
+        reason = self._recipe.reason_whole(group) or whole
         return Decision(group.name, group.producers or (group.name,), group.width, group.width, reason)
 
-    def _check_run(self, example_inputs: tuple[Any, ...]) -> None:
+    def _check_run(self) -> None:
         """Better now than in hours."""
         narrowest = {trial.group: trial for trial in self if trial != DENSE}
         for name, trial in narrowest.items():
             spec = self._spec(trial)
-            if fault := fault_of(self._model, slim_model(self._model, spec), spec, example_inputs):
-                raise ValueError(f"{name}: cut alone, the model {fault}; skip this layer")
+            model, inputs = self._scored.model, self._scored.example_inputs
+            if fault := fault_of(model, slim_model(model, spec), spec, inputs):
+                raise RequestError(f"{name}: cut alone, the model {fault}; skip this layer")
 
 
 def sensitivity(
@@ -203,7 +193,7 @@ def sensitivity(
         measured: Told of every new score as it comes.
 
     Raises:
-        RuntimeError: If a score is not a finite number.
+        WorkError: If a score is not a finite number.
     """
     scores = dict(known or {})
     for trial in trials:
@@ -211,7 +201,7 @@ def sensitivity(
             continue
         score = evaluate(trials.model_of(trial))
         if not math.isfinite(score):
-            raise RuntimeError(f"{trial.group or 'dense model'}: its score is not finite, got {score}")
+            raise WorkError(f"{trial.group or 'dense model'}: its score is not finite, got {score}")
         scores[trial] = score
         if measured:
             measured(trial, score)
@@ -222,7 +212,7 @@ def skip_list(result: Sensitivity, prune_ratio: float, max_drop: float) -> tuple
     """Return the groups that lose more than `max_drop` when cut alone at that ratio, the most sensitive first.
 
     Raises:
-        ValueError: If the ratio was not measured.
+        RequestError: If the ratio was not measured.
     """
     points = {curve.group: curve.at(prune_ratio) for curve in result.curves}
     sensitive = [name for name, point in points.items() if point.drop > max_drop]

@@ -1,7 +1,8 @@
 """A narrow ResNet-18 on generated shapes.
 
-Run:     espalier classify train configs/classify/resnet18_shapes.py
-Needs:   nothing downloaded, no GPU
+Run:     espalier classify train resnet18_shapes
+Needs:   no download, no GPU
+Result:  not measured
 """
 
 start = dict(type="dense", name="resnet18", base_channels=16)

@@ -1,7 +1,10 @@
-"""The slim ResNet-18 trained on from its kept weights; `--set start.type=scratch` draws them anew.
+"""A slim ResNet-18 for generated shapes, trained further from the weights it kept.
 
-Run:     espalier prune configs/prune/l1_half.py runs/classify/resnet18_shapes.safetensors
-         espalier classify train configs/classify/resnet18_shapes_finetune.py
+Run:     espalier prune l1_half runs/classify/resnet18_shapes.safetensors
+         espalier classify train resnet18_shapes_finetune
+         From random weights instead: --set start.type=scratch
+Needs:   the model file that the config resnet18_shapes gives; no GPU
+Result:  not measured
 """
 
 start = dict(type="finetune", file="runs/classify/resnet18_shapes-l1-0.5.safetensors")

@@ -1,8 +1,8 @@
 """ResNet-34 on ImageNet with the schedule of Rethinking the Value of Network Pruning (its ImageNet code).
 
-Run:     espalier classify train configs/classify/resnet34_imagenet.py --set data.root=FOLDER
+Run:     espalier classify train resnet34_imagenet --set data.root=FOLDER
 Needs:   ImageNet as train/<class>/* and val/<class>/*, a GPU
-Result:  not measured yet
+Result:  not measured
 """
 
 start = dict(type="dense", name="resnet34")

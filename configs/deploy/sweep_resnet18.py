@@ -1,7 +1,8 @@
 """Which widths of a ResNet-18 are fast on this machine: nine ratios, four roundings, random weights.
 
-Run:     espalier deploy sweep configs/deploy/sweep_resnet18.py
-Needs:   nothing downloaded, no GPU; on one, --set runtime=tensorrt_rtx or another that runs ONNX files or engines
+Run:     espalier deploy sweep sweep_resnet18
+Needs:   no download, no GPU. On a GPU: --set runtime=tensorrt_rtx, or another that runs ONNX files or engines
+Result:  benchmarks/sweep-resnet18-cpu.json and docs/images/sweep.png, on a CPU
 """
 
 backbone = "resnet18"

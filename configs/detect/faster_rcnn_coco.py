@@ -1,8 +1,8 @@
 """Faster R-CNN on COCO with mmdet's 1x schedule: 12 epochs, batch 16, a tenth of the rate after 8 and 11.
 
-Run:     espalier detect train configs/detect/faster_rcnn_coco.py --set data.root=FOLDER --set start.file=FILE
+Run:     espalier detect train faster_rcnn_coco --set data.root=FOLDER --set start.file=FILE
 Needs:   COCO 2017 as annotations/, train2017/ and val2017/, a classifier's model file, a GPU
-Result:  not measured yet
+Result:  not measured
 """
 
 start = dict(type="transfer", file="runs/classify/resnet34_imagenet.safetensors")

@@ -1,7 +1,8 @@
-"""A small Faster R-CNN on generated scenes, around the classifier of configs/classify/resnet18_shapes.py.
+"""A small Faster R-CNN on generated scenes, around the classifier of the config resnet18_shapes.
 
-Run:     espalier detect train configs/detect/faster_rcnn_scenes.py
-Needs:   that classifier (any other, slim or dense: --set start.file=FILE); no GPU
+Run:     espalier detect train faster_rcnn_scenes
+Needs:   that classifier, or another, slim or dense: --set start.file=FILE; no GPU
+Result:  not measured
 """
 
 start = dict(type="transfer", file="runs/classify/resnet18_shapes.safetensors")

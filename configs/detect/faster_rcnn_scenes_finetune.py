@@ -1,7 +1,9 @@
-"""The slim detector trained on from its kept weights.
+"""A slim detector for generated scenes, trained further from the weights it kept.
 
-Run:     espalier prune configs/prune/l1_half.py runs/detect/faster_rcnn_scenes.safetensors
-         espalier detect train configs/detect/faster_rcnn_scenes_finetune.py
+Run:     espalier prune l1_half runs/detect/faster_rcnn_scenes.safetensors
+         espalier detect train faster_rcnn_scenes_finetune
+Needs:   the model file that the config faster_rcnn_scenes gives; no GPU
+Result:  not measured
 """
 
 start = dict(type="finetune", file="runs/detect/faster_rcnn_scenes-l1-0.5.safetensors")

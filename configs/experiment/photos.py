@@ -1,11 +1,14 @@
 """The three orderings on real photographs: any folder in COCO format.
 
-Run:        espalier run configs/experiment/photos.py --set detection.data.root=FOLDER
-Expects:    FOLDER/instances_train.json, FOLDER/instances_val.json, and their photographs in FOLDER/images;
-            other names: --set detection.data.train_annotations=... and so on, relative to FOLDER
+Run:     espalier run photos --set detection.data.root=FOLDER
+Needs:   FOLDER/instances_train.json, FOLDER/instances_val.json, and their photographs in FOLDER/images.
+         Other names, relative to FOLDER: --set detection.data.train_annotations=... and so on; no GPU
+Result:  benchmarks/photos-cpu/results.json, shown in docs/photos.md: on 292 photographs the slim detectors are
+         1.28 times as fast on a CPU, with 1.80 times fewer MACs
 
-The backbone learns from the annotated objects, cut out of the training photographs, so that no further data is needed;
-for one trained elsewhere: --set backbone.weights=FILE. Made for landscape photographs of 4:3 and a CPU.
+The backbone learns from the annotated objects, cut out of the training photographs, so no other data is needed.
+To start from a backbone trained elsewhere: --set backbone.weights=FILE. The settings suit landscape photographs of
+4:3 and a CPU.
 """
 
 name = "photos"

@@ -1,7 +1,8 @@
 """The whole path, small: generated data, a narrow ResNet-18, five detectors.
 
-Run:        espalier run configs/experiment/quickstart.py
-Needs:      nothing downloaded, no GPU
+Run:     espalier run quickstart
+Needs:   no download, no GPU
+Result:  not measured
 """
 
 name = "quickstart"

@@ -1,7 +1,8 @@
 """Half of the channels of a whole detector: backbone, neck, RPN and RoI head.
 
-Run:     espalier prune configs/prune/detector_half.py MODEL
+Run:     espalier prune detector_half MODEL
 Expects: MODEL is a detector. Fewer parts: --set "parts=('neck','roi_head')"
+Result:  not measured
 """
 
 prune_ratio = 0.5

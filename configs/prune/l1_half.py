@@ -1,6 +1,8 @@
-"""Half of the channels of every group, those of the smallest L1 norm.
+"""Half of the channels of every group: those with the smallest L1 norm are removed.
 
-Run:     espalier prune configs/prune/l1_half.py MODEL
+Run:     espalier prune l1_half MODEL
+Expects: MODEL is a classifier or a detector
+Result:  not measured
 """
 
 prune_ratio = 0.5

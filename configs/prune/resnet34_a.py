@@ -1,8 +1,9 @@
-"""ResNet-34-A of Li et al., without the channels of the smallest L1 norm: 20.15 million parameters for ImageNet.
+"""ResNet-34-A of Li et al.: 20.15 million parameters for ImageNet, channels with the smallest L1 norm removed.
 
-Run:     espalier prune configs/prune/resnet34_a.py MODEL
+Run:     espalier prune resnet34_a MODEL
 Expects: MODEL is a resnet34 with base_channels 64, or a detector around one. Other slim networks of the literature:
-         --set preset=NAME, with the names of prune/presets.py
+         --set preset=NAME, with a name from prune/choose/presets.py
+Result:  benchmarks/presets.json: 1.18 times fewer MACs. Its accuracy is not measured
 """
 
 preset = "resnet34-A"

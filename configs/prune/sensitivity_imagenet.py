@@ -1,7 +1,9 @@
-"""Which layers of an ImageNet classifier are better skipped, on 2000 of the validation images.
+"""Which layers of an ImageNet classifier to skip, on 2000 of the validation images.
 
-Run:     espalier prune sensitivity configs/prune/sensitivity_imagenet.py MODEL
-Needs:   ImageNet as image folders (elsewhere: --set data.root=FOLDER)
+Run:     espalier prune sensitivity sensitivity_imagenet MODEL
+Expects: MODEL is a trained classifier
+Needs:   ImageNet as image folders; from another folder: --set data.root=FOLDER
+Result:  not measured
 """
 
 data = dict(type="folder", root="data/imagenet")

@@ -1,7 +1,8 @@
-"""Which layers of the detector of configs/detect/faster_rcnn_scenes.py are better skipped, in all of its parts.
+"""Which layers of the detector of the config faster_rcnn_scenes to skip, in all of its parts.
 
-Run:     espalier prune sensitivity configs/prune/sensitivity_scenes.py runs/detect/faster_rcnn_scenes.safetensors
+Run:     espalier prune sensitivity sensitivity_scenes runs/detect/faster_rcnn_scenes.safetensors
 Needs:   that detector; no GPU
+Result:  not measured
 """
 
 data = dict(type="scenes", num_train=300, num_val=60)

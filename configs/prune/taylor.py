@@ -1,9 +1,10 @@
-"""Half of all channels, those without which the training loss would change least, to first order.
+"""Half of all channels: those whose removal changes the training loss least, to first order.
 
-Run:     espalier prune configs/prune/taylor.py MODEL
-Expects: MODEL is a trained classifier of the generated shapes, as configs/classify/resnet18_shapes.py makes it. For
-         other images: --set data.type=folder --set data.root=FOLDER (with train/<class>/* and val/<class>/*); for a
-         detector: --set data.type=scenes, or --set data.type=coco --set data.root=FOLDER
+Run:     espalier prune taylor MODEL
+Expects: MODEL is a trained classifier of the generated shapes, as the config resnet18_shapes gives it.
+         Other images, as train/<class>/* and val/<class>/*: --set data.type=folder --set data.root=FOLDER.
+         A detector: --set data.type=scenes, or --set data.type=coco --set data.root=FOLDER
+Result:  not measured
 """
 
 prune_ratio = 0.5

@@ -76,7 +76,7 @@ def test_the_exported_graph_equals_the_detector(finished, name):
     folder, results = finished
     figures = row(results, name)
     detector, card = load_detector(folder / figures["model"])
-    module = FixedShapeDetector(detector, tuple(card.preprocessing["image_size_hw"]))
+    module = FixedShapeDetector(detector, card.preprocessing.image_hw)
     torch.manual_seed(0)
     inputs = dict(zip(module.input_names, module.example_inputs(1), strict=True))
     found = OnnxRunner(folder / figures["onnx"]).run({key: value.numpy() for key, value in inputs.items()})

@@ -1,4 +1,4 @@
-"""Whole detectors, built into engines and run, find what their float32 file finds in ONNX Runtime."""
+"""Whole detectors, built into engines and run, find what their fp32 file finds in ONNX Runtime."""
 
 from functools import cache
 
@@ -11,14 +11,16 @@ from classify.backbones import Architecture
 from classify.synthetic import SHAPES
 from classify.train import Schedule
 from deploy import EngineRunner, OnnxRunner, engine_from_onnx
+from deploy.agreement import agreement
+from deploy.explain.explained import explain_deployed
+from deploy.fitting import stacked
 from detect import DetectorSettings, load_detector, new_detector, save_detector
-from detect.evaluate import agreement, fitted_images
-from detect.fitting import stacked
+from detect.evaluate import fitted_images
+from detect.export import export_file
+from detect.export_config import ExportConfig
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
 from detect.train import train_detector
-from experiment.deployed.explain import explain_deployed
-from experiment.deployed.export import ExportConfig, export_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="running an engine needs an NVIDIA GPU")
 
@@ -28,12 +30,12 @@ SETTINGS = DetectorSettings(
 )
 NUM_PICTURES = 16
 LIMITS = {
-    "fp32": ("float32", 1e-3, 0.1, 0.9),
-    "fp16": ("float16", 0.02, 2.0, 0.9),
-    "bf16": ("bfloat16", 0.05, 2.0, 0.8),
-    "int8": ("int8", 0.05, 4.0, 0.7),
+    "fp32": (1e-3, 0.1, 0.9),
+    "fp16": (0.02, 2.0, 0.9),
+    "bf16": (0.05, 2.0, 0.8),
+    "int8": (0.05, 4.0, 0.7),
 }
-"""Its name, how far scores and corners (in pixels) may be off, and the least share of detections that are not."""
+"""How far scores and corners (in pixels) may be off, and the least share of detections that are not."""
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
@@ -95,7 +97,7 @@ def built(onnx_file, backend):
 def share_agreed(expected, found, precision):
     """Return the share of detections that agree, of more than a few that are worth something."""
     assert sum(int((outputs["scores"] > 0.3).sum()) for outputs in expected) > 20
-    _, *tolerances, _ = LIMITS[precision]
+    *tolerances, _ = LIMITS[precision]
     counts = [agreement(outputs, others, *tolerances) for outputs, others in zip(expected, found, strict=True)]
     num_agreed, num_detections = np.sum(counts, axis=0)
     return num_agreed / num_detections
@@ -103,15 +105,14 @@ def share_agreed(expected, found, precision):
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("precision", LIMITS)
-def test_an_engine_finds_what_the_float32_file_finds(exported, model, batches, backend, precision, batch):
+def test_an_engine_finds_what_the_fp32_file_finds(exported, model, batches, backend, precision, batch):
     session = OnnxRunner(exported(model, "fp32", batch))
     path, info = built(exported(model, precision, batch), backend)
     engine = EngineRunner(path)
     expected = [session.run(inputs) for inputs in batches(batch)]
     found = [engine.run(inputs) for inputs in batches(batch)]
-    name, *_, least = LIMITS[precision]
-    assert (info.precision, info.inputs["image"].shape) == (name, (batch, 3, *SIZE_HW))
-    assert share_agreed(expected, found, precision) >= least
+    assert (info.precision, info.inputs["image"].shape) == (precision, (batch, 3, *SIZE_HW))
+    assert share_agreed(expected, found, precision) >= LIMITS[precision][-1]
 
 
 def test_other_pictures_give_other_results_and_the_same_ones_the_same(exported, model, batches, backend):
@@ -137,9 +138,9 @@ def test_every_convolution_of_two_engines_gets_a_time(exported, model, folder, b
     slim, card, _ = prune_detector(*load_detector(model), 0.5)
     save_detector(folder / "slim.safetensors", slim, card)
     engines = [built(exported(file), backend)[0] for file in (model, folder / "slim.safetensors")]
-    told = explain_deployed(*engines, num_threads=1, runs=5, console=Console(quiet=True))
-    convolutions = [layer for layer in told.layers if layer.row.type.startswith("conv")]
+    explained = explain_deployed(*engines, num_threads=1, rounds=5, console=Console(quiet=True))
+    convolutions = [layer for layer in explained.layers if layer.row.type.startswith("conv")]
     # 20 of ResNet-18, 8 of the neck and 3 of the RPN
     assert len(convolutions) == 31
     assert [layer.row.name for layer in convolutions if not (layer.dense.ms > 0 and layer.slim.ms > 0)] == []
-    assert told.is_pruned
+    assert explained.is_pruned

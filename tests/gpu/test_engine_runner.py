@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="running a
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
-def test_an_engine_gives_what_onnx_runtime_gives_and_tells_its_time(backend, cuda_graph, tmp_path):
+def test_an_engine_gives_what_onnx_runtime_gives_and_has_a_time(backend, cuda_graph, tmp_path):
     pytest.importorskip(backend)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("classify", "deploy", "detect", "experiment", "prune")
+PACKAGES = ("classify", "command", "deploy", "detect", "espalier", "experiment", "prune")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,41 @@
+import hashlib
+import shutil
+import sys
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
+from typer.testing import CliRunner
+
+from classify.backbones import Architecture, build_classifier
+from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_weights, save_model
+from classify.synthetic import SHAPES
+from command.files import sha256_of
+from deploy import Detector, EngineInfo
+from deploy.onnx_file import input_specs, output_specs
+from detect import DetectorSettings, new_detector, save_detector
+from detect.synthetic import write_scenes
+from experiment.cli import app, main
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+TRAINED = Path(__file__).parents[1] / "data/small_detector.safetensors"
+SETTINGS = DetectorSettings(
+    (96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4
+)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `main` as the shell would; return exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +43,75 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA}: absent, it holds the real photographs and reference figures")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def invoke():
+    """Run a command in this process; its errors are raised."""
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Seven images of 96 x 128, which no batch of two divides."""
+    scenes = write_scenes(tmp_path_factory.mktemp("scenes"), 7, (96, 128), seed=0)
+    return sorted(scenes.images.iterdir())
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The file of a detector that finds things in such scenes."""
+    path = tmp_path_factory.mktemp("model") / "det.safetensors"
+    net, card = new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=0)
+    load_weights(net, read_weights(TRAINED), str(TRAINED))
+    save_detector(path, net, card)
+    return path
+
+
+@pytest.fixture(scope="session")
+def deployed(model, invoke):
+    """The folder that `deploy export` writes beside the model, for batches of two."""
+    invoke("deploy", "export", model, "--set", "batch=2")
+    return model.with_suffix(".deploy")
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    torch.manual_seed(0)
+    arch = Architecture("resnet18", 3, 8)
+    card = ModelCard("classifier", arch, ("a", "b", "c"), Preprocessing((32, 32)))
+    save_model(tmp_path / "net.safetensors", build_classifier(arch), card)
+    return tmp_path / "net.safetensors"
+
+
+@pytest.fixture
+def elsewhere(deployed, tmp_path):
+    """A copy of that folder, to be changed."""
+    return shutil.copytree(deployed, tmp_path / "det.deploy")
+
+
+@pytest.fixture
+def with_engine():
+    """Put a file that its sidecar calls an engine, built from the ONNX file there, into a folder."""
+
+    def put(folder, name="model.engine", backend="tensorrt", content=b"engine", **other):
+        (folder / name).write_bytes(content)
+        graph = onnx.load(folder / "model.onnx")
+        info = EngineInfo(
+            backend=backend,
+            backend_version="10.9.0",
+            compute_capabilities=(),
+            precision="fp32",
+            onnx_sha256=sha256_of(folder / "model.onnx"),
+            engine_sha256=hashlib.sha256(content).hexdigest(),
+            inputs=input_specs(graph),
+            outputs=output_specs(graph),
+        )
+        (folder / f"{name}.json").write_text(info.model_copy(update=other).model_dump_json())
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def detector(deployed):
+    return Detector.load(deployed)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_half_the_base_channels_halve_the_inside_of_a_bottleneck(name, inner):
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_trunk_keeps_the_classifier_s_parameter_names_but_those_of_the_head(name):
+def test_trunk_keeps_the_classifiers_names_except_the_heads(name):
     with without_weights(name):
         trunk, classifier = build_trunk(Architecture(name, 7)), build_classifier(Architecture(name, 7))
     assert list(trunk.net.state_dict()) == [n for n in classifier.state_dict() if not n.startswith(HEADS)]
@@ -198,7 +199,7 @@ def test_slim_network_is_built_although_the_head_is_called_classifier(name, widt
 
 def test_architecture_survives_json():
     slim, arch = slim_resnet18()
-    again = Architecture(**json.loads(json.dumps(arch.to_dict())))
+    again = Architecture(**json.loads(json.dumps(asdict(arch))))
     build_classifier(again).load_state_dict(slim.state_dict())
     assert (again.name, again.num_classes, again.base_channels) == ("resnet18", 5, 16)
     assert {name: tuple(width) for name, width in again.widths.items()} == arch.widths
@@ -264,7 +265,7 @@ def test_other_base_channels_are_refused_but_for_resnets(name):
         build_classifier(Architecture(name, 5, base_channels=32))
 
 
-def test_base_channels_that_do_not_fill_the_groups_of_a_resnext_are_refused():
+def test_base_channels_too_few_for_a_resnexts_groups_are_refused():
     message = "base_channels: do not fill 32 groups, got 24; expected a multiple of 16"
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build_classifier(Architecture("resnext50_32x4d", 5, base_channels=24))

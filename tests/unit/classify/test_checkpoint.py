@@ -11,13 +11,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from classify.backbones import Architecture, build_classifier
-from classify.checkpoint import ModelCard, load_classifier, load_weights, read_card, read_weights, save_model
+from classify.checkpoint import (
+    ModelCard,
+    Preprocessing,
+    load_classifier,
+    load_weights,
+    read_card,
+    read_weights,
+    save_model,
+)
 from prune import prune_model
 
 REAL = Path(__file__).parents[3].parent / "shared/data/cifar_resnet/resnet20-12fca82f.th"
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 ARCH = Architecture("resnet18", 3, base_channels=8)
-CARD = ModelCard("classifier", ARCH.to_dict(), ("a", "b", "c"))
+CARD = ModelCard("classifier", ARCH, ("a", "b", "c"))
 
 
 class MakesFolder:
@@ -33,7 +41,7 @@ class MakesFolder:
 def slim_and_card():
     pruned = prune_model(build_classifier(ARCH).eval(), (IMAGE,), 0.5)
     arch = replace(ARCH, widths=pruned.spec.widths())
-    return pruned, replace(CARD, architecture=arch.to_dict(), spec=json.loads(pruned.spec.to_json()))
+    return pruned, replace(CARD, backbone=arch, spec=json.loads(pruned.spec.to_json()))
 
 
 def test_dense_model_saved_and_loaded_gives_the_same_output(tmp_path):
@@ -56,10 +64,11 @@ def test_slim_model_saved_and_loaded_gives_the_same_output(tmp_path):
 def test_card_survives_the_file(tmp_path):
     card = ModelCard(
         kind="detector",
-        architecture=ARCH.to_dict(),
+        backbone=ARCH,
         classes=("b", "a"),
-        preprocessing={"mean": [1.5, 2.0], "size_hw": [8, 9]},
+        preprocessing=Preprocessing((8, 9), (1.5, 2.0, 3.0), (4.0, 5.0, 6.0), keep_ratio=False),
         detector={"type": "FasterRCNN", "neck": {"in_channels": [8, 16]}},
+        settings={"fpn_channels": 16},
         provenance={"seed": 3, "metrics": {"top1": 0.25}, "parents": ["ü"]},
     )
     save_model(tmp_path / "m.safetensors", nn.Linear(2, 2), card)
@@ -198,7 +207,7 @@ def test_card_that_does_not_fit_its_weights_is_refused(tmp_path):
         ({"0.bias": None, "1.bias": None, "2.bias": torch.zeros(1)}, r"0\.bias got nothing; .* \(and 2 more\)$"),
     ],
 )
-def test_weights_of_another_architecture_are_refused_naming_the_first_wrong_layer(change, message):
+def test_weights_of_another_architecture_name_the_first_wrong_layer(change, message):
     net = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
     weights = {name: w for name, w in {**net.state_dict(), **change}.items() if w is not None}
     with pytest.raises(ValueError, match=f"foreign: of another architecture, {message}"):

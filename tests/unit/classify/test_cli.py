@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from classify.checkpoint import load_classifier, read_card, read_weights, save_model
 from classify.cli import app
-from classify.commands import origin, training_folder
-from classify.config import ClassifierTraining, ShapesData, read_config
+from classify.config import ClassifierTraining, ShapesData
 from classify.data import fingerprint
+from classify.provenance import origin
+from command.config import read_config
+from command.folders import training_folder
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -49,16 +51,16 @@ def test_train_writes_a_model_file_and_says_what_to_do_next(trained):
     net, card = load_classifier(out)
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert result.stderr.endswith(f"wrote {out}\nnext: espalier prune configs/prune/l1_half.py {out}\n")
+    assert result.stderr.endswith(f"wrote {out}\nnext: espalier prune l1_half {out}\n")
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 6)
-    assert card.preprocessing["image_size"] == 32
+    assert card.preprocessing.image_hw == (32, 32)
 
 
 def test_train_says_how_far_it_is(trained):
     assert "train done in" in trained[1].stderr
 
 
-def test_the_model_tells_how_it_came_about(trained):
+def test_the_model_records_what_it_was_made_from(trained):
     provenance = read_card(trained[0]).provenance
     assert provenance["parent"] is None
     assert provenance["config"]["schedule"]["epochs"] == 1
@@ -160,7 +162,7 @@ def test_a_killed_training_finds_its_folder_again(tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["config", "parent", "data"])
-def test_what_is_made_from_something_else_does_not_go_on_in_a_killed_trainings_folder(tmp_path, changed):
+def test_another_training_does_not_resume_in_a_killed_ones_folder(tmp_path, changed):
     out, parent = tmp_path / "net.safetensors", tmp_path / "parent.safetensors"
     parent.write_bytes(b"old")
     interrupt(out, origin(ShapesData(), parent, ["old"]))
@@ -209,7 +211,7 @@ def test_a_second_training_of_the_same_file_is_refused(config, tmp_path, force):
         assert (folder / "config.json").is_file()
 
 
-def test_the_lock_of_a_killed_training_holds_nobody_up(config, tmp_path):
+def test_the_lock_of_a_killed_training_blocks_no_other(config, tmp_path):
     (tmp_path / "net.training").mkdir()
     (tmp_path / "net.training/.lock").touch()
     assert invoke("train", config, "--out", tmp_path / "net.safetensors").exit_code == 0

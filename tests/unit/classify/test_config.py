@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from classify.config import ClassifierTraining, Dense, Finetune, FolderData, Part, ShapesData, read_config
+from classify.config import ClassifierTraining, Dense, Finetune, FolderData, ShapesData
+from command.config import Part, read_config
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs/classify").glob("*.py"))
@@ -76,7 +77,7 @@ def test_an_override_below_a_plain_value_is_refused(read):
 
 
 def test_a_missing_config_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none.py: no such file; expected a config"):
+    with pytest.raises(FileNotFoundError, match=r"none.py: no such file or config; expected a Python file or a name, "):
         read_config(tmp_path / "none.py", (), Outer)
 
 
@@ -85,20 +86,20 @@ def test_a_config_that_is_not_python_is_refused_in_one_line(read):
         read("inner = dict(")
 
 
-def test_an_unknown_key_tells_the_nearest_of_its_own_place():
+def test_an_unknown_key_names_the_nearest_of_its_own_place():
     assert refused("schedule.epoch=3") == "unknown key schedule.epoch; nearest valid ones: epochs"
     assert refused("start.nme=3") == "unknown key start.nme; nearest valid ones: name"
 
 
-def test_an_unknown_key_in_a_chosen_kind_tells_that_kinds_keys():
+def test_an_unknown_key_in_a_chosen_kind_names_that_kinds_keys():
     assert refused("data.num_trian=3") == "unknown key data.num_trian; nearest valid ones: num_train, num_val"
 
 
-def test_an_unknown_key_like_no_other_tells_all_of_its_place():
+def test_an_unknown_key_like_no_other_names_all_of_its_place():
     assert refused("xyz=3") == "unknown key xyz; nearest valid ones: start, data, image_size, schedule, seed"
 
 
-def test_a_misspelt_key_is_told_before_the_one_it_leaves_missing(tmp_path):
+def test_a_misspelt_key_is_reported_before_the_one_it_leaves_missing(tmp_path):
     config = tmp_path / "c.py"
     config.write_text(SHAPES.read_text().replace("schedule =", "shedule ="))
     with pytest.raises(ValueError, match="unknown key shedule; nearest valid ones: schedule"):
@@ -109,16 +110,16 @@ def test_a_misspelt_key_is_told_before_the_one_it_leaves_missing(tmp_path):
     ("override", "message"),
     [
         ("data.num_train=0", "data.num_train: Input should be greater than or equal to 1, got 0"),
-        ("schedule.lr=-1", "schedule: lr: not above 0, got -1.0; expected a learning rate above 0"),
+        ("schedule.lr=-1", "schedule.lr: not above 0, got -1.0; expected a learning rate above 0"),
         ("start.name=resnet9", "start.name: unknown, got 'resnet9'; expected one of convnext_tiny, densenet121,"),
         ("data.type=cifar", "data.type: unknown, got 'cifar'; expected one of 'shapes', 'folder'"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_key(override, message):
+def test_a_wrong_value_is_reported_with_its_key(override, message):
     assert refused(override).startswith(message)
 
 
-def test_a_missing_key_is_told(tmp_path):
+def test_a_missing_key_is_named(tmp_path):
     (tmp_path / "c.py").write_text("start = dict(type='finetune')\ndata = dict(type='shapes')\nschedule = dict()")
     with pytest.raises(ValueError, match=r"start.file: Field required"):
         read_config(tmp_path / "c.py", (), ClassifierTraining)
@@ -139,7 +140,7 @@ def test_imagenet_has_the_papers_schedule():
     assert (schedule.weight_decay, schedule.momentum) == (1e-4, 0.9)
 
 
-def test_kinds_are_told_apart_by_their_type():
+def test_kinds_differ_by_their_type():
     assert isinstance(read_config(SHAPES, (), ClassifierTraining).data, ShapesData)
     finetune = read_config(SHAPES.with_name("resnet18_shapes_finetune.py"), (), ClassifierTraining)
     assert isinstance(finetune.start, Finetune)

@@ -20,7 +20,7 @@ def save_images(root, *names):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("image_size", [16, 48])
-def test_images_are_bytes_of_the_size_asked_for(shapes, split, image_size):
+def test_images_are_bytes_of_the_requested_size(shapes, split, image_size):
     images = [image for image, _ in image_folder(shapes, split, image_size)]
     assert {(image.dtype, tuple(image.shape)) for image in images} == {(torch.uint8, (3, image_size, image_size))}
 

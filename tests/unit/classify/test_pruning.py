@@ -2,19 +2,19 @@ import pytest
 import torch
 
 from classify.backbones import Architecture, build_classifier
-from classify.calibration import classifier_losses
-from classify.checkpoint import ModelCard, load_classifier, save_model
+from classify.checkpoint import ModelCard, Preprocessing, load_classifier, save_model
+from classify.losses import classifier_losses
 from classify.pruning import prune_classifier
 from classify.synthetic import SHAPES
 from prune import masked_model
-from prune.criteria import make_criterion
+from prune.choose.criteria import make_criterion
 
 
 @pytest.fixture
 def dense():
     torch.manual_seed(0)
     arch = Architecture("resnet18", len(SHAPES), 16)
-    card = ModelCard("classifier", arch.to_dict(), SHAPES, {"image_size": 32})
+    card = ModelCard("classifier", arch, SHAPES, Preprocessing((32, 32)))
     return build_classifier(arch).eval(), card
 
 
@@ -35,7 +35,7 @@ def test_the_card_holds_the_spec(dense):
 
 def test_a_slim_classifier_is_refused(dense):
     slim, card, _ = prune_classifier(*dense, 0.5)
-    with pytest.raises(ValueError, match="classifier: slim already; expected a dense one to prune"):
+    with pytest.raises(ValueError, match="classifier: slim already; expected a dense model"):
         prune_classifier(slim, card, 0.5)
 
 

@@ -42,5 +42,5 @@ def test_shape_fills_its_box_and_nothing_else(shape):
 
 
 @pytest.mark.parametrize("size_hw", [(8, 8), (30, 50)])
-def test_background_has_the_size_asked_for(size_hw):
+def test_background_has_the_requested_size(size_hw):
     assert np.asarray(background(np.random.default_rng(0), size_hw)).shape == (*size_hw, 3)

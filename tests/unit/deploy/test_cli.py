@@ -4,57 +4,51 @@ import re
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from deploy import load_record, onnx_from_module, read_engine_info
-from deploy.cli import app
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def test_bench_prints_the_records_table_and_what_to_do_next(onnx_files, tmp_path):
-    result = invoke("bench", *onnx_files, "--rounds", 4, "--warmup", 1, "--out", tmp_path / "r.json")
+def test_bench_prints_the_records_table_and_what_to_do_next(invoke, onnx_files, tmp_path):
+    result = invoke("deploy", "bench", *onnx_files, "--rounds", 4, "--warmup", 1, "--out", tmp_path / "r.json")
     record = load_record(tmp_path / "r.json")
     assert result.exit_code == 0
     assert record.reference == str(onnx_files[0])
     assert record.conditions.rounds == 4
     assert result.stdout.startswith("measured on a CPU (")
-    assert result.stdout.endswith(f"wrote {tmp_path / 'r.json'}\nnext: espalier deploy build {onnx_files[1]}\n")
+    assert result.stderr.endswith(f"wrote {tmp_path / 'r.json'}\nnext: espalier deploy build {onnx_files[1]}\n")
 
 
-def test_json_leaves_figures_alone_on_standard_output(onnx_files, tmp_path):
-    result = invoke("bench", *onnx_files, "--rounds", 4, "--json", "--out", tmp_path / "r.json")
+def test_json_leaves_figures_alone_on_standard_output(invoke, onnx_files, tmp_path):
+    result = invoke("deploy", "bench", *onnx_files, "--rounds", 4, "--json", "--out", tmp_path / "r.json")
     figures = json.loads(result.stdout)
     assert [row["name"] for row in figures["rows"]] == [str(path) for path in onnx_files]
     assert figures["is_gpu"] is False
     assert "next: " in result.stderr
 
 
-def test_the_record_has_a_name_of_its_own_by_default(onnx_files, tmp_path, monkeypatch):
+def test_the_record_has_a_name_of_its_own_by_default(invoke, onnx_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    invoke("bench", onnx_files[0], "--rounds", 1)
+    invoke("deploy", "bench", onnx_files[0], "--rounds", 1)
     assert [path.name.startswith("latency-20") for path in tmp_path.iterdir()] == [True]
 
 
-def test_a_file_twice_is_refused(onnx_files):
+def test_a_file_twice_is_refused(invoke, onnx_files):
     with pytest.raises(ValueError, match=r"bench: a file twice, got .*; expected each file once"):
-        invoke("bench", onnx_files[0], onnx_files[0])
+        invoke("deploy", "bench", onnx_files[0], onnx_files[0])
 
 
-def test_files_with_other_inputs_are_refused(onnx_files, one_node_file):
+def test_files_with_other_inputs_are_refused(invoke, onnx_files, one_node_file):
     message = (
         r"one_node.onnx: other inputs than the first file's, got {'x': \(\)}; expected {'image': \(3, 16, 16\)}, any"
     )
     with pytest.raises(ValueError, match=message):
-        invoke("bench", onnx_files[0], one_node_file("Relu"))
+        invoke("deploy", "bench", onnx_files[0], one_node_file("Relu"))
 
 
-def test_every_file_is_measured_in_every_runtime(onnx_files, tmp_path):
+def test_every_file_is_measured_in_every_runtime(invoke, onnx_files, tmp_path):
     pytest.importorskip("openvino")
     runtimes = ["--runtime", "onnxruntime", "--runtime", "openvino"]
-    result = invoke("bench", *onnx_files, *runtimes, "--rounds", 2, "--json", "--out", tmp_path / "r.json")
+    result = invoke("deploy", "bench", *onnx_files, *runtimes, "--rounds", 2, "--json", "--out", tmp_path / "r.json")
     rows = json.loads(result.stdout)["rows"]
     dense, slim = onnx_files
     assert [row["name"] for row in rows] == [
@@ -68,11 +62,11 @@ def test_every_file_is_measured_in_every_runtime(onnx_files, tmp_path):
     assert load_record(tmp_path / "r.json").conditions.config["runtimes"] == ["onnxruntime", "openvino"]
 
 
-def test_files_of_other_batches_are_measured_together_and_compared_within_theirs(conv_net, tmp_path):
+def test_files_are_compared_with_the_first_of_their_own_batch(invoke, conv_net, tmp_path):
     files = [tmp_path / f"{name}.onnx" for name in ("one", "eight", "eight_again")]
     for path, batch in zip(files, (1, 8, 8), strict=True):
         onnx_from_module(conv_net, {"image": torch.rand(batch, 3, 16, 16)}, path, ["scores"])
-    result = invoke("bench", *files, "--rounds", 2, "--json", "--out", tmp_path / "r.json")
+    result = invoke("deploy", "bench", *files, "--rounds", 2, "--json", "--out", tmp_path / "r.json")
     rows = json.loads(result.stdout)["rows"]
     assert [row["batch"] for row in rows] == [1, 8, 8]
     assert [row["speedup_low"] is None for row in rows] == [
@@ -91,33 +85,35 @@ def test_files_of_other_batches_are_measured_together_and_compared_within_theirs
         (["--runtime", "openvino", "--runtime", "openvino"], "bench: a runtime twice, got openvino openvino; expected"),
     ],
 )
-def test_runtimes_that_cannot_be_meant_are_refused(onnx_files, options, message):
+def test_runtimes_that_cannot_be_meant_are_refused(invoke, onnx_files, options, message):
     with pytest.raises(ValueError, match=message):
-        invoke("bench", onnx_files[0], *options)
+        invoke("deploy", "bench", onnx_files[0], *options)
 
 
-def test_build_writes_an_engine_and_what_to_do_next(onnx_files, tmp_path):
+def test_build_writes_an_engine_and_what_to_do_next(invoke, onnx_files, tmp_path):
     out = tmp_path / "net.engine"
-    result = invoke("build", onnx_files[0], "--compute-capability", "8.6", "--compute-capability", "8.9", "--out", out)
+    result = invoke(
+        "deploy", "build", onnx_files[0], "--compute-capability", "8.6", "--compute-capability", "8.9", "--out", out
+    )
     assert read_engine_info(out).compute_capabilities == ("8.6", "8.9")
     wrote, following = result.stdout.splitlines()
-    assert re.fullmatch(rf"wrote {out}: float32, \d+\.\d MiB, built in \d+\.\d s", wrote)
+    assert re.fullmatch(rf"wrote {out}: fp32, \d+\.\d MiB, built in \d+\.\d s", wrote)
     assert following == f"next, on a GPU: espalier deploy bench {out}"
 
 
-def test_repeated_builds_are_engines_of_their_own(onnx_files, tmp_path):
+def test_repeated_builds_are_engines_of_their_own(invoke, onnx_files, tmp_path):
     options = ["--repeat", 2, "--optimization-level", 1, "--workspace-mib", 64, "--out", tmp_path / "net.engine"]
-    result = invoke("build", onnx_files[1], "--compute-capability", "8.6", *options)
+    result = invoke("deploy", "build", onnx_files[1], "--compute-capability", "8.6", *options)
     engines = [tmp_path / "net-1.engine", tmp_path / "net-2.engine"]
     infos = [read_engine_info(engine) for engine in engines]
     assert [(info.optimization_level, info.workspace_mib) for info in infos] == [(1, 64)] * 2
     assert result.stdout.endswith(f"next, on a GPU: espalier deploy bench {engines[0]} {engines[1]}\n")
     with pytest.raises(ValueError, match=r"net-1\.engine: exists already; give another --out, or --force"):
-        invoke("build", onnx_files[1], *options)
+        invoke("deploy", "build", onnx_files[1], *options)
 
 
-def test_build_puts_the_engine_beside_the_file_by_default(onnx_files):
-    invoke("build", onnx_files[1])
+def test_build_puts_the_engine_beside_the_file_by_default(invoke, onnx_files):
+    invoke("deploy", "build", onnx_files[1])
     assert read_engine_info(onnx_files[1].with_suffix(".engine")).compute_capabilities == ()
 
 
@@ -128,18 +124,18 @@ def test_build_puts_the_engine_beside_the_file_by_default(onnx_files):
         (["--out", "net"], r"--out net: not an engine's name, got no ending; expected \.engine"),
         (
             ["--repeat", 2, "--timing-cache", "c"],
-            r"--repeat 2: all would have the first one's kernels, got --timing-cache c",
+            r"--repeat 2: all engines would get the first one's kernels, got --timing-cache c",
         ),
     ],
 )
-def test_builds_that_nobody_can_use_are_refused(onnx_files, options, message):
+def test_useless_builds_are_refused(invoke, onnx_files, options, message):
     with pytest.raises(ValueError, match=message):
-        invoke("build", onnx_files[0], *options)
+        invoke("deploy", "build", onnx_files[0], *options)
 
 
-def test_a_record_says_which_files_were_measured(onnx_files, tmp_path):
+def test_a_record_has_the_hashes_of_the_files(invoke, onnx_files, tmp_path):
     options = ["--rounds", 1, "--warmup", 0, "--json", "--out", tmp_path / "record.json"]
-    rows = json.loads(invoke("bench", *onnx_files, *options).stdout)["rows"]
+    rows = json.loads(invoke("deploy", "bench", *onnx_files, *options).stdout)["rows"]
     assert [row["file_sha256"] for row in rows] == [
         hashlib.sha256(file.read_bytes()).hexdigest() for file in onnx_files
     ]

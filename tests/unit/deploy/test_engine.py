@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from command.errors import RequestError
 from deploy import (
     TensorSpec,
     engine,
@@ -33,7 +34,7 @@ def test_a_real_engine_and_its_sidecar_are_built(onnx_files, engine_path):
     assert info.backend == "tensorrt_rtx"
     assert info.backend_version == tensorrt_rtx.__version__
     assert info.compute_capabilities == ("8.6", "8.9")
-    assert info.precision == "float32"
+    assert info.precision == "fp32"
     assert info.onnx_file == "dense.onnx"
     assert info.build_s > 0
     assert info.optimization_level == 3  # the backend's own
@@ -43,24 +44,27 @@ def test_a_real_engine_and_its_sidecar_are_built(onnx_files, engine_path):
     assert sorted(path.name for path in engine_path.parent.iterdir()) == ["net.engine", "net.engine.json"]
 
 
-def test_float32_is_rounded_to_tf32_only_when_asked_for(onnx_files, tmp_path):
+def test_fp32_is_rounded_to_tf32_only_with_the_option(onnx_files, tmp_path):
     plans = [tmp_path / "exact.engine", tmp_path / "tf32.engine"]
     exact, rounded = (
         engine_from_onnx(onnx_files[0], plan, tf32=tf32) for plan, tf32 in zip(plans, (False, True), strict=True)
     )
-    assert (exact.precision, rounded.precision) == ("float32", "tf32")
+    assert (exact.precision, rounded.precision) == ("fp32", "tf32")
     assert exact.engine_sha256 != rounded.engine_sha256
 
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
 @pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_every_precision_and_batch_is_built(conv_net, tmp_path, precision, batch):
     source, image = tmp_path / "net.onnx", torch.rand(batch, 3, 16, 16)
-    net = HalfInside(conv_net, getattr(torch, precision)) if "float" in precision else conv_net
+    net = HalfInside(conv_net, DTYPES.get(precision, torch.float32))
     onnx_from_module(net, {"image": image}, source, ["scores"], tolerance=None, opset=22)  # of bfloat16 convolutions
     if precision == "int8":
         source = tmp_path / "int8.onnx"
-        quantized_onnx(tmp_path / "net.onnx", source, [{"image": image.numpy()}], form="tensorrt")
+        quantized_onnx(tmp_path / "net.onnx", source, [{"image": image.numpy()}], runtime="any")
     info = engine_from_onnx(source, tmp_path / "net.engine", compute_capabilities=("8.6",))
     assert info.precision == precision
     assert info.inputs["image"] == TensorSpec((batch, 3, 16, 16), "float32")
@@ -95,7 +99,7 @@ def test_an_unreadable_node_is_named_in_one_line(one_node_file, tmp_path):
     assert not (tmp_path / "net.engine").exists()
 
 
-def test_a_net_that_cannot_be_built_says_why_in_one_line(one_node_file, tmp_path):
+def test_a_net_that_cannot_be_built_is_one_line(one_node_file, tmp_path):
     path = one_node_file("MatMul", num_inputs=2, shape=(4, 4))  # TensorRT-RTX has no float32 MatMul for Turing
     with pytest.raises(RuntimeError, match=r"tensorrt_rtx cannot build it, got .*Turing.*; change") as caught:
         engine_from_onnx(path, tmp_path / "net.engine", compute_capabilities=("7.5",))
@@ -131,7 +135,7 @@ def test_nan_in_a_weight_is_refused(onnx_files, tmp_path):
         engine_from_onnx(tmp_path / "net.onnx", tmp_path / "net.engine")
 
 
-def test_weights_in_a_file_that_is_gone_are_told_in_one_line(onnx_files, tmp_path):
+def test_weights_in_a_missing_file_are_one_line(onnx_files, tmp_path):
     onnx.save(onnx.load(onnx_files[1]), tmp_path / "n.onnx", save_as_external_data=True, location="w", size_threshold=0)
     (tmp_path / "w").unlink()
     with pytest.raises(ValueError, match=r"n\.onnx: not an ONNX file, got .* should be stored in .*"):
@@ -208,7 +212,9 @@ def test_an_unknown_compute_capability_is_refused_with_the_known_ones(onnx_files
 
 def test_a_missing_backend_says_what_to_install(onnx_files, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(RuntimeError, match=r'tensorrt is not installed; .*: pip install -e "\.\[tensorrt\]"'):
+    with pytest.raises(
+        RequestError, match=r'tensorrt is not installed; engines need it: pip install "espalier\[tensorrt\]"'
+    ):
         engine_from_onnx(onnx_files[0], tmp_path / "net.engine", backend="tensorrt")
 
 

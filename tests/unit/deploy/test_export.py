@@ -54,7 +54,7 @@ def test_half_precision_is_exported_as_it_is(tmp_path):
     net = nn.Conv2d(3, 4, 3).half()
     tensors = {"image": torch.rand(1, 3, 8, 8).half()}
     onnx_from_module(net, tensors, tmp_path / "net.onnx", ["y"], tolerance=1e-2)
-    assert OnnxRunner(tmp_path / "net.onnx").precision == "float16"
+    assert OnnxRunner(tmp_path / "net.onnx").precision == "fp16"
 
 
 def test_users_see_nothing_of_the_exporter(tmp_path):

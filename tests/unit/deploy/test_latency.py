@@ -5,7 +5,7 @@ import pytest
 
 from deploy import measure
 from deploy.latency import latency_from_samples, order_of_round, speedup_from_samples
-from deploy.step import StepTimes
+from deploy.runtimes.timed_step import StepTimes
 
 
 class FakeClock:
@@ -20,7 +20,7 @@ class FakeClock:
 class FakeRunner:
     """Takes the given times in turn and writes down that it ran."""
 
-    runtime, device, precision, num_threads = "fake", "cpu", "float32", 1
+    runtime, device, precision, num_threads = "fake", "cpu", "fp32", 1
     file_sha256 = None
 
     def __init__(self, name, times_ms, clock, calls):
@@ -49,7 +49,7 @@ def test_warm_up_is_excluded_and_the_clocks_milliseconds_are_kept():
     assert calls[2:] == ["dense", "slim", "slim", "dense", "slim", "dense"]
 
 
-def test_a_device_clock_is_preferred_to_the_hosts_and_its_copies_are_kept_apart():
+def test_a_device_clock_is_preferred_and_its_copies_are_kept_apart():
     class OnDevice(FakeRunner):
         def prepare(self, inputs):
             times = iter([StepTimes(9, 9, 9), StepTimes(0.25, 0.5, 0.125), StepTimes(0.75, 1.5, 0.125)])
@@ -67,7 +67,7 @@ def test_on_a_cpu_there_are_no_copies_and_no_gpu():
     assert (found.transfers, found.gpu) == ({}, None)
 
 
-def test_each_is_compared_with_the_first_of_its_own_batch_on_its_own_inputs():
+def test_each_is_compared_with_the_first_of_its_own_batch():
     clock, seen = FakeClock(), {}
 
     class Sees(FakeRunner):

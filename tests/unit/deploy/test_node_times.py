@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from deploy import engine_from_onnx, node_times
-from deploy.node_times import EngineProfiler, OnnxProfiler
-from deploy.runtime import EngineRunner
+from deploy import engine_from_onnx
+from deploy.explain import node_times
+from deploy.explain.node_times import EngineProfiler, OnnxProfiler
+from deploy.runtimes.tensorrt import EngineRunner
 
 IMAGE = {"image": np.ones((1, 3, 16, 16), np.float32)}
 
 
-def watched(profiler, inputs, runs, warmup=0):
+def watched(profiler, inputs, rounds, warmup=0):
     step = profiler.prepare(inputs)
-    for _ in range(warmup + runs):
+    for _ in range(warmup + rounds):
         step()
-    return profiler.node_times(runs)
+    return profiler.node_times(rounds)
 
 
 def event(name, dur_us, operator="Conv"):
@@ -45,7 +46,7 @@ def logged(onnx_files, tmp_path, monkeypatch):
 
 
 def test_every_node_has_its_operator_shapes_and_time(onnx_files):
-    times = watched(OnnxProfiler(onnx_files[0]), IMAGE, runs=3, warmup=1)
+    times = watched(OnnxProfiler(onnx_files[0]), IMAGE, rounds=3, warmup=1)
     convolutions = [time for time in times if "Conv" in time.operator]
     assert len(convolutions) == 2
     assert all(time.time_ms > 0 for time in convolutions)
@@ -57,7 +58,7 @@ def test_the_log_leaves_no_file(onnx_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     profiler = OnnxProfiler(onnx_files[0])
     folder = Path(profiler._folder.name)
-    assert watched(profiler, IMAGE, runs=1)
+    assert watched(profiler, IMAGE, rounds=1)
     assert not folder.exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -71,8 +72,8 @@ def test_times_are_medians_over_the_last_runs_and_repeated_nodes_add_up(logged):
     assert times[0].input_shapes == ((1, 3),)
 
 
-def test_a_log_that_lost_runs_is_refused(logged):
-    with pytest.raises(RuntimeError, match=r"dense.onnx: too many events, got 1 runs of 2; measure fewer runs"):
+def test_a_log_that_lost_rounds_is_refused(logged):
+    with pytest.raises(RuntimeError, match=r"dense.onnx: too many events, got 1 rounds of 2; measure fewer rounds"):
         logged([event("a", 1), RUN_OVER]).node_times(2)
 
 
@@ -108,13 +109,13 @@ def fake_engine(monkeypatch):
     monkeypatch.setattr(EngineRunner, "prepare", lambda self, inputs: self._launch)
 
 
-def test_layers_of_an_engine_have_the_times_that_its_profiler_was_told(fake_engine):
-    conv, copied = watched(EngineProfiler("net.engine"), {}, runs=3, warmup=2)
-    assert (conv.name, conv.operator, conv.time_ms) == ("conv1 + relu1", "", 4.0)  # of runs 3, 4 and 5
+def test_layers_of_an_engine_have_the_times_its_profiler_received(fake_engine):
+    conv, copied = watched(EngineProfiler("net.engine"), {}, rounds=3, warmup=2)
+    assert (conv.name, conv.operator, conv.time_ms) == ("conv1 + relu1", "", 4.0)  # of rounds 3, 4 and 5
     assert (copied.operator, copied.time_ms) == ("Reformat", 0.25)
 
 
-def test_tensorrt_is_told_of_its_profiler_as_it_wants_it(fake_engine):
+def test_the_profiler_of_tensorrt_is_initialized(fake_engine):
     profiler = EngineProfiler("net.engine")
     assert profiler._context.profiler.has_init
 
@@ -129,8 +130,8 @@ def test_an_engine_without_a_gpu_is_refused_in_one_line(onnx_files, tmp_path):
 def test_tensorrt_rtx_has_the_profiler_that_is_written_against():
     trt = pytest.importorskip("tensorrt_rtx")
     log = node_times._layer_log(trt)
-    log.runs.append({})
+    log.passes.append({})
     log.report_layer_time("conv1", 0.5)
     log.report_layer_time("conv1", 0.25)
     assert isinstance(log, trt.IProfiler)
-    assert log.runs == [{"conv1": 0.75}]
+    assert log.passes == [{"conv1": 0.75}]

@@ -58,7 +58,7 @@ def watched(nvml, phases, seconds_apart=1.0):
     return watch.log
 
 
-def test_a_sample_has_what_nvml_tells_and_none_where_it_does_not():
+def test_a_sample_has_none_where_nvml_knows_nothing():
     (sample,) = watched(FakeNvml(power_mw=[301_500], reasons=[4 + 32]), ["measured"]).samples
     assert (sample.sm_clock_mhz, sample.memory_clock_mhz) == (1980, 2619)
     assert sample.power_w == 301.5
@@ -66,7 +66,7 @@ def test_a_sample_has_what_nvml_tells_and_none_where_it_does_not():
     assert sample.throttled_by == ("power limit", "temperature")
 
 
-def test_each_phase_is_seen_and_within_one_only_as_often_as_the_interval_allows():
+def test_each_phase_is_sampled_at_most_once_per_interval():
     log = watched(FakeNvml(), ["before", "warmup", *["measured"] * 5, "after"], seconds_apart=0.2)
     # measured at 0.4 s, then not before 0.4 + 0.5 s: at 1.0 s
     assert [(sample.phase, round(sample.time_s, 1)) for sample in log.samples] == [
@@ -84,7 +84,7 @@ def test_clocks_that_rise_before_the_first_kept_round_are_no_fault():
     assert log.summary == "SM clock 1881 to 1980 MHz, power 300 to 300 W"
 
 
-def test_clocks_that_move_by_more_than_5_percent_are_warned_of_in_one_line():
+def test_clocks_that_move_by_more_than_5_percent_give_a_warning():
     warning = watched(FakeNvml(sm_mhz=[1980, 1880]), ["measured", "after"]).warning
     assert warning.startswith("GPU: not steady, SM clock moved between 1880 and 1980 MHz; lock its clocks")
     assert "\n" not in warning
@@ -99,9 +99,9 @@ def test_an_idle_gpu_is_not_throttled():
     assert watched(FakeNvml(reasons=[1]), ["measured"]).warning is None  # 1: nothing to do
 
 
-def test_measure_shows_the_watch_before_warm_up_every_round_and_after():
+def test_measure_samples_before_warm_up_every_round_and_after():
     class Runner:
-        runtime, device, precision, num_threads = "fake", "cpu", "float32", 1
+        runtime, device, precision, num_threads = "fake", "cpu", "fp32", 1
 
         def prepare(self, inputs):
             return lambda: None

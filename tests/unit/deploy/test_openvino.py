@@ -3,8 +3,9 @@ import sys
 import numpy as np
 import pytest
 
+from command.errors import RequestError
 from deploy import OnnxRunner, engine_from_onnx, onnx_from_module, quantized_onnx, random_inputs, runner_for
-from deploy.openvino import OpenVinoRunner
+from deploy.runtimes.openvino import OpenVinoRunner
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def test_openvino_gives_what_onnx_runtime_gives(net, tensors, tmp_path, hint):
     inputs = random_inputs(session.inputs)
     expected, outputs = session.run(inputs), openvino.run(inputs)
     assert list(outputs) == ["scores", "labels"]
-    limit = 1e-5 if openvino.precision == "float32" else 2e-2
+    limit = 1e-5 if openvino.precision == "fp32" else 2e-2
     np.testing.assert_allclose(outputs["scores"], expected["scores"], rtol=limit)
     assert outputs["labels"].dtype == np.int64
     assert openvino.prepare(inputs)() is None
@@ -38,14 +39,14 @@ def test_outputs_are_not_changed_by_the_next_run(onnx_files):
 def test_the_precision_is_what_really_runs(onnx_files, tmp_path):
     openvino = pytest.importorskip("openvino")
     can_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    assert OpenVinoRunner(onnx_files[0]).precision == "float32"
+    assert OpenVinoRunner(onnx_files[0]).precision == "fp32"
     hinted = OpenVinoRunner(onnx_files[0], precision_hint="bf16")
-    assert hinted.precision == ("bfloat16" if can_bf16 else "float32")
-    quantized_onnx(onnx_files[0], tmp_path / "q.onnx", [random_inputs(hinted.inputs)], form="cpu")
+    assert hinted.precision == ("bf16" if can_bf16 else "fp32")
+    quantized_onnx(onnx_files[0], tmp_path / "q.onnx", [random_inputs(hinted.inputs)], runtime="onnxruntime")
     assert OpenVinoRunner(tmp_path / "q.onnx").precision == "int8"
 
 
-def test_threads_are_what_was_asked_for(onnx_files):
+def test_threads_are_as_requested(onnx_files):
     assert runner_for(onnx_files[0], "openvino", num_threads=1).num_threads == 1
 
 
@@ -61,11 +62,11 @@ def test_wrong_inputs_are_refused(onnx_files):
 
 def test_missing_openvino_says_what_to_install(onnx_files, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(RuntimeError, match=r'openvino is not installed; .*: pip install -e "\.\[openvino\]"'):
+    with pytest.raises(RequestError, match=r'openvino is not installed; .*: pip install "espalier\[openvino\]"'):
         OpenVinoRunner(onnx_files[0])
 
 
-def test_a_file_is_opened_in_the_runtime_of_its_kind_unless_another_is_named(onnx_files):
+def test_a_file_is_opened_in_the_runtime_of_its_kind_by_default(onnx_files):
     assert isinstance(runner_for(onnx_files[0]), OnnxRunner)
     assert isinstance(runner_for(onnx_files[0], "openvino_bf16"), OpenVinoRunner)
 

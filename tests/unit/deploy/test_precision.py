@@ -10,12 +10,13 @@ from torch import nn
 
 from classify.backbones import Architecture
 from deploy import OnnxRunner, engine_from_onnx, onnx_from_module
-from deploy.graph import foreign_operators, load_onnx, precision_of
-from deploy.precision import FORMS, METHODS, quantized_onnx
+from deploy.onnx_file import foreign_operators, load_onnx, precision_of
+from deploy.precision import METHODS, quantized_onnx
 from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 
 SIZE_HW = (64, 64)
+HALVES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 class Small(nn.Module):
@@ -72,9 +73,9 @@ def quantized_convolutions(path):
     return quantized, kept
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_convolutions_are_quantized_and_nothing_else(small_file, batches, tmp_path, form):
-    names = quantized_onnx(small_file, tmp_path / "int8.onnx", batches, form=form)
+@pytest.mark.parametrize("runtime", ["any", "onnxruntime"])
+def test_convolutions_are_quantized_and_nothing_else(small_file, batches, tmp_path, runtime):
+    names = quantized_onnx(small_file, tmp_path / "int8.onnx", batches, runtime=runtime)
     assert len(names) == 2
     assert quantized_convolutions(tmp_path / "int8.onnx") == (["first.weight", "second.weight"], ["rpn_cls.weight"])
     model = load_onnx(tmp_path / "int8.onnx")
@@ -91,17 +92,17 @@ def test_what_stays_float_can_be_chosen_by_weight_or_node(small_file, batches, t
     assert quantized_convolutions(tmp_path / "int8.onnx") == (["rpn_cls.weight"], ["first.weight", "second.weight"])
 
 
-@pytest.mark.parametrize(("form", "types"), [("tensorrt", {TensorProto.INT8}), ("cpu", {TensorProto.UINT8})])
-def test_the_forms_differ_in_activations_biases_and_rectifiers(small_file, batches, tmp_path, form, types):
-    quantized_onnx(small_file, tmp_path / "int8.onnx", batches, form=form)
+@pytest.mark.parametrize(("runtime", "types"), [("any", {TensorProto.INT8}), ("openvino", {TensorProto.UINT8})])
+def test_the_forms_differ_in_activations_biases_and_rectifiers(small_file, batches, tmp_path, runtime, types):
+    quantized_onnx(small_file, tmp_path / "int8.onnx", batches, runtime=runtime)
     graph = load_onnx(tmp_path / "int8.onnx").graph
     arrays = {tensor.name: tensor for tensor in graph.initializer}
     zero_points = [arrays[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
     assert {tensor.data_type for tensor in zero_points} == types
-    if form == "tensorrt":
+    if runtime == "any":
         assert not any(numpy_helper.to_array(tensor).any() for tensor in zero_points)
-    assert (TensorProto.INT32 in {tensor.data_type for tensor in graph.initializer}) == (form == "cpu")
-    assert Counter(node.op_type for node in graph.node)["Relu"] == (2 if form == "tensorrt" else 0)
+    assert (TensorProto.INT32 in {tensor.data_type for tensor in graph.initializer}) == (runtime != "any")
+    assert Counter(node.op_type for node in graph.node)["Relu"] == (2 if runtime == "any" else 0)
 
 
 @pytest.fixture(scope="module")
@@ -113,23 +114,23 @@ def scaling_file(tmp_path_factory):
 
 
 # half a step of x in [-1, 1] times the weight; on the CPU a step of 2 / 255, half of it, and one of y in [-100, 100]
-@pytest.mark.parametrize(("form", "tolerances"), [("tensorrt", (0.5 / 127, 50 / 127)), ("cpu", (0.79, 1.2))])
-def test_errors_are_half_a_step_of_what_is_rounded(scaling_file, tmp_path, form, tolerances):
+@pytest.mark.parametrize(("runtime", "tolerances"), [("any", (0.5 / 127, 50 / 127)), ("onnxruntime", (0.79, 1.2))])
+def test_errors_are_half_a_step_of_what_is_rounded(scaling_file, tmp_path, runtime, tolerances):
     image = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)
-    quantized_onnx(scaling_file, tmp_path / "int8.onnx", [{"image": image}], form=form)
+    quantized_onnx(scaling_file, tmp_path / "int8.onnx", [{"image": image}], runtime=runtime)
     found = OnnxRunner(tmp_path / "int8.onnx").run({"image": image})["y"]
     for channel, (weight, tolerance) in enumerate(zip((1, 100), tolerances, strict=True)):
         difference = np.abs(found[0, channel] - weight * image[0, 0]).max()
         assert 0 < difference <= tolerance + 1e-5
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_largest_products_do_not_overflow(tmp_path, form):
+@pytest.mark.parametrize("runtime", ["any", "onnxruntime"])
+def test_the_largest_products_do_not_overflow(tmp_path, runtime):
     conv = nn.Conv2d(64, 16, 3, bias=False)
     nn.init.ones_(conv.weight)
     image = np.ones((1, 64, 8, 8), np.float32)
     export(conv, tmp_path / "ones.onnx", torch.from_numpy(image))
-    quantized_onnx(tmp_path / "ones.onnx", tmp_path / "int8.onnx", [{"image": image}], form=form)
+    quantized_onnx(tmp_path / "ones.onnx", tmp_path / "int8.onnx", [{"image": image}], runtime=runtime)
     found = OnnxRunner(tmp_path / "int8.onnx").run({"image": image})["y"]
     np.testing.assert_allclose(found, 64 * 9, rtol=0.01)
 
@@ -189,7 +190,7 @@ def with_value(batches, value):
             "calibration batch 1: input 'image' got NaN or infinity; expected finite",
         ),
         (lambda b: b, {"method": "median"}, "method: unknown, got 'median'; expected one of minmax, entropy, percent"),
-        (lambda b: b, {"form": "gpu"}, "form: unknown, got 'gpu'; expected one of tensorrt, cpu"),
+        (lambda b: b, {"runtime": "gpu"}, "runtime: unknown, got 'gpu'; expected one of any, onnxruntime, openvino"),
         (
             lambda b: b,
             {"keep_float": ["*"]},
@@ -294,10 +295,10 @@ def logits_of_proposals(path):
     return [outputs[name] for name in names[:3]]  # the last levels have few pixels
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_detector_finds_in_int8_what_it_finds_in_float(detector_file, tmp_path, form):
+@pytest.mark.parametrize("runtime", ["any", "onnxruntime"])
+def test_a_detector_finds_in_int8_what_it_finds_in_float(detector_file, tmp_path, runtime):
     path = detector_file(torch.float32)
-    names = quantized_onnx(path, tmp_path / "int8.onnx", map(pictures, range(4)), form=form)
+    names = quantized_onnx(path, tmp_path / "int8.onnx", map(pictures, range(4)), runtime=runtime)
     quantized, kept = quantized_convolutions(tmp_path / "int8.onnx")
     assert len(quantized) == len(names) == 20 + 8 + 5  # ResNet-18, FPN, rpn_conv on five levels
     assert sorted(set(kept)) == ["proposals.head.rpn_cls.weight", "proposals.head.rpn_reg.weight"]
@@ -307,27 +308,27 @@ def test_a_detector_finds_in_int8_what_it_finds_in_float(detector_file, tmp_path
         assert np.std(found - expected) < 0.1 * np.std(expected)
 
 
-def test_a_detector_finds_in_float16_what_it_finds_in_float32(detector_file):
+def test_a_detector_finds_in_fp16_what_it_finds_in_fp32(detector_file):
     expected, found = (
         OnnxRunner(detector_file(dtype)).run(pictures(9))["scores"] for dtype in (torch.float32, torch.float16)
     )
     np.testing.assert_allclose(found, expected, atol=0.005)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_no_network_weight_stays_float32_in_a_half_file(detector_file, dtype):
+@pytest.mark.parametrize("dtype", HALVES)
+def test_no_network_weight_stays_fp32_in_a_half_file(detector_file, dtype):
     model = load_onnx(detector_file(dtype))
-    assert precision_of(model) == str(dtype).removeprefix("torch.")
+    assert precision_of(model) == HALVES[dtype]
     networks = ("backbone.", "neck.", "proposals.head.", "detections.head.")
     types = {tensor.data_type for tensor in model.graph.initializer if tensor.name.startswith(networks)}
     assert types == {TensorProto.FLOAT16 if dtype == torch.float16 else TensorProto.BFLOAT16}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_tensorrt_builds_half_precision(detector_file, tmp_path, dtype):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: nothing to build engines with")
     info = engine_from_onnx(detector_file(dtype), tmp_path / "half.engine")
-    assert info.precision == str(dtype).removeprefix("torch.")
+    assert info.precision == HALVES[dtype]
 
 
 def test_tensorrt_builds_its_int8_form(detector_file, tmp_path):

@@ -24,14 +24,14 @@ from deploy.record import Candidate, Conditions, Device, git_commit
 
 
 def candidate(batch, macs, samples_ms, *, runtime="onnxruntime", **others):
-    shared = {"runtime": runtime, "precision": "float32", "batch": batch, "input_shapes": {"image": (batch, 3, 8, 8)}}
+    shared = {"runtime": runtime, "precision": "fp32", "batch": batch, "input_shapes": {"image": (batch, 3, 8, 8)}}
     return Candidate(**shared, macs=macs, latency=latency_from_samples(samples_ms), **others)
 
 
 @pytest.fixture
 def record():
     return Record(
-        version=2,
+        version=1,
         created="2026-01-02T03:04:05Z",
         device=Device(is_gpu=False, name="Some CPU", num_threads=1),
         versions={"python": "3.11.0"},
@@ -74,8 +74,8 @@ def test_table_says_first_that_it_is_not_a_gpus(record):
         "\n"
         f"{title}| speedup (95 % interval) | mac_reduction |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        "| dense | onnxruntime | float32 | 2 | 6.000 | 7.600 | 7.960 | 333.33 | 1.00 | 1.00 |\n"
-        "| slim | onnxruntime | float32 | 2 | 4.000 | 4.000 | 4.000 | 500.00 | 1.50 (1.00 to 2.00) | 3.00 |\n"
+        "| dense | onnxruntime | fp32 | 2 | 6.000 | 7.600 | 7.960 | 333.33 | 1.00 | 1.00 |\n"
+        "| slim | onnxruntime | fp32 | 2 | 4.000 | 4.000 | 4.000 | 500.00 | 1.50 (1.00 to 2.00) | 3.00 |\n"
     )
 
 
@@ -85,7 +85,7 @@ def test_table_of_a_gpu_has_its_copies_its_clocks_and_a_warning(gpu_record):
     assert lines[4] == "SM clock 1980 to 1980 MHz, power 302 to 302 W"
     assert lines[6].startswith("GPU: not steady, throttled by power limit; ")
     assert " p99 | host to device | device to host | images_per_s |" in lines[8]
-    assert lines[10] == "| dense | tensorrt | float32 | 8 | 4.000 | 4.000 | 4.000 | 0.500 | 0.250 | 2000.00 | 1.00 |"
+    assert lines[10] == "| dense | tensorrt | fp32 | 8 | 4.000 | 4.000 | 4.000 | 0.500 | 0.250 | 2000.00 | 1.00 |"
 
 
 def test_rows_are_without_what_is_not_known(record):
@@ -113,27 +113,9 @@ def test_saved_and_loaded_is_the_same(record, gpu_record, tmp_path):
     assert os.listdir(tmp_path / "deep") == ["record.json"]
 
 
-def test_a_record_of_version_1_is_read(record, tmp_path):
-    old = record.model_dump(mode="json", exclude={"gpu"}) | {"version": 1, "reference": "dense"}
-    old["conditions"] |= {"batch": 2, "input_shapes": {"image": [2, 3, 8, 8]}}
-    for one in old["candidates"].values():
-        for key in ("batch", "input_shapes", "reference", "transfers"):
-            del one[key]
-    (tmp_path / "r.json").write_text(json.dumps(old))
-    assert load_record(tmp_path / "r.json") == record
-
-
-@pytest.mark.parametrize("broken", [{"conditions": 3}, {"candidates": 3}, {"candidates": {"dense": 3}}, {}])
-def test_a_malformed_record_of_version_1_is_one_line(broken, tmp_path):
-    (tmp_path / "r.json").write_text(json.dumps({"version": 1, "conditions": {}, "candidates": {}} | broken))
-    with pytest.raises(ValueError, match=r"r\.json: not a readable Record, got .*; expected a record of") as caught:
-        load_record(tmp_path / "r.json")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("change", "fault"),
-    [({"version": 3}, "version: Input should be 2"), ({"extra": 1}, "extra: Extra"), ({"created": "x"}, "created: ")],
+    [({"version": 2}, "version: Input should be 1"), ({"extra": 1}, "extra: Extra"), ({"created": "x"}, "created: ")],
 )
 def test_another_version_or_a_malformed_record_is_one_line(record, tmp_path, change, fault):
     (tmp_path / "r.json").write_text(json.dumps(record.model_dump(mode="json") | change))

@@ -2,8 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy import OnnxRunner, roofline
-from deploy.roofline import measure_roofline
+from deploy import OnnxRunner
+from deploy.explain import roofline
+from deploy.explain.roofline import measure_roofline
 
 
 def test_the_ceilings_follow_from_the_fastest_times(onnx_files, monkeypatch):
@@ -20,7 +21,7 @@ def test_the_ceilings_follow_from_the_fastest_times(onnx_files, monkeypatch):
     assert found.macs_per_s == pytest.approx(1024**3 / 0.020)
     assert found.bytes_per_s == pytest.approx(2 * 4 * 2**24 / 0.010)  # read and written, 4 bytes each
     assert found.macs_per_byte == pytest.approx(1024**3 / 0.020 / (8 * 2**24 / 0.010))
-    assert (found.precision, found.matrix_side) == ("float32", 1024)
+    assert (found.precision, found.matrix_side) == ("fp32", 1024)
 
 
 def test_a_cpu_has_ceilings_of_a_cpu(onnx_files):

@@ -9,10 +9,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from classify.backbones import Architecture, build_classifier
-from classify.checkpoint import ModelCard, read_weights, save_model
-from classify.commands import origin, training_folder
-from classify.config import read_config
+from classify.checkpoint import ModelCard, Preprocessing, read_weights, save_model
+from classify.provenance import origin
 from classify.pruning import prune_classifier
+from command.config import read_config
+from command.folders import training_folder
 from detect import load_detector, save_detector
 from detect.cli import app
 from detect.config import CocoData, DetectorTraining
@@ -54,7 +55,7 @@ def slim_classifier(tmp_path):
     """The model file of a slim ResNet-18."""
     torch.manual_seed(0)
     arch = Architecture("resnet18", 3, 16)
-    card = ModelCard("classifier", arch.to_dict(), ("a", "b", "c"), {"image_size": 32})
+    card = ModelCard("classifier", arch, ("a", "b", "c"), Preprocessing((32, 32)))
     slim, slim_card, _ = prune_classifier(build_classifier(arch), card, 0.5)
     save_model(tmp_path / "slim.safetensors", slim, slim_card)
     return tmp_path / "slim.safetensors"

@@ -93,7 +93,7 @@ def test_the_missing_part_of_a_coco_file_is_named(write_coco, key):
 
 
 @pytest.mark.parametrize("field", list(BOX))
-def test_boxes_without_a_field_that_training_or_evaluation_reads_are_refused(write_coco, field):
+def test_boxes_without_a_required_field_are_refused(write_coco, field):
     row = {name: value for name, value in BOX.items() if name != field}
     with pytest.raises(
         ValueError, match=rf"not COCO format, annotations\[1\]\.{field} is missing, got {{.*}}; expected"

@@ -5,15 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from deploy.agreement import agreement
 from detect.data import read_annotations
-from detect.evaluate import (
-    Detections,
-    agreement,
-    coco_map,
-    coco_rows,
-    detections_by_graph,
-    evaluate_detector,
-)
+from detect.evaluate import Detections, coco_map, coco_rows, detections_by_graph, evaluate_detector
 from detect.fixed_shape import FixedShapeDetector
 
 ZEROS = {"map": 0.0, "map50": 0.0, "map75": 0.0}
@@ -48,16 +42,16 @@ def test_the_reference_detections_get_the_reference_figures(shared_data):
     assert found == pytest.approx({"map": 0.504581, "map50": 0.696973, "map75": 0.572982}, abs=1e-6)
 
 
-def test_no_detections_are_worth_nothing(scenes):
+def test_no_detections_score_0(scenes):
     assert coco_map(scenes.annotations, []) == ZEROS
 
 
-def test_all_boxes_found_are_worth_one(scenes):
+def test_all_boxes_found_score_1(scenes):
     found = coco_map(scenes.annotations, perfect_rows(scenes.annotations))
     assert found == pytest.approx({"map": 1.0, "map50": 1.0, "map75": 1.0})
 
 
-def test_boxes_of_another_class_are_worth_nothing(two_images):
+def test_boxes_of_another_class_score_0(two_images):
     data = read_annotations(two_images.annotations)
     data["categories"].append({"id": 4, "name": "dog"})
     two_images.annotations.write_text(json.dumps(data))
@@ -154,7 +148,7 @@ def test_detections_in_another_order_agree():
     assert agreement(expected, swapped) == (2, 2)  # the unused place does not count
 
 
-def test_one_found_box_stands_for_one_expected_box_alone():
+def test_one_found_box_matches_one_expected_box_only():
     expected = outputs([[0, 0, 9, 9], [0, 0, 9, 9.05]], [0.9, 0.9], [0, 0])
     assert agreement(expected, outputs([[0, 0, 9, 9], [0, 0, 0, 0]], [0.9, 0.0], [0, -1])) == (1, 2)
 

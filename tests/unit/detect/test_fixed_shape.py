@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from detect.fixed_shape import FixedShapeDetector, RunsOn
+from detect.fixed_shape import FixedShapeDetector, GraphRuntime
 from detect.ops import install_ops
 
 SIZE_HW = (128, 160)
@@ -96,10 +96,10 @@ def assert_finds_the_same(detector: Any, sizes_hw: list[tuple[int, int]], **opti
     return counts
 
 
-@pytest.mark.parametrize("runs_on", get_args(RunsOn))
+@pytest.mark.parametrize("runtime", get_args(GraphRuntime))
 @pytest.mark.parametrize("sizes_hw", [[(128, 160)], [(128, 160), (90, 131)], [(128, 160), (128, 97), (33, 160)]])
-def test_finds_what_mmdet_finds(detector: Any, sizes_hw: list[tuple[int, int]], runs_on: str) -> None:
-    assert set(assert_finds_the_same(detector, sizes_hw, runs_on=runs_on)) == {100}
+def test_finds_what_mmdet_finds(detector: Any, sizes_hw: list[tuple[int, int]], runtime: str) -> None:
+    assert set(assert_finds_the_same(detector, sizes_hw, runtime=runtime)) == {100}
 
 
 def test_finds_what_mmdet_finds_where_few_are_above_the_threshold(detector: Any) -> None:

@@ -9,6 +9,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
+from classify.checkpoint import Preprocessing
 from detect import save_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.foreign import load_foreign
@@ -73,7 +74,7 @@ def test_a_stock_detector_finds_at_fixed_shape_what_it_finds_in_mmdet(write, nam
     config, checkpoint = write(name, with_meta(dataset_meta={"classes": NAMES}), scale)
     detector, card = load_foreign(config, checkpoint)
     assert (card.kind, card.classes) == ("detector", NAMES)
-    assert card.preprocessing == {"image_size_hw": [800, 1344], "keep_ratio": True}
+    assert card.preprocessing == Preprocessing((800, 1344))
     image = torch.rand(1, 3, *SIZE_HW, generator=torch.Generator().manual_seed(1)) * 255
     boxes, scores, labels = FixedShapeDetector(detector, SIZE_HW, nms_rounds=60)(image, torch.tensor([SIZE_HW]).float())
     net = reference(config, checkpoint)
@@ -107,21 +108,21 @@ CLASSES = "from mmdet.datasets.transforms import FixScaleResize\ntest_pipeline =
 @pytest.mark.parametrize(
     ("more", "size_hw", "keep_ratio"),
     [
-        (pipeline(resize(scale=(800, 1333), keep_ratio=True)), [800, 1344], True),
-        (pipeline(resize(scale=(640, 640), keep_ratio=True)), [640, 640], True),
-        (pipeline(resize(scale=(1000, 600), keep_ratio=True)), [608, 1024], True),
-        (PADS_TO_64 + pipeline(resize(scale=(1333, 800), keep_ratio=True)), [832, 1344], True),
-        (pipeline({"type": "mmdet.Resize", "scale": 300}), [320, 320], False),
-        (pipeline(resize(scale_factor=2.0)), [800, 1344], True),
-        (WRAPPED, [480, 640], False),
-        (f"{NONE}data = dict(test=dict(pipeline={[OLD]}))", [608, 1024], True),
-        (f"{NONE}data = dict(test=dict(pipeline={[OLD_SCALES]}))", [800, 1344], True),
-        (f"{NONE}{CLASSES}", [96, 96], False),
-        (NONE, [800, 1344], True),
+        (pipeline(resize(scale=(800, 1333), keep_ratio=True)), (800, 1344), True),
+        (pipeline(resize(scale=(640, 640), keep_ratio=True)), (640, 640), True),
+        (pipeline(resize(scale=(1000, 600), keep_ratio=True)), (608, 1024), True),
+        (PADS_TO_64 + pipeline(resize(scale=(1333, 800), keep_ratio=True)), (832, 1344), True),
+        (pipeline({"type": "mmdet.Resize", "scale": 300}), (320, 320), False),
+        (pipeline(resize(scale_factor=2.0)), (800, 1344), True),
+        (WRAPPED, (480, 640), False),
+        (f"{NONE}data = dict(test=dict(pipeline={[OLD]}))", (608, 1024), True),
+        (f"{NONE}data = dict(test=dict(pipeline={[OLD_SCALES]}))", (800, 1344), True),
+        (f"{NONE}{CLASSES}", (96, 96), False),
+        (NONE, (800, 1344), True),
     ],
 )
 def test_the_size_is_that_of_the_test_pipeline(write, more, size_hw, keep_ratio):
-    assert load_foreign(*write(more=more))[1].preprocessing == {"image_size_hw": size_hw, "keep_ratio": keep_ratio}
+    assert load_foreign(*write(more=more))[1].preprocessing == Preprocessing(size_hw, keep_ratio=keep_ratio)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_checkpoint_that_training_left_is_read_with_its_log(tiny, classes, sce
     methods = dict(HistoryBuffer._statistics_methods)
     found, found_card = load_foreign(tmp_path / "det.py", checkpoint)
     assert HistoryBuffer._statistics_methods == methods  # reading such a log would change those of every other
-    assert (found_card.classes, found_card.preprocessing["image_size_hw"]) == (classes, [128, 128])
+    assert (found_card.classes, found_card.preprocessing.image_hw) == (classes, (128, 128))
     torch.testing.assert_close(found.state_dict(), detector.state_dict())
 
 
@@ -198,7 +199,7 @@ def test_a_config_of_which_no_detector_of_ours_comes_is_refused(tmp_path, text, 
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files_are_told_of(write, tmp_path):
+def test_missing_files_are_named(write, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.py: no such file; expected a config of mmdet"):
         load_foreign(tmp_path / "none.py", tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):

@@ -38,7 +38,7 @@ def test_the_neck_reads_what_a_slim_backbone_gives(slim):
 
 def test_settings_reach_the_detector(tiny):
     detector, card = tiny()
-    assert card.preprocessing["image_size_hw"] == [128, 128]
+    assert card.preprocessing.image_hw == (128, 128)
     assert detector.neck.out_channels == 16
     assert detector.rpn_head.prior_generator.base_anchors[0][1].tolist() == [-8, -8, 8, 8]  # scale 4 at stride 4
     assert detector.rpn_head.test_cfg.max_per_img == 50
@@ -104,7 +104,7 @@ print(type(init_detector(config, sys.argv[2], device="cpu").backbone).__name__)
 
 def test_a_classifier_given_as_detector_is_refused(tmp_path):
     architecture = Architecture("resnet18", 2, 8)
-    card = ModelCard("classifier", architecture.to_dict(), ("a", "b"))
+    card = ModelCard("classifier", architecture, ("a", "b"))
     save_model(tmp_path / "c.safetensors", build_classifier(architecture), card)
     with pytest.raises(ValueError, match=r"c\.safetensors: holds a classifier; expected a detector"):
         load_detector(tmp_path / "c.safetensors")

@@ -71,5 +71,5 @@ def test_the_stand_in_has_every_operator_but_no_dunder_names():
     assert not hasattr(stand_in, "__wrapped__")
 
 
-def test_mmcv_is_told_that_there_are_no_compiled_operators():
+def test_mmcv_learns_that_there_are_no_compiled_operators():
     assert check_ops_exist() is False

@@ -22,7 +22,7 @@ def test_every_ordering_transfers_once_and_before_the_detector_trains(ordering):
 
 
 @pytest.mark.parametrize("ordering", ["prune_transfer", "scratch_transfer"])
-def test_the_classifier_is_pruned_and_trained_again_before_it_is_transferred(ordering):
+def test_the_classifier_is_pruned_and_finetuned_before_the_transfer(ordering):
     names = steps(ordering)
     budget = {"prune_transfer": "finetune_classifier", "scratch_transfer": "scratch_classifier"}[ordering]
     assert names.index("prune_classifier") < names.index(budget) < names.index("transfer")

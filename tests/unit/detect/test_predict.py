@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detect.fitting import read_image
-from detect.predict import Found, draw, input_files, picture_name, predict
+from deploy.detector import Found
+from deploy.fitting import read_image
+from deploy.pictures import draw, input_files, picture_name
+from detect.predict import predict
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def pictures(scenes):
     return (read_image(file) for file in input_files([scenes.images]))
 
 
-def test_a_folder_stands_for_its_images_in_order(tmp_path, photo):
+def test_a_folder_gives_its_images_in_order(tmp_path, photo):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.JPG")
     (tmp_path / "notes.txt").write_text("no image")
     assert input_files([tmp_path]) == [tmp_path / "a.JPG", photo]

@@ -81,7 +81,7 @@ def test_a_stage_can_be_skipped(tiny):
     slim_detector, _, pruned = prune_detector(*tiny(), 0.5, skip=("backbone.net.layer4.*",))
     assert [conv.conv.in_channels for conv in slim_detector.neck.lateral_convs] == [4, 8, 16, 64]
     reasons = {d.group: d.reason for d in pruned.untouched}
-    assert reasons["backbone.net.layer4.0.conv1"] == "skipped as asked (backbone.net.layer4.*)"
+    assert reasons["backbone.net.layer4.0.conv1"] == "skipped by the recipe (backbone.net.layer4.*)"
 
 
 def test_backbone_layers_go_by_the_classifiers_names(tiny):
@@ -116,5 +116,5 @@ def test_a_slim_detector_trains_and_evaluates_through_the_runner(slim, scenes, s
 
 
 def test_pruning_a_slim_detector_is_refused(slim):
-    with pytest.raises(ValueError, match="detector: slim already; expected a dense one to prune"):
+    with pytest.raises(ValueError, match="detector: slim already; expected a dense model"):
         prune_detector(slim[0], slim[1], 0.5)

@@ -32,7 +32,7 @@ def test_another_seed_gives_other_pictures_and_boxes(tmp_path):
     assert all(first[name] != second[name] for name in first)
 
 
-def test_pictures_have_the_size_that_was_asked_for(scenes):
+def test_pictures_have_the_requested_size(scenes):
     data = read_annotations(scenes.annotations)
     assert [pixels(scenes, image).shape for image in data["images"]] == [(96, 120, 3)] * 8
 

@@ -75,18 +75,18 @@ def test_it_trains_on_and_is_evaluated(whole, scenes, schedule, tmp_path):
 
 def test_its_graph_of_fixed_shapes_costs_what_the_traced_layers_cost(whole):
     detector, card, _ = whole
-    size_hw = tuple(card.preprocessing["image_size_hw"])
+    size_hw = card.preprocessing.image_hw
     graph = FixedShapeDetector(detector, size_hw)
-    traced = TracedDetector(detector, card.preprocessing["settings"]["num_proposals"])
+    traced = TracedDetector(detector, card.settings["num_proposals"])
     assert cost_of(graph, graph.example_inputs()).macs == cost_of(traced, (torch.zeros(1, 3, *size_hw),)).macs
 
 
 def test_a_limit_is_on_the_whole_detector_at_its_own_size(tiny):
     detector, card = tiny()
-    graph = FixedShapeDetector(detector, card.preprocessing["image_size_hw"])
+    graph = FixedShapeDetector(detector, card.preprocessing.image_hw)
     limit = cost_of(graph, graph.example_inputs()).macs // 2
     slim, _, _ = prune_detector(detector, card, max_macs=limit, parts=PARTS)
-    graph = FixedShapeDetector(slim, card.preprocessing["image_size_hw"])
+    graph = FixedShapeDetector(slim, card.preprocessing.image_hw)
     assert 0.95 * limit < cost_of(graph, graph.example_inputs()).macs <= limit
 
 

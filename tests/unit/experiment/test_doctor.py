@@ -154,7 +154,7 @@ def test_missing_detector_library_is_missing(monkeypatch):
         (SimpleNamespace(), "not compiled; nms and RoIAlign come from torchvision (detect.ops)"),
     ],
 )
-def test_compiled_operators_and_the_stand_in_are_told_apart(monkeypatch, operators, detail):
+def test_compiled_operators_differ_from_the_stand_in(monkeypatch, operators, detail):
     monkeypatch.setitem(sys.modules, "mmcv._ext", operators)
     assert found("mmcv operators").detail == detail
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from classify.backbones import Architecture, build_classifier
-from classify.checkpoint import ModelCard, read_card, save_model
+from classify.checkpoint import ModelCard, Preprocessing, read_card, save_model
 from classify.synthetic import SHAPES, write_shapes
+from command.config import read_config
 from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
-from experiment.config import load_config
+from experiment.config import ExperimentConfig
 from experiment.data import Data
 from experiment.pipeline import make_plan
 from experiment.run import check_experiment
@@ -20,7 +21,7 @@ QUICKSTART = Path(__file__).parents[3] / "configs/experiment/quickstart.py"
 
 
 def plan(*overrides):
-    return make_plan(load_config(QUICKSTART, overrides), StageStore(Path("nowhere")))
+    return make_plan(read_config(QUICKSTART, overrides, ExperimentConfig), StageStore(Path("nowhere")))
 
 
 def names(stages):
@@ -107,13 +108,13 @@ def test_the_calibration_counts_for_criteria_that_measure_on_data_alone():
 
 
 def test_the_check_before_any_work_needs_no_data(tmp_path):
-    check_experiment(load_config(QUICKSTART, ["pruning.criterion=taylor"]), tmp_path)
+    check_experiment(read_config(QUICKSTART, ["pruning.criterion=taylor"], ExperimentConfig), tmp_path)
 
 
 def test_a_criterion_that_cannot_rank_the_backbone_is_refused_before_any_work(tmp_path):
     backbone = "backbone={'name': 'convnext_tiny', 'base_channels': 64}"  # without BatchNorm
     with pytest.raises(ValueError, match=r"^features\.\S+: BatchNormScale cannot rank this group"):
-        check_experiment(load_config(QUICKSTART, [backbone, "pruning.criterion=bn_scale"]), tmp_path)
+        check_experiment(read_config(QUICKSTART, [backbone, "pruning.criterion=bn_scale"], ExperimentConfig), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +129,13 @@ def data(tmp_path_factory):
 def pruning_job(data, source, criterion, seed=0):
     calibration = "pruning.calibration={'batch_size': 4, 'num_batches': 2}"
     overrides = (f"pruning.criterion={criterion}", calibration, "classification.image_size=32")
-    return Job(load_config(QUICKSTART, overrides), seed, 0.5, "finetune", data, source)
+    return Job(read_config(QUICKSTART, overrides, ExperimentConfig), seed, 0.5, "finetune", data, source)
 
 
 def write_classifier(folder):
     arch = Architecture("resnet18", len(SHAPES), 16)
     torch.manual_seed(0)
-    save_model(
-        folder / MODEL, build_classifier(arch), ModelCard("classifier", arch.to_dict(), SHAPES, {"image_size": 32})
-    )
+    save_model(folder / MODEL, build_classifier(arch), ModelCard("classifier", arch, SHAPES, Preprocessing((32, 32))))
     (folder / "stage.json").write_text(json.dumps({"figures": {"macs": 1}}))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from classify.backbones import Architecture, build_classifier
-from classify.checkpoint import ModelCard, save_model
+from classify.checkpoint import ModelCard, Preprocessing, save_model
 from detect import DetectorSettings, new_detector, save_detector
 from experiment.commands import prune_file, prune_table
 from experiment.config import PruneConfig
@@ -14,9 +14,7 @@ CLASSES = ("cat", "dog")
 
 
 def save_classifier(path, net):
-    save_model(
-        path, net, ModelCard("classifier", Architecture("resnet18", 2, 8).to_dict(), CLASSES, {"image_size": 32})
-    )
+    save_model(path, net, ModelCard("classifier", Architecture("resnet18", 2, 8), CLASSES, Preprocessing((32, 32))))
     return path
 
 

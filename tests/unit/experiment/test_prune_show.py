@@ -5,13 +5,13 @@ import torch
 from typer.testing import CliRunner
 
 from classify.backbones import Architecture, build_classifier
-from classify.checkpoint import ModelCard, save_model
+from classify.checkpoint import ModelCard, Preprocessing, save_model
 from classify.pruning import prune_classifier
 from detect import DetectorSettings, new_detector, save_detector
 from detect.pruning import TracedDetector, prune_detector
 from experiment.cli import app
 from prune import cost_of, prune_model
-from prune.presets import PRESETS
+from prune.choose.presets import PRESETS
 
 
 def show(*arguments):
@@ -49,7 +49,7 @@ def preset():
 def classifier():
     """A narrow classifier, its card, and both again with half of the channels."""
     arch = Architecture("resnet18", 6, 16)
-    card = ModelCard("classifier", arch.to_dict(), tuple("abcdef"), {"image_size": 32})
+    card = ModelCard("classifier", arch, tuple("abcdef"), Preprocessing((32, 32)))
     net = build_classifier(arch)
     return (net, card), prune_classifier(net, card, 0.5)[:2]
 
@@ -117,9 +117,9 @@ def test_the_summary_counts_what_gains_nothing_and_what_gains_less():
     assert "A GPU gains next to nothing on 21 of 37 layers, and less than the MACs say on 16 of the others." in lines
 
 
-def test_where_to_go_on_is_said_on_standard_error():
+def test_the_next_command_is_on_standard_error():
     assert show("resnet56-A", "--json").stderr.endswith(
-        "explained resnet56-A\nnext: espalier prune configs/prune/l1_half.py MODEL.safetensors\n"
+        "explained resnet56-A\nnext: espalier prune l1_half MODEL.safetensors\n"
     )
 
 
@@ -128,7 +128,7 @@ def test_a_network_for_cifar_has_cifar_s_size_and_classes():
     assert shown("vgg16-A", "--image-size", 64)["image_hw"] == [64, 64]
 
 
-def test_a_spec_tells_what_the_slim_model_costs(tmp_path):
+def test_a_spec_gives_the_costs_of_the_slim_model(tmp_path):
     dense, image = build_classifier(Architecture("resnet18", 1000)), torch.zeros(1, 3, 64, 64)
     pruned = prune_model(dense, (image,), 0.5, skip=["layer1.*"])
     (tmp_path / "spec.json").write_text(pruned.spec.to_json())
@@ -153,12 +153,12 @@ def test_a_slim_classifier_is_compared_with_its_dense_architecture(classifier, t
     assert f"next: espalier deploy export {tmp_path}/slim.safetensors\n" in result.stderr
 
 
-def test_a_dense_model_is_shown_with_nothing_slow(classifier, tmp_path):
+def test_a_dense_model_has_no_slow_layers(classifier, tmp_path):
     save_model(tmp_path / "net.safetensors", *classifier[0])
     result = show(tmp_path / "net.safetensors")
     assert "\nNothing was pruned.\n" in result.stdout
     assert "not pruned yet, tied to other layers" in result.stdout
-    assert f"next: espalier prune configs/prune/l1_half.py {tmp_path}/net.safetensors\n" in result.stderr
+    assert f"next: espalier prune l1_half {tmp_path}/net.safetensors\n" in result.stderr
     assert {row["slow"] for row in shown(tmp_path / "net.safetensors")["layers"]} == {None}
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import ExifTags, Image
 from rich.console import Console
 
-from experiment import pictures, plots, report
+from experiment import plots, report, report_pictures
 
 NASTY = "<script>alert('x')</script>"
 
@@ -25,7 +25,7 @@ def make_row(ordering: str, budget: str | None, **changes: Any) -> dict[str, Any
         "name": f"{ordering}-{budget}" if budget else ordering, "ordering": ordering, "budget": budget,
         "method": "l1" if budget else None, "prune_ratio": 0.5 if budget else 0.0, "seed": 0,
         "map": 0.6, "map50": 0.9, "map_framework": 0.6004, "top1": 0.88, "macs": 500_000_000, "params": 4_000_000,
-        "runtime": "onnxruntime", "precision": "float32",
+        "runtime": "onnxruntime", "precision": "fp32",
         "latency_ms": 10.0, "latency_p90_ms": 11.0, "latency_p99_ms": 12.0,
         "speedup": 1.5, "speedup_low": 1.4, "speedup_high": 1.6, "mac_reduction": 3.0, "device": "AMD EPYC 7B13",
         "train_epochs": {"train_detector": 12, "finetune_detector": 8},
@@ -51,7 +51,7 @@ def make_results(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "rows": rows,
         "latency": {
             "device": "cpu: AMD EPYC 7B13 (2 threads)", "is_gpu": False, "runtime": "onnxruntime 1.31",
-            "precision": "float32", "input_shape": [1, 3, 256, 256], "warmup": 5, "rounds": 50, "order": "alternating",
+            "precision": "fp32", "input_shape": [1, 3, 256, 256], "warmup": 5, "rounds": 50, "order": "alternating",
         },
         "pictures": [], "notes": [],
     }
@@ -149,14 +149,14 @@ def test_names_cannot_inject_markup(page: str) -> None:
     assert page.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;") >= 3
 
 
-def test_only_scores_from_the_threshold_are_shown(page: str) -> None:
+def test_only_scores_from_the_threshold_are_drawn(page: str) -> None:
     assert ">0.93</text>" in page
     assert "0.29" not in page
 
 
 def test_panels_are_truth_then_dense_then_slim(tmp_path: Path) -> None:
     names = ["dense", "transfer_prune-finetune"]
-    picture = pictures.prepare(make_pictures(tmp_path)[0], ["circle", "square"], names, tmp_path)
+    picture = report_pictures.prepare(make_pictures(tmp_path)[0], ["circle", "square"], names, tmp_path)
     assert [panel.title for panel in picture.panels] == ["ground truth", *names]
     assert picture.panels[1].boxes[0].title == "square 0.93"
     # x 4 to 24, y 20 to 40
@@ -177,7 +177,7 @@ def test_a_turned_photograph_is_drawn_upright(tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.jpg", exif=exif)
     picture = {"file": "a.jpg", "size_hw": [64, 48], "truth": [], "detections": {}}
-    data = pictures.prepare(picture, [], [], tmp_path).uri.partition(",")[2]
+    data = report_pictures.prepare(picture, [], [], tmp_path).uri.partition(",")[2]
     with Image.open(io.BytesIO(base64.b64decode(data))) as drawn:
         assert drawn.size == (48, 64)
         top, bottom = (drawn.convert("RGB").getpixel((24, y)) for y in (8, 56))
@@ -214,7 +214,7 @@ def test_seeds_become_mean_and_sample_deviation() -> None:
     assert dict(zip(header, dense, strict=True))["seeds"] == "0"
 
 
-def test_ratios_are_told_apart_only_where_they_differ() -> None:
+def test_ratios_are_named_only_where_they_differ() -> None:
     two = cells_of(report.table_markdown(make_results([DENSE, SLIM, SLIM | {"prune_ratio": 0.7}])))
     assert [row[2] for row in two if row[2] != "---"] == ["prune_ratio", "0.0", "0.5", "0.7"]
     assert "prune_ratio" not in report.table_markdown(make_results([DENSE, SLIM]))

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from classify.backbones import Architecture
 from classify.checkpoint import load_classifier, save_model
-from classify.config import read_config
-from classify.locks import locked
 from classify.synthetic import SHAPES, write_shapes
 from classify.train import Schedule
+from command.config import read_config
+from command.folders import locked
 from detect import DetectorSettings, load_detector, new_detector, save_detector
 from detect.data import CocoSet
 from detect.evaluate import evaluate_detector
@@ -127,13 +127,13 @@ def test_the_command_shows_every_group_and_what_to_do_next(finished, classifier)
     folder, result = finished
     text = " ".join(result.stdout.replace("│", " ").split())
     assert "layer4.1.conv1 128" in text
-    assert "not measured: layer1.0.conv1, layer1.1.conv1 (skipped as asked (layer1.?.conv1))" in text
+    assert "not measured: layer1.0.conv1, layer1.1.conv1 (skipped by the recipe (layer1.?.conv1))" in text
     assert f"wrote {folder / 'sensitivity.png'}, and its figures beside it\nnext: espalier prune" in result.stderr
     next_line = result.stderr.strip().splitlines()[-1].removeprefix("next: ")
     words = [word.replace("configs/", f"{ROOT}/configs/") for word in shlex.split(next_line)[1:]]
     pruned = json.loads(invoke(*words, "--out", folder.parent / "slim.safetensors", "--json").stdout)
     reasons = {group["group"]: group["reason"] for group in pruned["groups"]}
-    assert reasons["layer1.0.conv1"] == "skipped as asked (layer1.?.conv1)"
+    assert reasons["layer1.0.conv1"] == "skipped by the recipe (layer1.?.conv1)"
     for curve in figures_in(folder)["curves"]:
         lost_too_much = curve["points"][1]["drop"] > 0.05
         assert (reasons[curve["group"]] is not None) == lost_too_much
@@ -261,7 +261,7 @@ def test_a_slim_model_is_refused(config, classifier, command, tmp_path):
     slim = tmp_path / "slim.safetensors"
     invoke("prune", ROOT / "configs/prune/l1_half.py", classifier, "--out", slim)
     code, _, err = command("prune", "sensitivity", config, slim)
-    assert (code, err) == (2, f"espalier: {slim}: slim already; expected a dense model to study\n")
+    assert (code, err) == (2, f"espalier: {slim}: slim already; expected a dense model\n")
 
 
 def test_a_detector_is_studied_in_all_its_parts(detector, scenes, tmp_path):
@@ -295,7 +295,7 @@ def test_a_detector_is_studied_on_some_images_of_a_coco_set(detector, scenes, tm
     assert {row["image_id"] for row in looked_at["annotations"]} == {0, 2}
     assert [curve["group"] for curve in figures["curves"]] == [f"roi_head.bbox_head.shared_fcs.{i}" for i in (0, 1)]
     reasons = {decision["group"]: decision["reason"] for decision in figures["untouched"]}
-    assert reasons["backbone.net.conv1"] == "skipped as asked (backbone.*)"
+    assert reasons["backbone.net.conv1"] == "skipped by the recipe (backbone.*)"
     net, card = load_detector(detector)
     some = CocoSet(tmp_path / "out/annotations.json", scenes.images)
     assert figures["score"] == evaluate_detector(net, card, some, tmp_path / "work")["map"]
@@ -323,7 +323,7 @@ def test_images_without_objects_are_refused(detector, scenes, command, tmp_path)
     )
     code, _, err = command("prune", "sensitivity", config, detector, "--out", tmp_path / "out")
     assert code == 2
-    assert "num_images: too few, the 1 looked at show no object; expected more" in err
+    assert "num_images: the 1 images hold no boxes; expected more images" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -343,7 +343,7 @@ def test_the_next_command_names_what_differs():
     )
     figures = {"kind": "classifier", "recommendation": {"skip": ["layer2.0.conv1"]}}
     assert next_command(Path("my net.safetensors"), config, figures) == (
-        "espalier prune configs/prune/l1_half.py 'my net.safetensors' --set prune_ratio=0.3 "
+        "espalier prune l1_half 'my net.safetensors' --set prune_ratio=0.3 "
         '--set \'criterion="l2"\' --set \'skip=("conv1", "layer2.0.conv1",)\''
     )
 

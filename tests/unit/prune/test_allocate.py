@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from prune import Group, Member
-from prune.allocate import allocate, kept_channels, num_kept, protected
-from prune.recipe import Recipe
+from prune.choose.allocate import Ranked, allocate, must_stay, num_kept
+from prune.choose.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,11 @@ def test_multiple_below_one_is_refused(round_to):
         num_kept(8, 0.5, round_to)
 
 
+def ranked(scores):
+    """All channels may go."""
+    return Ranked(scores, torch.zeros(len(scores), dtype=torch.bool))
+
+
 @pytest.mark.parametrize(
     ("scores", "num", "expected"),
     [
@@ -71,7 +76,11 @@ def test_multiple_below_one_is_refused(round_to):
     ],
 )
 def test_highest_scores_are_kept_and_ties_keep_the_lower_index(scores, num, expected):
-    assert kept_channels(torch.tensor(scores), num).tolist() == expected
+    assert ranked(torch.tensor(scores)).kept(num).tolist() == expected
+
+
+def test_channels_that_must_stay_come_before_higher_scores():
+    assert Ranked(torch.tensor([1.0, 9.0, 2.0]), torch.tensor([True, False, True])).kept(2).tolist() == [0, 2]
 
 
 def two_groups():
@@ -82,8 +91,8 @@ def two_groups():
 SCORES = {"a": torch.tensor([3.0, 1.0, 2.0, 4.0]), "b": torch.tensor([0.5, 1.5, 2.5, 3.5, 4.5, 5.5])}
 
 
-def kept_of(groups, budget, cost=None, scores=SCORES):
-    shares = allocate(groups, scores, Recipe(**budget), cost)
+def kept_of(groups, amount, cost=None, scores=SCORES):
+    shares = allocate(groups, {name: ranked(s) for name, s in scores.items()}, Recipe(**amount), cost)
     return {name: share.num_kept for name, share in shares.items()}
 
 
@@ -172,12 +181,12 @@ def test_nothing_to_share_out_is_no_error(ranking):
 @pytest.mark.parametrize(
     ("min_channels", "expected"),
     [
-        (1, [1.0, torch.inf, torch.inf, 3.0, 4.0]),
-        (2, [torch.inf, torch.inf, torch.inf, 3.0, torch.inf]),
-        (9, [torch.inf] * 5),
+        (1, [False, True, True, False, False]),
+        (2, [True, True, True, False, True]),
+        (9, [True] * 5),
     ],
 )
-def test_best_channels_of_layers_that_write_only_a_part_are_out_of_reach(min_channels, expected):
+def test_the_best_channels_of_layers_that_write_only_a_part_stay(min_channels, expected):
     indices = torch.arange
     members = (
         Member("part", "out", indices(2), torch.tensor([0, 1])),
@@ -186,5 +195,4 @@ def test_best_channels_of_layers_that_write_only_a_part_are_out_of_reach(min_cha
         Member("reader", "in", indices(2), torch.tensor([3, 4])),
     )
     scores = torch.tensor([1.0, 2.0, 5.0, 3.0, 4.0])
-    assert protected(Group("part", 5, members), scores, min_channels).tolist() == expected
-    assert scores.isfinite().all()
+    assert must_stay(Group("part", 5, members), scores, min_channels).tolist() == expected

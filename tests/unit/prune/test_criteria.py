@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from prune import Group, Member, find_groups
-from prune.criteria import CRITERIA, REDUCTIONS, L1Norm, group_scores, make_criterion
+from prune.choose.criteria import CRITERIA, REDUCTIONS, L1Norm, group_scores, make_criterion
 
 
 def fill(layer, *filters):

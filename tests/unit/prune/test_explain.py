@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from prune import narrowed_model, prune_model
-from prune.explain import Finding, explain, untouched_reasons
+from prune.explain import explain, untouched_reasons
+from prune.layer_rows import Finding
 
 OUTPUT = "its channels are an output of the model"
 MAPS = torch.zeros(1, 3, 8, 8)  # 64 positions

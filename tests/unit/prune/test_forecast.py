@@ -7,8 +7,14 @@ import torch
 
 from classify.backbones import Architecture, build_classifier
 from prune import PruneSpec, cost_of, find_groups, slim_model
-from prune.allocate import kept_channels
-from prune.forecast import Forecast
+from prune.choose.allocate import Ranked
+from prune.choose.forecast import Forecast
+
+
+def ranked_of(groups):
+    generator = torch.Generator().manual_seed(0)
+    sizes = {group.name: group.num_channels for group in groups}
+    return {n: Ranked(torch.rand(num, generator=generator), torch.zeros(num) > 0) for n, num in sizes.items()}
 
 
 @pytest.fixture
@@ -17,12 +23,11 @@ def compared():
 
     def compare(model, image, choices):
         groups = [group for group in find_groups(model, (image,)) if not group.obstacle]
-        generator = torch.Generator().manual_seed(0)
-        scores = {group.name: torch.rand(group.num_channels, generator=generator) for group in groups}
-        forecast = Forecast(model, groups, scores, cost_of(model, (image,)))
+        ranked = ranked_of(groups)
+        forecast = Forecast(model, groups, ranked, cost_of(model, (image,)))
         for choose in choices:
             kept = {group.name: choose(group.num_channels) for group in groups}
-            best = {name: kept_channels(scores[name], num) for name, num in kept.items()}
+            best = {name: ranked[name].kept(num) for name, num in kept.items()}
             slim = slim_model(model, PruneSpec.from_kept(model, best, groups))
             counted = cost_of(slim, (image,))
             activations = sum(layer.activations for layer in counted.layers.values())
@@ -67,8 +72,7 @@ def test_backbones_cost_what_was_forecast_at_mixed_widths(name, compared):
 def test_groups_that_are_not_named_stay_whole(tiny, x):
     net = tiny("residual")
     groups = [group for group in find_groups(net, (x,)) if not group.obstacle]
-    scores = {"a": torch.rand(4), "b": torch.rand(6)}
-    forecast = Forecast(net, groups, scores, cost_of(net, (x[:1],))).cost({"b": 2})
+    forecast = Forecast(net, groups, ranked_of(groups), cost_of(net, (x[:1],))).cost({"b": 2})
     # 1 x 1 on 64 places: a 3 -> 4 (it runs twice), b 4 -> 2, c 2 -> 4, d 4 -> 2
     assert forecast["macs"] == 64 * (2 * 12 + 8 + 8 + 8)
     assert forecast["params"] == (12 + 4) + (8 + 2) + (8 + 4) + (8 + 2)
@@ -78,7 +82,7 @@ def test_groups_that_are_not_named_stay_whole(tiny, x):
 def test_shared_weights_are_counted_once(tiny, x):
     net = tiny("tied_weights")
     groups = [group for group in find_groups(net, (x,)) if not group.obstacle]
-    forecast = Forecast(net, groups, {"a": torch.rand(4)}, cost_of(net, (x[:1],))).cost({"a": 2})
+    forecast = Forecast(net, groups, ranked_of(groups), cost_of(net, (x[:1],))).cost({"a": 2})
     # a 3 -> 2, b and c 2 -> 2 with one weight and a bias each, d 2 -> 2; all run
     assert forecast["params"] == (6 + 2) + 4 + (2 + 2) + (4 + 2)
     assert forecast["macs"] == 64 * (6 + 4 + 4 + 4)

@@ -8,7 +8,7 @@ from torchvision.models.resnet import Bottleneck
 
 from classify.backbones import Architecture, build_classifier
 from prune import cost_of, prune_model
-from prune.presets import PRESETS, preset
+from prune.choose.presets import PRESETS, preset
 
 COUNTS = {  # millions of parameters and of MACs, counted independently from the official configurations
     "resnet34-A": (20.152, 3100),

@@ -35,7 +35,7 @@ def test_decisions_say_what_happened_and_why(tiny, x):
 def test_untouched_groups_are_those_with_a_reason(tiny, x):
     pruned = prune_model(tiny("residual"), (x,), 0.5, skip=["b"])
     reasons = {d.group: d.reason for d in pruned.untouched}
-    assert reasons == {"b": "skipped as asked (b)", "d": "its channels are an output of the model"}
+    assert reasons == {"b": "skipped by the recipe (b)", "d": "its channels are an output of the model"}
 
 
 def test_group_whole_after_rounding_says_so(tiny, x):

@@ -3,7 +3,7 @@ import torch
 from torchvision import models
 
 from prune import find_groups, prune_model
-from prune.recipe import Recipe
+from prune.choose.recipe import Recipe
 
 LIMITS = ["max_macs", "max_params", "max_activations"]
 
@@ -21,15 +21,17 @@ def kept(pruned):
         ({"prune_ratio": 0.0, "max_activations": 0}, "prune_ratio and max_activations"),  # zero is asked for too
     ],
 )
-def test_exactly_one_budget_is_expected(asked, got):
-    with pytest.raises(ValueError, match=f"budget: not clear, got {got}; expected one of prune_ratio, max_macs"):
+def test_exactly_one_ratio_or_limit_is_expected(asked, got):
+    with pytest.raises(
+        ValueError, match=f"recipe: how much to cut is not clear, got {got}; expected one of prune_ratio, max_macs"
+    ):
         Recipe(**asked)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ranking": "local"}, "ranking: unknown, got 'local'; expected one of .'uniform', 'global'"),
+        ({"ranking": "local"}, "ranking: unknown, got 'local'; expected one of .'global', 'uniform'"),
         ({"round_to": 0}, "round_to: too small, got 0; expected 1 or more"),
         ({"min_channels": 0}, "min_channels: too small, got 0; expected 1 or more"),
         ({"prune_ratio": 1}, r"prune_ratio: .* got 1; expected a share in \[0, 1\)"),
@@ -111,10 +113,10 @@ def test_width_that_would_split_a_block_is_refused(tiny, x, layer, width, expect
 @pytest.mark.parametrize(
     "options", [{"ratios": {"lateral3": 0.5}}, {"widths": {"lateral3": 1}}, {"skip": ["lateral3"]}]
 )
-@pytest.mark.parametrize("budget", [{"prune_ratio": 0.5}, {"max_macs": 9000}])
-def test_pattern_without_a_layer_is_refused_with_the_nearest(tiny, x, options, budget):
+@pytest.mark.parametrize("amount", [{"prune_ratio": 0.5}, {"max_macs": 9000}])
+def test_pattern_without_a_layer_is_refused_with_the_nearest(tiny, x, options, amount):
     with pytest.raises(ValueError, match=r"^lateral3: no layer .*; nearest names: lateral[12], lateral[12]"):
-        prune_model(tiny("fpn"), (x,), **budget, **options)
+        prune_model(tiny("fpn"), (x,), **amount, **options)
 
 
 def test_pattern_like_no_layer_says_that_none_is_near(tiny, x):

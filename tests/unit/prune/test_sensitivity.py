@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from prune import cost_of, prune_model
+from prune import Recipe, cost_of, prune_model
 from prune.sensitivity import DENSE, Trial, Trials, sensitivity, skip_list
 
 IMAGE = torch.arange(16.0).view(1, 4, 2, 2) + 1
@@ -36,8 +36,12 @@ class Counting:
         return copied(model)
 
 
+def trials_of(model, image, ratios, **fields):
+    return Trials(model, (image,), [Recipe(ratio, **fields) for ratio in ratios])
+
+
 def study(ratios=RATIOS, **options):
-    return sensitivity(Trials(copying_net(), (IMAGE,), ratios, **options), copied)
+    return sensitivity(trials_of(copying_net(), IMAGE, ratios, **options), copied)
 
 
 def test_what_each_group_loses_alone_is_measured():
@@ -61,7 +65,7 @@ def test_what_each_group_wins_alone_is_counted():
 def test_groups_that_cannot_be_cut_are_named_with_their_reason():
     result = study(skip=["1"])
     assert [(d.group, d.reason) for d in result.untouched] == [
-        ("1", "skipped as asked (1)"),
+        ("1", "skipped by the recipe (1)"),
         ("2", "its channels are an output of the model"),
     ]
     assert [curve.group for curve in result.curves] == ["0"]
@@ -76,7 +80,7 @@ def test_the_most_sensitive_groups_are_skipped_first():
 
 
 def test_a_loss_of_just_the_limit_is_not_too_much():
-    trials = Trials(copying_net(), (IMAGE,), (0.5,))
+    trials = trials_of(copying_net(), IMAGE, (0.5,))
     result = trials.outcome({DENSE: 0.9, Trial("0", 2): 0.85, Trial("1", 4): 0.849})
     assert skip_list(result, 0.5, 0.05) == ("1",)
 
@@ -87,7 +91,7 @@ def test_a_skip_list_is_not_read_off_a_ratio_that_was_not_measured():
 
 
 def test_equal_numbers_of_channels_are_evaluated_once_and_all_of_them_never():
-    trials, evaluate = Trials(copying_net(), (IMAGE,), (0.0, *RATIOS), round_to=4), Counting()
+    trials, evaluate = trials_of(copying_net(), IMAGE, (0.0, *RATIOS), round_to=4), Counting()
     result = sensitivity(trials, evaluate)
     points = result.curves[0].points
     assert [curve.group for curve in result.curves] == ["1"]
@@ -100,7 +104,7 @@ def test_equal_numbers_of_channels_are_evaluated_once_and_all_of_them_never():
 
 def test_a_trial_is_what_pruning_that_group_alone_gives(declared, x, same_state):
     net, _ = declared
-    trials = Trials(net, (x[:1],), (0.5,))
+    trials = trials_of(net, x[:1], (0.5,))
     assert same_state(trials.model_of(DENSE), net)
     costs = {c.group: c.points[0] for c in trials.outcome(dict.fromkeys(trials, 0.0)).curves}
     for trial in trials:
@@ -113,7 +117,7 @@ def test_a_trial_is_what_pruning_that_group_alone_gives(declared, x, same_state)
 
 @pytest.mark.parametrize("num", range(7))
 def test_interrupted_and_resumed_is_the_same_as_never_interrupted(num):
-    trials, known = Trials(copying_net(), (IMAGE,), RATIOS), {}
+    trials, known = trials_of(copying_net(), IMAGE, RATIOS), {}
     with pytest.raises(KeyboardInterrupt):
         sensitivity(trials, Counting(stop_after=num), known, known.__setitem__)
     assert len(known) == num
@@ -131,7 +135,7 @@ def test_the_model_is_left_as_it_was(same_state):
                 parameter.zero_()
         return 0.0
 
-    sensitivity(Trials(net, (IMAGE,), RATIOS), breaking)
+    sensitivity(trials_of(net, IMAGE, RATIOS), breaking)
     assert same_state(net, copying_net())
 
 
@@ -168,11 +172,11 @@ def broken_net():
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_evaluated(build, ratios, options, message):
     with pytest.raises(ValueError, match=message):
-        Trials(build(), (IMAGE,), ratios, **options)
+        trials_of(build(), IMAGE, ratios, **options)
 
 
 def test_a_score_that_is_no_number_stops_the_study():
-    trials = Trials(copying_net(), (IMAGE,), (0.5,))
+    trials = trials_of(copying_net(), IMAGE, (0.5,))
     scores = iter([1.0, float("nan")])
     with pytest.raises(RuntimeError, match="0: its score is not finite, got nan"):
         sensitivity(trials, lambda model: next(scores))

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from prune import PruneSpec, find_groups, masked_model, prune_model, slim_model
-from prune.verify import fault_of
+from prune.cut.verify import fault_of
 
 
 class Between(nn.Module):

@@ -1,0 +1,47 @@
+"""Losses of a classifier on training images: what criteria that measure on data are given."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from classify.checkpoint import ModelCard
+from classify.data import image_folder
+from classify.train import ClassifierModel, collate
+from prune.choose.measured import Losses
+
+__all__ = ["calibration_batches", "classifier_losses"]
+
+
+def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
+    """Return the cross entropy on training images, batch by batch, each time the same.
+
+    The images are cropped as for evaluation. Nothing is read before the losses are asked for.
+
+    Args:
+        card: Of the classifier.
+        images: Image folder with train/<class>/* and val/<class>/*.
+        batch_size: Images per batch.
+        num_batches: At most so many; fewer where the images run out.
+        seed: Of the choice of images.
+    """
+
+    def losses(net: nn.Module) -> Iterator[Tensor]:
+        side = card.preprocessing.image_hw[0]
+        dataset: Any = image_folder(images, "train", side)
+        dataset.transform = image_folder(images, "val", side).transform  # type: ignore[attr-defined]
+        model = ClassifierModel(net)
+        for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
+            batch = model.data_preprocessor(collate([dataset[i] for i in places]))
+            yield model(**batch, mode="loss")["loss"]
+
+    return losses
+
+
+def calibration_batches(num_images: int, batch_size: int, num_batches: int, seed: int) -> Iterator[list[int]]:
+    """Yield the places of the images of each batch, drawn without repetition; the last batch may be smaller."""
+    places = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+    for batch in places[: batch_size * num_batches].split(batch_size):
+        yield batch.tolist()

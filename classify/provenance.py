@@ -1,0 +1,31 @@
+"""What a model file was made from, and what came of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic_core import to_jsonable_python
+
+from command.files import sha256_of
+
+__all__ = ["origin", "outcome", "provenance"]
+
+
+def origin(settings: object, parent: Path | None, data: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a model is made from: the hash of the file it starts from, its config, its data's fingerprints."""
+    return {
+        "parent": sha256_of(parent) if parent else None,
+        "config": to_jsonable_python(settings),
+        "data": list(data),
+    }
+
+
+def outcome(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the other half of a model's provenance: its figures, and the torch that gave them."""
+    return {"metrics": dict(figures), "torch": torch.__version__}
+
+
+def provenance(settings: object, parent: Path | None, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what led to a model that saw no data of its own."""
+    return {**origin(settings, parent), **outcome(figures)}

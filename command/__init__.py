@@ -1,0 +1,1 @@
+"""The ground: what every command line shares. Knows neither torch nor anything of the field."""

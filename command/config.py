@@ -1,0 +1,166 @@
+"""Configs as typed descriptions, checked before anything runs.
+
+A config file is an mmengine Python config whose names are the fields of its description. Relative paths in it start at
+the current folder. Those that come with Espalier are found by name, wherever it is installed.
+"""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from command.errors import MissingFileError, RequestError
+from command.extras import optional_module
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from pydantic_core import ErrorDetails
+
+__all__ = ["Part", "Seed", "check_name", "config_file", "read_config", "shipped_configs"]
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""pydantic's names for a key that a description does not have."""
+_ROOT = Path(__file__).resolve().parents[1]
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of random numbers."""
+
+
+class Part(BaseModel):
+    """Base of every description: no unknown keys, no changes, docstrings below the fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+T = TypeVar("T")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that come with Espalier by name, sorted by kind and name."""
+    installed = _ROOT / "espalier" / "configs"
+    folder = installed if installed.is_dir() else _ROOT / "configs"  # the second is a checkout's
+    return {path.stem: path for path in sorted(folder.glob("*/*.py"))}
+
+
+def config_file(name: str | Path) -> Path:
+    """Return a config's file.
+
+    Args:
+        name: Path of a Python file, or name of a config that comes with Espalier.
+
+    Raises:
+        MissingFileError: If there is no such file or name; the line has the nearest names.
+    """
+    path, shipped = Path(name), shipped_configs()
+    if path.is_file():
+        return path
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(path.stem, shipped, n=3, cutoff=0.6)
+    remedy = f"the nearest names are {', '.join(near)}" if near else "espalier configs lists the names"
+    raise MissingFileError(f"{name}: no such file or config; expected a Python file or a name, {remedy}")
+
+
+def read_config(path: Path | str | None, overrides: Sequence[str], model: type[T]) -> T:
+    """Read a config file and check it.
+
+    Args:
+        path: As for `config_file`; None for an empty config, where every field has a default.
+        overrides: `a.b=value` texts; the value is a Python literal, or else a string.
+        model: What the config describes: a pydantic model or a dataclass.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        RequestError: If a key is unknown or a value does not fit, or mmengine is not installed.
+    """
+    optional_module("mmengine", "reading configs needs")
+    from mmengine.config import Config
+
+    raw = Config() if path is None else _read(config_file(path))
+    for text in overrides:
+        _set(raw, text)
+    adapter = TypeAdapter(model)
+    try:
+        return adapter.validate_python(raw.to_dict())
+    except ValidationError as error:
+        subject = "--set" if path is None else path
+        raise RequestError(f"{subject}: {_one_line(error.errors(), adapter.json_schema())}") from error
+
+
+def check_name(name: str, known: Iterable[str], subject: str = "") -> str:
+    """Return `name`; raise RequestError unless it is among the known ones.
+
+    Args:
+        name: Of something.
+        known: All names.
+        subject: What the error begins with; not needed in a field's own validator, whose errors name the field.
+    """
+    if name not in known:
+        raise RequestError(
+            f"{subject + ': ' if subject else ''}unknown, got {name!r}; expected one of {', '.join(sorted(known))}"
+        )
+    return name
+
+
+def _read(path: Path) -> "Config":
+    from mmengine.config import Config
+
+    try:
+        return Config.fromfile(path, use_predefined_variables=False, import_custom_modules=False)
+    except Exception as error:
+        raise RequestError(f"{path}: cannot be read, {' '.join(str(error).split())}; expected Python") from error
+
+
+def _set(raw: "Config", text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RequestError(f"--set {text}: no key and value; expected a.b=value")
+    try:
+        raw.merge_from_dict({key: _literal(value)})
+    except TypeError as error:
+        raise RequestError(
+            f"--set {text}: {key.rpartition('.')[0]} has no parts; expected a key of the config"
+        ) from error
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _one_line(errors: Sequence["ErrorDetails"], schema: dict[str, Any]) -> str:
+    error = min(errors, key=lambda e: e["type"] not in _UNKNOWN)  # a misspelt key is the reason for a missing one
+    key, valid, inner = _place(error["loc"], schema)
+    if error["type"] in _UNKNOWN:
+        near = difflib.get_close_matches(key.rpartition(".")[2], valid, n=3, cutoff=0.5)
+        return f"unknown key {key}; nearest valid ones: {', '.join(near or valid)}"
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.type: unknown, got {error['ctx']['tag']!r}; expected one of {error['ctx']['expected_tags']}"
+    message = error["msg"].removeprefix("Value error, ")
+    field = re.match(r"\w+", message)
+    if key and field and field[0] in inner:  # raised where a dataclass checks its fields together
+        return f"{key}.{message}"
+    got = "" if "got" in message or error["type"] == "missing" else f", got {error['input']!r}"
+    return f"{key}: {message}{got}" if key else message
+
+
+def _place(location: Sequence[int | str], schema: dict[str, Any]) -> tuple[str, list[str], list[str]]:
+    """Return the dotted key of an error, the keys beside it, and the keys inside it."""
+    node, names, valid = schema, [], []
+    for part in location:
+        tags = node.get("discriminator", {}).get("mapping", {})
+        if part in tags:  # pydantic names the chosen member of a union, a config does not
+            node = {"$ref": tags[part]}
+        else:
+            valid = list(node.get("properties", {}))
+            names.append(str(part))
+            node = node.get("properties", {}).get(part, {})
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return ".".join(names), valid, list(node.get("properties", {}))

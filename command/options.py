@@ -1,0 +1,64 @@
+"""The options, and the lines at the end, that the commands of all folders share."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from command.errors import RequestError
+
+__all__ = [
+    "AsJson",
+    "Force",
+    "OutFile",
+    "Overrides",
+    "closing",
+    "model_output",
+    "refuse_existing",
+    "show",
+]
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=value over the config; may be repeated.")]
+OutFile = Annotated[
+    Path | None,
+    typer.Option(dir_okay=False, help="Model file to write; named after what it is made from unless given."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Figures alone on standard output.")]
+
+
+def model_output(out: Path | None, default: Path) -> Path:
+    """Return the model file to write.
+
+    Raises:
+        RequestError: If its name does not end in .safetensors, by which model files are told from others.
+    """
+    if out and out.suffix != ".safetensors":
+        raise RequestError(
+            f"--out {out}: not a model file's name, got the ending {out.suffix!r}; expected .safetensors"
+        )
+    return out or default
+
+
+def refuse_existing(force: bool, *paths: Path) -> None:
+    """Raise RequestError if a path exists, unless `force`."""
+    for path in paths:
+        if path.exists() and not force:
+            raise RequestError(f"{path}: exists already; give another --out, or --force to replace it")
+
+
+def show(figures: Mapping[str, Any], as_json: bool) -> None:
+    """Print figures on standard output: JSON, or one line each."""
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1))
+        return
+    width = max(map(len, figures))
+    for name, figure in figures.items():
+        typer.echo(f"{name:{width}}  {figure:,.4f}" if isinstance(figure, float) else f"{name:{width}}  {figure:,}")
+
+
+def closing(done: str, next_command: str) -> None:
+    """Print on standard error what was written and what to run next."""
+    typer.echo(f"{done}\nnext: {next_command}", err=True)

@@ -1,0 +1,131 @@
+"""A deployed detector in three lines of Python: load it, give it images, get what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from command.errors import MissingFileError, RequestError
+from deploy.deployment import Deployed, open_deployment
+from deploy.fitting import Boxes, boxes_by_graph
+from deploy.images import image_from_file
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Detector", "Found", "ImageLike", "found_in"]
+
+ImageLike: TypeAlias = Union[str, Path, "Image.Image", NDArray[np.uint8]]
+"""A file, a PIL image of any mode, or RGB of height x width x 3."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object, in pixels of its image."""
+
+    name: str
+    """Of its class."""
+    score: float
+    box_xyxy: tuple[float, ...]
+
+
+class Detector:
+    """A detector that `espalier deploy export` wrote, run in the batches of its file.
+
+    Args:
+        deployed: What `open_deployment` gives; `Detector.load` does that.
+        runtime: See `Detector.load`.
+    """
+
+    def __init__(self, deployed: Deployed, runtime: str | None = None) -> None:
+        self._deployed = deployed
+        self._runner = deployed.runner(runtime)
+
+    @classmethod
+    def load(cls, path: str | Path, runtime: str | None = None) -> Detector:
+        """Return the detector in a folder, or of the ONNX file or an engine in it.
+
+        Args:
+            path: The folder, whose ONNX file is taken, or a file in it.
+            runtime: A name in `deploy.runtimes.registry.RUNTIMES`; ONNX Runtime on the CPU, or what built the engine,
+                unless given.
+
+        Raises:
+            MissingFileError: If a file is missing.
+            RequestError: If it is no detector of ours, not what its `deploy.json` describes, or not for that runtime;
+                if that is not installed.
+            WorkError: If the runtime needs a GPU and finds none.
+        """
+        return cls(open_deployment(path), runtime)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names that may be found."""
+        return self._deployed.deployment.classes
+
+    def __call__(self, images: Iterable[ImageLike], min_score: float = 0.3) -> list[list[Found]]:
+        """Return what is in each image, in pixels of that image, highest score first.
+
+        Args:
+            images: Any number. Files are turned upright as their EXIF entry says; PIL images are taken as they lie.
+            min_score: Boxes below it are left out, in [0, 1].
+
+        Raises:
+            MissingFileError: If a file is missing.
+            RequestError: If one is not an image; nothing is run then, unless it is a file that does not decode.
+        """
+        if isinstance(images, str | Path) or _is_pil(images) or getattr(images, "ndim", 4) < 4:
+            raise RequestError(f"images: a single image, got {_kind(images)}; expected a list of them")
+        images = list(images)  # it may be a generator, and is gone through twice
+        for i, image in enumerate(images):
+            _check(image, f"images[{i}]")
+        return list(self.stream(images, min_score))
+
+    def stream(self, images: Iterable[ImageLike], min_score: float = 0.3) -> Iterator[list[Found]]:
+        """Yield what calling returns, image by image: for videos and sets that memory does not hold."""
+        image, size_hw = self._deployed.inputs["image"], self._deployed.size_hw
+        batch_size = image.fixed_shape("image")[0]
+        pixels = (_pixels(image, f"images[{i}]") for i, image in enumerate(images))
+        for boxes in boxes_by_graph(self._runner.run, pixels, size_hw, batch_size, image.dtype):
+            yield found_in(boxes, self.classes, min_score)
+
+
+def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[Found]:
+    """Return the boxes of an image with the names of their classes, highest score first."""
+    rows = zip(*(array.tolist() for array in boxes), strict=True)
+    found = [Found(classes[label], score, tuple(box)) for box, score, label in rows if score >= min_score]
+    return sorted(found, key=lambda thing: -thing.score)
+
+
+def _pixels(image: ImageLike, subject: str) -> NDArray[np.uint8]:
+    """Return an image as RGB of height x width x 3."""
+    _check(image, subject)
+    if isinstance(image, str | Path):
+        return image_from_file(image)
+    return np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+
+
+def _check(image: Any, subject: str) -> None:
+    """Raise if it is no image; what only decoding tells is not seen."""
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise MissingFileError(f"{image}: no such file; expected an image")
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise RequestError(f"{subject}: not an RGB image, got {_kind(image)}; expected uint8 of height x width x 3")
+    elif not _is_pil(image):
+        raise RequestError(f"{subject}: not an image, got {_kind(image)}; expected a path, a PIL image or an RGB array")
+
+
+def _is_pil(image: Any) -> bool:
+    """Return whether it is a PIL image, without importing PIL, which a user may not have."""
+    return hasattr(image, "convert") and hasattr(image, "getbands")
+
+
+def _kind(thing: Any) -> str:
+    return f"{thing.dtype} of {thing.shape}" if isinstance(thing, np.ndarray) else type(thing).__name__

@@ -1,0 +1,360 @@
+"""The layers of a dense and a slim ONNX file beside each other, their times, and why some gain too little.
+
+Words and thresholds are those of `prune.explain`, which predicts from shapes; here times are measured.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from command.errors import RequestError
+from deploy.explain.node_times import NodeTime
+from deploy.explain.onnx_layers import LAYOUT, OnnxGraph, OnnxLayer
+from prune.layer_rows import GRID, LAG, LayerRow
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+__all__ = [
+    "CAUSES",
+    "MEANS",
+    "SHORT",
+    "STAGES",
+    "Cause",
+    "Ceilings",
+    "LayerMs",
+    "MeasuredLayer",
+    "Reason",
+    "Split",
+    "paired_layers",
+    "reasons",
+    "row_of",
+    "split_of",
+    "stages_of",
+]
+
+Cause = Literal["misaligned", "memory_bound", "half_cut", "uncut", "overhead", "layout", "unexplained"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+MEANS: dict[Cause, str] = {
+    "misaligned": f"channels off the multiples of {GRID} run as more than they are, or by a slower routine",
+    "memory_bound": "it waits for its inputs, outputs and weights, which fell less than its MACs",
+    "half_cut": "the other side, and all that is moved there, stayed whole",
+    "uncut": "as slow as before",
+    "overhead": "starting it takes a third of its time or more",
+    "layout": "its channels are brought into another order, there and back",
+    "unexplained": "its shapes and times show no cause; smaller work uses this machine less well",
+}
+
+STAGES = ("backbone", "neck", "rpn", "roi_head", "postprocessing")
+NETWORK = "network"
+"""The one stage of a file that is no detector of ours."""
+_PARTS = {
+    "backbone.": "backbone",
+    "neck.": "neck",
+    "proposals.head.": "rpn",
+    "detections.roi_align.": "roi_head",
+    "detections.head.": "roi_head",
+}
+"""How names of weights begin in `detect.fixed_shape`."""
+_ROI_ALIGN = ("GridSample", "RoiAlign")
+_BOXES = ("rpn", "roi_head")  # what follows these is arithmetic on boxes, until the next of them
+
+_EXPECTED = "expected a slim network and its own dense one, the dense one first"
+SHORT = 3
+"""A node that takes at most so many times the shortest one is bound by being started."""
+_MEMORY_SHARE = 1 / 3  # of a layer's time, that moving its bytes would take, for it to be bound by memory
+_MUCH_LAYOUT = 0.1  # of the layer's own time
+
+
+@dataclass
+class LayerMs:
+    """What a layer takes in one of the files."""
+
+    ms: float = 0.0
+    layout_ms: float = 0.0
+    """Half of every change of layout right before or after it."""
+    is_alone: bool = True
+    """Whether it was timed by itself; else nodes computed several layers, and MACs say how they share the time."""
+
+
+@dataclass
+class Split:
+    """The times of one file's nodes, sorted by what they are for."""
+
+    layers: dict[str, LayerMs] = field(default_factory=dict)
+    rest_ms: dict[str, float] = field(default_factory=dict)
+    """By stage, what is no layer."""
+    layout_ms: float = 0.0
+    nodes_ms: tuple[float, ...] = ()
+
+    @property
+    def total_ms(self) -> float:
+        """All of it."""
+        return sum(self.nodes_ms)
+
+    def short_ms(self, shortest_ms: float) -> float:
+        """What nodes take that are bound by being started."""
+        return sum(ms for ms in self.nodes_ms if ms <= SHORT * shortest_ms)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine can do, as measured beside the layers."""
+
+    macs_per_ms: float
+    """The peak."""
+    bytes_per_ms: float
+    shortest_ms: float
+    """Of any node: what it takes to start one."""
+
+    @property
+    def macs_per_byte(self) -> float:
+        """The balance: what computes less per byte moved is bound by memory, if its data lie in no cache."""
+        return self.macs_per_ms / self.bytes_per_ms
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a layer gained less than its MACs say, or nothing."""
+
+    cause: Cause
+    text: str
+
+
+@dataclass(frozen=True)
+class MeasuredLayer:
+    """A layer of both files, and its times in each."""
+
+    row: LayerRow
+    stage: str
+    calls: int
+    dense: LayerMs
+    slim: LayerMs
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def speedup(self) -> float | None:
+        """Dense / slim; None where the time of one is not known."""
+        return self.dense.ms / self.slim.ms if self.dense.ms and self.slim.ms else None
+
+    @property
+    def mac_reduction(self) -> float:
+        """Dense MACs / slim MACs."""
+        return self.row.dense_macs / self.row.macs
+
+    @property
+    def lost_ms(self) -> float:
+        """How much longer the slim layer takes than if its time had fallen as its MACs did."""
+        return self.slim.ms - self.dense.ms / self.mac_reduction
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON takes it."""
+        predicted = ("reason", "findings", "slow", "runs_as_before")
+        row = {name: value for name, value in self.row.to_dict().items() if name not in predicted}
+        measured = {name: value for name, value in asdict(self).items() if name != "row"}
+        derived = {name: getattr(self, name) for name in ("speedup", "mac_reduction", "lost_ms")}
+        return {**row, **measured, **derived}
+
+
+def paired_layers(dense: OnnxGraph, slim: OnnxGraph, subject: str) -> list[tuple[OnnxLayer, OnnxLayer]]:
+    """Return the layers of both files, matched by name, or by order where no name is in both.
+
+    Args:
+        dense: The file before pruning.
+        slim: The same layers, some of them narrower.
+        subject: What an error begins with.
+
+    Raises:
+        RequestError: If there are no layers, or the files are of two networks.
+    """
+    if not dense.layers or not slim.layers:
+        raise RequestError(f"{subject}: nothing to explain, got no layer with weights; {_EXPECTED}")
+    by_order = not dense.layers.keys() & slim.layers.keys()
+    partners = dict(zip(dense.layers, slim.layers.values(), strict=False)) if by_order else slim.layers
+    odd = sorted(dense.layers.keys() ^ partners.keys())
+    if odd or len(dense.layers) != len(slim.layers):
+        nums = f"{len(dense.layers)} and {len(slim.layers)} layers"
+        got = f"{nums}, {odd[0]} in one of them only" if odd else nums
+        raise RequestError(f"{subject}: two different networks, got {got}; {_EXPECTED}")
+    pairs = [(layer, partners[name]) for name, layer in dense.layers.items()]
+    for before, after in pairs:
+        if not _could_be_cut(before, after):
+            got = " and ".join(f"{_type(one)} {one.channels_in} to {one.channels_out}" for one in (before, after))
+            raise RequestError(f"{subject}: two different networks, got {before.name} as {got}; {_EXPECTED}")
+    return pairs
+
+
+def _could_be_cut(dense: OnnxLayer, slim: OnnxLayer) -> bool:
+    kinds = [(layer.operator in ("Gemm", "MatMul"), layer.kernel) for layer in (dense, slim)]
+    return kinds[0] == kinds[1] and slim.channels_in <= dense.channels_in and slim.channels_out <= dense.channels_out
+
+
+def row_of(dense: OnnxLayer, slim: OnnxLayer) -> LayerRow:
+    """Return both in the form of `prune.explain`; costs are for the batch, bytes in the files' own precision."""
+    return LayerRow(
+        name=dense.name,
+        type=_type(slim),
+        dense_channels_in=dense.channels_in,
+        channels_in=slim.channels_in,
+        dense_channels_out=dense.channels_out,
+        channels_out=slim.channels_out,
+        groups=slim.groups,
+        dense_macs=dense.macs,
+        macs=slim.macs,
+        dense_activations=dense.activations,
+        activations=slim.activations,
+        dense_params=dense.params,
+        params=slim.params,
+        dense_bytes=dense.bytes,
+        bytes=slim.bytes,
+        reason=None,
+    )
+
+
+def _type(layer: OnnxLayer) -> str:
+    """Return it in the words of `prune.explain`."""
+    if not layer.kernel:
+        return "linear"
+    kernel = "x".join(map(str, layer.kernel))
+    if layer.groups == 1:
+        return f"transposed conv {kernel}" if layer.operator == "ConvTranspose" else f"conv {kernel}"
+    return f"depthwise {kernel}" if layer.groups == layer.channels_in else f"conv {kernel} in {layer.groups} groups"
+
+
+def stages_of(graph: OnnxGraph) -> dict[str, str]:
+    """Return the stage of every node: of its weight, or of the weights between which it lies."""
+    own = {name: _own(node) for name, node in graph.nodes.items()}
+    if max(own.values(), default=-1) < 0:
+        return dict.fromkeys(graph.nodes, NETWORK)
+    before = dict(own)  # the last stage that a node depends on, -1 for none
+    after = {name: stage if stage >= 0 else len(STAGES) for name, stage in own.items()}  # the first that needs it
+    links = [
+        (graph.producers[t], name) for name, node in graph.nodes.items() for t in node.input if t in graph.producers
+    ]
+    for producer, name in links:
+        before[name] = max(before[name], before[producer])
+    for producer, name in reversed(links):
+        after[producer] = min(after[producer], after[name])
+    return {name: _stage(own[name], before[name], after[name]) for name in graph.nodes}
+
+
+def _own(node: "NodeProto") -> int:
+    """Return the number of the stage that a node's weight tells, -1 if it tells none."""
+    if node.op_type in _ROI_ALIGN:
+        return STAGES.index("roi_head")
+    weight = "".join(node.input[1:2]).removeprefix("detector.")  # inside of a ScalingDetector
+    return next((STAGES.index(stage) for prefix, stage in _PARTS.items() if weight.startswith(prefix)), -1)
+
+
+def _stage(own: int, before: int, after: int) -> str:
+    if own >= 0 or before == after:
+        return STAGES[max(own, before)]
+    if before < 0:  # the picture is made ready, or a size is
+        return STAGES[after] if after == 0 else STAGES[-1]
+    if STAGES[before] in _BOXES:
+        return STAGES[-1]
+    # the neck's maps are stacked for the RoIs; else the end of a stage, as the ReLU after its last layer
+    return STAGES[after] if (before, after) == (STAGES.index("neck"), STAGES.index("roi_head")) else STAGES[before]
+
+
+def split_of(times: Sequence[NodeTime], graph: OnnxGraph, stages: Mapping[str, str]) -> Split:
+    """Return whose the time of every node is.
+
+    Args:
+        times: In the order of execution.
+        graph: Of the file that was timed.
+        stages: Of its nodes.
+    """
+    split = Split({name: LayerMs() for name in graph.layers}, dict.fromkeys(stages.values(), 0.0))
+    split.nodes_ms = tuple(time.time_ms for time in times)
+    owners = {node: layer for layer in graph.layers.values() for node in layer.nodes}
+    stage = next(iter(stages.values()))
+    beside: list[list[OnnxLayer]] = []  # by node, its layers
+    for time in times:
+        sources = graph.sources(time.name, time.operator)
+        stage = stages[sources[0]] if sources else stage  # what a runtime inserts is for what ran before it
+        layers = list({owners[node].name: owners[node] for node in sources if node in owners}.values())
+        beside.append(layers)
+        if layers:
+            _share(split, layers, time.time_ms)
+        elif not sources and time.operator in LAYOUT:
+            split.layout_ms += time.time_ms
+        else:
+            split.rest_ms[stage] += time.time_ms
+    _share_layout(split, times, graph, beside)
+    return split
+
+
+def _share(split: Split, layers: Sequence[OnnxLayer], time_ms: float) -> None:
+    macs = sum(layer.macs for layer in layers)
+    for layer in layers:
+        known = split.layers[layer.name]
+        known.ms += time_ms * layer.macs / macs
+        known.is_alone &= len(layers) == 1
+
+
+def _share_layout(
+    split: Split, times: Sequence[NodeTime], graph: OnnxGraph, beside: Sequence[Sequence[OnnxLayer]]
+) -> None:
+    for i, time in enumerate(times):
+        if time.operator in LAYOUT and not graph.sources(time.name, time.operator):
+            for layers in (beside[max(i - 1, 0)], beside[min(i + 1, len(times) - 1)]):
+                for layer in layers:
+                    split.layers[layer.name].layout_ms += time.time_ms / 2
+
+
+def reasons(layer: MeasuredLayer, ceilings: Ceilings) -> list[Reason]:
+    """Return why the layer gained clearly less than its MACs say; empty if it did not, or was not timed alone."""
+    row, dense, slim = layer.row, layer.dense, layer.slim
+    if not row.sides_cut:
+        return [Reason("uncut", f"left whole: {_ms(slim.ms)}, dense {_ms(dense.ms)}")]
+    if not (dense.is_alone and slim.is_alone and dense.ms and slim.ms):
+        return []
+    found = []
+    if slim.layout_ms > max(dense.layout_ms, _MUCH_LAYOUT * slim.ms):
+        found.append(Reason("layout", f"{_ms(slim.layout_ms)} beside its {_ms(slim.ms)}, dense {_ms(dense.layout_ms)}"))
+    if not _lags(dense.ms / slim.ms, layer.mac_reduction):
+        return found
+    found += [*_shape_reasons(layer, ceilings)]
+    if slim.ms / layer.calls <= SHORT * ceilings.shortest_ms:
+        text = f"{_ms(slim.ms / layer.calls)} a call, the shortest node takes {_ms(ceilings.shortest_ms)}"
+        found.append(Reason("overhead", text))
+    shares = [macs / ms / ceilings.macs_per_ms for macs, ms in ((row.dense_macs, dense.ms), (row.macs, slim.ms))]
+    return found or [Reason("unexplained", f"{_percent(shares[1])} of the peak, dense {_percent(shares[0])}")]
+
+
+def _shape_reasons(layer: MeasuredLayer, ceilings: Ceilings) -> Iterator[Reason]:
+    row = layer.row
+    if row.off_grid:
+        widths = " and ".join(dict.fromkeys(str(num) for _, num in row.off_grid))
+        padded = f"{_percent(row.padding)} of its work if padded"
+        yield Reason("misaligned", f"{widths} channels, no multiple of {GRID}: {padded}")
+    cuts = [_percent(1 - slim / dense) for dense, slim in ((row.dense_bytes, row.bytes), (row.dense_macs, row.macs))]
+    fell = f"bytes moved fell by {cuts[0]}, MACs by {cuts[1]}"
+    is_bound = row.macs_per_byte < ceilings.macs_per_byte and _lags(
+        _possible_speedup(row, ceilings), layer.mac_reduction
+    )
+    if is_bound and row.bytes / ceilings.bytes_per_ms >= _MEMORY_SHARE * layer.slim.ms:
+        yield Reason("memory_bound", f"bound by memory at {row.macs_per_byte:.1f} MACs per byte: {fell}")
+    elif len(row.sides_cut) == 1 and _lags(row.dense_bytes / row.bytes, layer.mac_reduction):
+        yield Reason("half_cut", f"cut on one side: {fell}")
+
+
+def _lags(reduction: float, mac_reduction: float) -> bool:
+    """Return whether something fell clearly less than MACs: as a share of what it was, or as a ratio."""
+    return reduction < LAG * mac_reduction or 1 - 1 / reduction < LAG * (1 - 1 / mac_reduction)
+
+
+def _possible_speedup(row: LayerRow, ceilings: Ceilings) -> float:
+    """Return the speedup if only the ceilings held a layer up, computing or moving data, whichever takes longer."""
+    costs = (row.dense_macs, row.dense_bytes), (row.macs, row.bytes)
+    dense_ms, slim_ms = (max(macs / ceilings.macs_per_ms, num / ceilings.bytes_per_ms) for macs, num in costs)
+    return dense_ms / slim_ms
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.3f} ms"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

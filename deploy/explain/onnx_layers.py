@@ -1,0 +1,182 @@
+"""The convolutions and matrix products with weights in an ONNX file: channels, MACs, bytes, and who computes them.
+
+MACs are counted as everywhere in the project: multiply-adds of these layers, without biases; here for the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from command.errors import RequestError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+__all__ = ["LAYOUT", "OnnxGraph", "OnnxLayer"]
+
+LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose", "Reformat")
+"""Operators by which a runtime brings channels into another order, where they have no source in the file."""
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_LAYERS = (*_CONVOLUTIONS, "Gemm", "MatMul")
+_AROUND_WEIGHTS = ("DequantizeLinear", "Cast", "Transpose", "Identity")
+_ADDED = re.compile(r"^InsertedPrecisionFreeCast_|(_nchwc)?(_token_\d+)?$")  # to names, by ONNX Runtime
+_SPAN = "..."
+
+
+@dataclass(frozen=True)
+class OnnxLayer:
+    """One weight and what is computed with it in a run of the file."""
+
+    name: str
+    """Of the module: the name of its weight, without what follows ".weight"."""
+    operator: str
+    kernel: tuple[int, ...]
+    """Empty for a matrix product."""
+    groups: int
+    channels_in: int
+    channels_out: int
+    macs: int
+    params: int
+    activations: int
+    """Elements of the outputs."""
+    bytes: int
+    """Input, output, weights and bias, each moved once a call in the precision of the weights."""
+    nodes: tuple[str, ...]
+    """Names of the nodes that compute it; several where a head is shared."""
+
+
+class OnnxGraph:
+    """The nodes of a file by name, which produces what, and its layers.
+
+    Args:
+        model: With fixed shapes.
+
+    Raises:
+        RequestError: If the shape of a layer is free.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        import onnx
+
+        self._shapes = {value.name: _shape(value) for value in _values(onnx.shape_inference.infer_shapes(model))}
+        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        # a node without a name gets the one that ONNX Runtime gives it
+        named = ((node.name or f"{node.op_type}_{index}", node) for index, node in enumerate(model.graph.node))
+        self.nodes: dict[str, NodeProto] = dict(named)
+        self.producers = {tensor: name for name, node in self.nodes.items() for tensor in node.output}
+        self.layers: dict[str, OnnxLayer] = {}
+        for name, node in self.nodes.items():
+            if node.op_type in _LAYERS and (weight := self._weight(node)):
+                self._add(self._layer(name, node, weight))
+
+    def sources(self, name: str, operator: str) -> tuple[str, ...]:
+        """Return the nodes of the file that a node of a runtime computes; none if the runtime inserted it.
+
+        Args:
+            name: What the runtime calls it. ONNX Runtime takes the name of one of the nodes it fused, or of one of
+                their outputs; TensorRT strings the names together.
+            operator: The runtime's; empty if unknown.
+        """
+        name, before_fusion = _ADDED.sub("", name), name.rpartition("/")[0]
+        for whole in (name, before_fusion):
+            if whole in self.nodes:
+                return (whole,)
+        if operator in LAYOUT:
+            return ()
+        if name in self.producers:
+            return (self._computed(name, operator),)
+        parts = [part for part in re.split(r"[\s,()\[\]{}]+|\.{3}", name) if part in self.nodes]
+        return self._between(parts[0], parts[-1]) if _SPAN in name and parts else tuple(dict.fromkeys(parts))
+
+    def _between(self, first: str, last: str) -> tuple[str, ...]:
+        names = list(self.nodes)
+        return tuple(names[names.index(first) : names.index(last) + 1])
+
+    def _computed(self, tensor: str, operator: str) -> str:
+        """Return the node that was fused with those between it and the tensor, the last of them if it is not seen."""
+        last = name = self.producers[tensor]
+        while self.nodes[name].op_type != operator:
+            tensor = self.nodes[name].input[0] if self.nodes[name].input else ""
+            if tensor not in self.producers:
+                return last
+            name = self.producers[tensor]
+        return name
+
+    def _add(self, layer: OnnxLayer) -> None:
+        known = self.layers.get(layer.name)
+        self.layers[layer.name] = layer if known is None else _joined(known, layer)
+
+    def _weight(self, node: NodeProto) -> TensorProto | None:
+        name = node.input[1]
+        while name in self.producers and self.nodes[self.producers[name]].op_type in _AROUND_WEIGHTS:
+            name = self.nodes[self.producers[name]].input[0]
+        return self._weights.get(name)
+
+    def _layer(self, name: str, node: NodeProto, weight: TensorProto) -> OnnxLayer:
+        from onnx.helper import tensor_dtype_to_np_dtype
+
+        read, written = (self._elements(name, tensor) for tensor in (node.input[0], node.output[0]))
+        num_weights, groups = math.prod(weight.dims), _groups(node)
+        channels = _channels(node.op_type, weight.dims, groups, self._shapes[node.output[0]])
+        # what one output reads; of a transposed convolution what one input feeds
+        rows = weight.dims[0] if node.op_type in _CONVOLUTIONS else channels[1]
+        bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
+        params = num_weights + (math.prod(bias.dims) if bias else 0)
+        return OnnxLayer(
+            name=re.split(r"\.weight", weight.name)[0],
+            operator=node.op_type,
+            kernel=tuple(weight.dims[2:]) if node.op_type in _CONVOLUTIONS else (),
+            groups=groups,
+            channels_in=channels[0],
+            channels_out=channels[1],
+            macs=(read if node.op_type == "ConvTranspose" else written) * (num_weights // rows),
+            params=params,
+            activations=written,
+            bytes=tensor_dtype_to_np_dtype(weight.data_type).itemsize * (read + written + params),
+            nodes=(name,),
+        )
+
+    def _elements(self, node: str, tensor: str) -> int:
+        sizes = self._shapes.get(tensor, (None,))
+        fixed = [size for size in sizes if size is not None]
+        if len(fixed) < len(sizes):
+            raise RequestError(f"node {node!r}: a free dimension, got {sizes}; expected fixed sizes, export with them")
+        return math.prod(fixed)
+
+
+def _values(model: ModelProto) -> Iterator[ValueInfoProto]:
+    yield from (*model.graph.input, *model.graph.value_info, *model.graph.output)
+
+
+def _shape(value: ValueInfoProto) -> tuple[int | None, ...]:
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim)
+
+
+def _groups(node: NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def _channels(
+    operator: str, weight_shape: Sequence[int], groups: int, output_shape: Sequence[int | None]
+) -> tuple[int, int]:
+    if operator not in _CONVOLUTIONS:
+        num_out = output_shape[-1] or 1
+        return math.prod(weight_shape) // num_out, num_out
+    rows, columns = weight_shape[0], weight_shape[1] * groups
+    return (columns, rows) if operator == "Conv" else (rows, columns)
+
+
+def _joined(layer: OnnxLayer, again: OnnxLayer) -> OnnxLayer:
+    """Return a layer that is computed once more."""
+    return replace(
+        layer,
+        macs=layer.macs + again.macs,
+        activations=layer.activations + again.activations,
+        bytes=layer.bytes + again.bytes,
+        nodes=(*layer.nodes, *again.nodes),
+    )

@@ -1,0 +1,15 @@
+"""Options that the commands of deployed files share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.runtimes.registry import RUNTIMES
+
+__all__ = ["DeployedPath", "RuntimeName"]
+
+RuntimeName = Annotated[
+    str | None, typer.Option("--runtime", help=f"One of {', '.join(RUNTIMES)}; that of the file's kind unless given.")
+]
+DeployedPath = Annotated[Path, typer.Argument(help="Folder that deploy export wrote, or a file in it.")]

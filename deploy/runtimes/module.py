@@ -1,0 +1,174 @@
+"""PyTorch modules, run eagerly or compiled by torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from command.errors import RequestError, WorkError
+from command.files import sha256_of
+from deploy.runtimes.timed_step import Step, cuda_step
+from deploy.tensors import PRECISIONS, Arrays, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["ModelFileRunner", "ModuleRunner", "OpenModel", "exact_float32"]
+
+OpenModel = Callable[[Path], "tuple[Any, Sequence[torch.Tensor]]"]
+"""Model file -> a module with `input_names` and `output_names`, and example inputs of it. Which files these are, and
+what is in them, only folders above this one know."""
+
+
+class ModuleRunner:
+    """Runs a torch module without gradients.
+
+    Args:
+        module: Gives a tensor or a sequence of tensors; its mode and device are the caller's.
+        output_names: One name for each tensor it gives.
+        device: Where its weights are.
+        compiled: Whether torch.compile turns it into kernels; it does so in `prepare` or the first `run`.
+    """
+
+    def __init__(
+        self, module: nn.Module, output_names: Sequence[str], *, device: str = "cpu", compiled: bool = False
+    ) -> None:
+        import torch
+
+        self.runtime = "torch_compile" if compiled else "torch"
+        self.device = device
+        self.file_sha256: str | None = None
+        weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
+        dtype = str(torch.float32 if weight is None else weight.dtype).removeprefix("torch.")
+        self.precision = PRECISIONS.get(dtype, dtype)
+        self.num_threads = torch.get_num_threads() if device == "cpu" else None
+        self._name = type(module).__name__
+        self._module = torch.compile(module, dynamic=False) if compiled else module
+        self._output_names = list(output_names)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Return the outputs; inputs are passed by position, in their order.
+
+        Raises:
+            RequestError: If the module gives another number of tensors than there are names.
+            WorkError: If torch.compile cannot work here.
+        """
+        tensors = self._first_forward(self._placed(inputs))
+        if len(tensors) != len(self._output_names):
+            raise RequestError(
+                f"output_names: wrong count, got {len(self._output_names)} names; expected {len(tensors)}, "
+                f"one for each tensor of {self._name}"
+            )
+        return {name: tensor.cpu().numpy() for name, tensor in zip(self._output_names, tensors, strict=True)}
+
+    def prepare(self, inputs: Arrays) -> Step:
+        """Return a step that runs the module on inputs already on its device; compiles first what is to be compiled.
+
+        Raises:
+            WorkError: If torch.compile cannot work here.
+        """
+        tensors = self._placed(inputs)
+        if self.runtime == "torch_compile":
+            self._first_forward(tensors)
+        if self.device != "cpu":
+            return self._cuda_step(inputs, tensors)
+
+        def step() -> None:
+            self._forward(tensors)
+
+        return step
+
+    def _cuda_step(self, inputs: Arrays, tensors: list[torch.Tensor]) -> Step:
+        import torch
+
+        pinned = [torch.from_numpy(array).pin_memory() for array in inputs.values()]
+        outputs: list[torch.Tensor] = []
+
+        def place() -> None:
+            for tensor, source in zip(tensors, pinned, strict=True):
+                tensor.copy_(source, non_blocking=True)
+
+        def launch() -> None:
+            outputs[:] = self._forward(tensors)
+
+        def fetch() -> None:
+            for output in outputs:
+                output.to("cpu", non_blocking=True)
+
+        return cuda_step(torch.cuda.current_stream(self.device), place, launch, fetch)
+
+    def _placed(self, inputs: Arrays) -> list[torch.Tensor]:
+        import torch
+
+        return [torch.from_numpy(array).to(self.device) for array in inputs.values()]
+
+    def _first_forward(self, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._forward(tensors)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WorkError(
+                f"torch_compile: cannot compile {self._name}, got {reason}; install a C++ compiler such as g++, or "
+                f"measure it eagerly"
+            ) from error
+
+    def _forward(self, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        import torch
+
+        with torch.no_grad(), exact_float32():
+            outputs = self._module(*tensors)
+        return outputs if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+class ModelFileRunner(ModuleRunner):
+    """Runs a model file in PyTorch.
+
+    Args:
+        path: Model file.
+        open_model: Opens it.
+        num_threads: CPU threads, of this whole process.
+        device: Either "cpu" or "cuda:<index>".
+        compiled: Whether torch.compile turns it into kernels.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        RequestError: If it is no model file.
+        WorkError: If there is no such device.
+    """
+
+    def __init__(
+        self, path: Path, open_model: OpenModel, *, num_threads: int = 1, device: str = "cpu", compiled: bool = False
+    ) -> None:
+        import torch
+
+        if device != "cpu" and not torch.cuda.is_available():
+            raise WorkError(f"{path}: no GPU to run it, got a machine without CUDA; measure it with torch")
+        torch.set_num_threads(num_threads)
+        module, examples = open_model(path)
+        with torch.no_grad():
+            found = module(*examples)
+        outputs = (found,) if isinstance(found, torch.Tensor) else found
+        super().__init__(module.to(device), module.output_names, device=device, compiled=compiled)
+        self.file_sha256 = sha256_of(path)
+        self.inputs = dict(zip(module.input_names, map(_spec, examples), strict=True))
+        self.outputs = dict(zip(module.output_names, map(_spec, outputs), strict=True))
+
+
+def _spec(tensor: torch.Tensor) -> TensorSpec:
+    return TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep PyTorch's convolutions on a GPU from TensorFloat-32: float32 means the same in every runtime."""
+    import torch
+
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with cudnn.flags(**flags, allow_tf32=False):
+        yield

@@ -1,0 +1,96 @@
+"""ONNX Runtime on an NVIDIA GPU: the CUDA execution provider, on torch's stream and buffers."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from command.errors import WorkError
+from command.files import sha256_of
+from deploy.onnx_file import input_specs, load_onnx, output_specs, precision_of
+from deploy.runtimes.onnxruntime import onnx_session, onnx_step
+from deploy.runtimes.tensorrt import BufferedRunner
+from deploy.runtimes.timed_step import CudaBuffers, Step, cuda_step
+from deploy.tensors import Arrays, check_inputs
+
+__all__ = ["CudaOnnxRunner"]
+
+PROVIDER = "CUDAExecutionProvider"
+INSTALL = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+
+
+class CudaOnnxRunner(BufferedRunner):
+    """Runs an ONNX file with ONNX Runtime on the current GPU.
+
+    Args:
+        path: The ONNX file, with fixed shapes.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        RequestError: If it is not an ONNX file, or one that ONNX Runtime refuses.
+        WorkError: If the installed ONNX Runtime is without CUDA, or there is no GPU.
+    """
+
+    runtime = "onnxruntime_cuda"
+    num_threads: int | None = None
+
+    def __init__(self, path: str | Path) -> None:
+        model = load_onnx(path)
+        _require_cuda(path)
+        import torch
+
+        self.inputs, self.outputs = input_specs(model), output_specs(model)
+        self.precision = precision_of(model)
+        self.device = f"cuda:{torch.cuda.current_device()}"
+        self.file = Path(path)
+        self.file_sha256: str | None = sha256_of(path)
+        self._stream = torch.cuda.Stream()
+        place = {
+            "device_id": torch.cuda.current_device(),
+            "user_compute_stream": str(self._stream.cuda_stream),
+            "use_tf32": "0",  # float32 means the same in every runtime
+        }
+        self._session = onnx_session(path, 1, (PROVIDER, place))
+        if PROVIDER not in self._session.get_providers():  # it falls back to the CPU with no more than a log line
+            raise WorkError(
+                f"{path}: ONNX Runtime cannot load its CUDA provider, got a session on the CPU; install the CUDA and "
+                f"cuDNN that this onnxruntime-gpu was built for"
+            )
+
+    def prepare(self, inputs: Arrays) -> Step:
+        """Copy the inputs to the GPU and return a step that copies, computes and fetches."""
+        import onnxruntime
+
+        check_inputs(str(self.file), self.inputs, inputs)
+        self._buffers = buffers = CudaBuffers(inputs, self.outputs)
+        binding = self._binding(buffers)
+        options = onnxruntime.RunOptions()
+        # the events tell when it is done; a wait on the host would be counted
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        launch = onnx_step(self.file, partial(self._session.run_with_iobinding, binding, options))
+        self._step = cuda_step(self._stream, buffers.place, launch, buffers.fetch)
+        return self._step
+
+    def _binding(self, buffers: CudaBuffers) -> Any:
+        import torch
+
+        binding, index = self._session.io_binding(), torch.cuda.current_device()
+        for name, tensor in buffers.inputs.items():
+            dtype = self.inputs[name].dtype
+            binding.bind_input(name, "cuda", index, dtype, tuple(tensor.shape), tensor.data_ptr())
+        for name, tensor in buffers.outputs.items():
+            dtype = self.outputs[name].dtype
+            binding.bind_output(name, "cuda", index, dtype, tuple(tensor.shape), tensor.data_ptr())
+        return binding
+
+
+def _require_cuda(path: str | Path) -> None:
+    import onnxruntime
+
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise WorkError(f"{path}: this ONNX Runtime is without CUDA, got onnxruntime for the CPU; {INSTALL}")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise WorkError(f"{path}: no GPU to run it, got a machine without CUDA; measure it with onnxruntime")

@@ -1,0 +1,104 @@
+"""ONNX files in OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from command.errors import RequestError
+from command.extras import optional_module
+from command.files import sha256_of
+from deploy.onnx_file import input_specs, load_onnx, output_specs
+from deploy.runtimes.timed_step import Step
+from deploy.tensors import Arrays, check_inputs
+
+__all__ = ["OpenVinoRunner"]
+
+PRECISIONS = {
+    "f32": "fp32",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "u8": "int8",
+    "i8": "int8",
+}
+"""OpenVINO's names of a layer's type and of a hint, and ours."""
+HEAVY_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+
+
+class OpenVinoRunner:
+    """Runs an ONNX file with OpenVINO on the CPU.
+
+    `precision` is what most of its convolutions and matrix products run in: a CPU without bfloat16 instructions
+    computes in float32 whatever the hint asks for. `num_threads` is what OpenVINO took, no more than there are cores.
+
+    Args:
+        path: The ONNX file.
+        num_threads: Threads inside one operator. More than the idle cores makes times jump.
+        precision_hint: Either "f32" or "bf16": what float32 layers are computed in, where the CPU can.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        RequestError: If it is not an ONNX file, or one that OpenVINO refuses, or OpenVINO is not installed.
+    """
+
+    runtime = "openvino"
+    device = "cpu"
+
+    def __init__(self, path: str | Path, *, num_threads: int = 1, precision_hint: str = "f32") -> None:
+        model = load_onnx(path)
+        self._openvino = optional_module("openvino", f"{path} was to run in")
+        self.inputs, self.outputs = input_specs(model), output_specs(model)
+        self.file = Path(path)
+        self.file_sha256: str | None = sha256_of(path)
+        compiled = _compiled(self._openvino, path, num_threads, precision_hint)
+        self.num_threads: int | None = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self.precision = _precision(compiled)
+        self._request = compiled.create_infer_request()
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Return the outputs; wrong names, shapes or dtypes raise RequestError."""
+        self.prepare(inputs)()
+        return {name: self._request.get_tensor(name).data.copy() for name in self.outputs}
+
+    def prepare(self, inputs: Arrays) -> Step:
+        """Return a step that runs the network; wrong names, shapes or dtypes raise RequestError."""
+        check_inputs(str(self.file), self.inputs, inputs)
+        for name, array in inputs.items():
+            self._request.set_tensor(name, self._openvino.Tensor(np.ascontiguousarray(array)))
+
+        def step() -> None:
+            self._request.infer(share_outputs=True)
+
+        return step
+
+
+def _compiled(openvino: Any, path: str | Path, num_threads: int, precision_hint: str) -> Any:
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": num_threads,
+        "ENABLE_CPU_PINNING": False,  # as the other runtimes: a thread bound to a core waits for who is there already
+        "INFERENCE_PRECISION_HINT": precision_hint,
+    }
+    try:
+        return openvino.Core().compile_model(str(path), "CPU", config)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].lstrip("- ")  # those before tell where in its own sources
+        raise RequestError(f"{path}: OpenVINO refuses it, got {reason}; expected standard operators only") from error
+
+
+def _precision(compiled: Any) -> str:
+    num_layers: Counter[str] = Counter()
+    for layer in compiled.get_runtime_model().get_ops():
+        info = layer.get_rt_info()
+        if "layerType" in info and info["layerType"].astype(str) in HEAVY_LAYERS:
+            num_layers[info["runtimePrecision"].astype(str)] += 1
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    found = num_layers.most_common(1)[0][0] if num_layers else hint
+    return PRECISIONS.get(found, found)

@@ -1,0 +1,82 @@
+"""The tensors that go into a network and come out of it: their names, shapes and types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from command.errors import RequestError
+
+__all__ = ["PRECISIONS", "Arrays", "TensorSpec", "check_inputs", "random_inputs"]
+
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "float64": "fp64"}
+"""Name of the type that numpy has for most weights -> the precision's name in configs, records and tables."""
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+"""Tensors by the name they have in the ONNX file."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph."""
+
+    shape: tuple[int | None, ...]
+    """Sizes; None where the file leaves a dimension free."""
+    dtype: str
+    """numpy's name for it, such as "float32"."""
+
+    def fixed_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape; raises RequestError, naming the tensor, if a dimension is free."""
+        sizes = tuple(size for size in self.shape if size is not None)
+        if len(sizes) != len(self.shape):
+            raise RequestError(
+                f"tensor {name!r}: a free dimension, got {self.shape}; expected fixed sizes, export with them"
+            )
+        return sizes
+
+
+def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
+    """Return arrays without a single zero: zeros draw less power and can be skipped, so they flatter a time.
+
+    Floats and bytes are whole numbers from 1 to 255, the same in both: the pixels that our graphs take and normalise.
+    Other integers lie in [1, 127); booleans are True. An input whose name ends in `_hw` is a size and gets height and
+    width of the first 4-D input: a random one would make a detector take nearly all of its image for padding, which is
+    zeros again.
+
+    Raises:
+        RequestError: If a shape has a free dimension.
+    """
+    rng = np.random.default_rng(seed)
+    arrays = {name: _random_array(spec.fixed_shape(name), spec.dtype, rng) for name, spec in specs.items()}
+    size_hw = next((array.shape[2:] for array in arrays.values() if array.ndim == 4), None)
+    for name, array in arrays.items():
+        if name.endswith("_hw") and size_hw:
+            array[...] = size_hw
+    return arrays
+
+
+def check_inputs(subject: str, specs: Mapping[str, TensorSpec], inputs: Arrays) -> None:
+    """Compare arrays with what a graph wants.
+
+    Raises:
+        RequestError: At the first wrong name, shape or dtype; the line starts with `subject`.
+    """
+    if set(inputs) != set(specs):
+        raise RequestError(f"{subject}: wrong input names, got {sorted(inputs)}; expected {sorted(specs)}")
+    for name, spec in specs.items():
+        shape, dtype = inputs[name].shape, inputs[name].dtype.name
+        sizes_fit = len(shape) == len(spec.shape) and all(
+            want in (None, size) for want, size in zip(spec.shape, shape, strict=True)
+        )
+        if not sizes_fit:
+            raise RequestError(f"{subject}: input {name!r} has the wrong shape, got {shape}; expected {spec.shape}")
+        if dtype != spec.dtype:
+            raise RequestError(f"{subject}: input {name!r} has the wrong dtype, got {dtype}; expected {spec.dtype}")
+
+
+def _random_array(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> npt.NDArray[np.generic]:
+    end = 256 if dtype == "uint8" or "float" in dtype else 127
+    return rng.integers(1, end, shape).astype(dtype)

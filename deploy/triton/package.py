@@ -1,0 +1,183 @@
+"""A deployed detector as a model repository of Triton Inference Server."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import deploy.fitting
+from command.errors import RequestError
+from command.files import filled_folder, sha256_of
+from deploy.deployment import DEPLOYMENT, ONNX_NAME, Deployed, open_deployment
+from deploy.engine import read_engine_info
+from deploy.runtimes.registry import ENGINE
+from deploy.tensors import TensorSpec
+
+__all__ = ["Packaged", "package_detector"]
+
+_TYPES = {
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+}
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+    trim_blocks=True,
+)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What `package_detector` wrote."""
+
+    models: tuple[str, ...]
+    """Names of the models in the repository."""
+    notes: tuple[str, ...]
+    """What was left out and why, one line each."""
+
+
+def package_detector(path: str | Path, repository: str | Path, name: str, engine: str | Path | None = None) -> Packaged:
+    """Write a model repository: the ONNX file, TensorRT's engine if there is one, and a model that takes images.
+
+    Of what is there, models of these names are replaced; others stay.
+
+    Args:
+        path: Folder of an exported detector, or the ONNX file in it.
+        repository: Created.
+        name: Of the model; `<name>_plan` and `<name>_images` are the others.
+        engine: Built by TensorRT from that ONNX file; the one in the folder that is so unless given.
+
+    Raises:
+        MissingFileError: If a file is missing.
+        RequestError: If Triton cannot call a model that, the folder holds no detector of ours or several engines for
+            Triton, or the given engine is none for Triton or of another file.
+    """
+    repository, engine = Path(repository), Path(engine) if engine else None
+    deployed = open_deployment(path)
+    if deployed.file.suffix == ENGINE:
+        raise RequestError(f"{path}: an engine alone; expected its folder, and --engine {path}")
+    _check_name(name)
+    engine, notes = (_checked(engine, deployed.file), []) if engine else _only_engine(deployed.file)
+    graphs = [_Graph(name, "onnxruntime", ONNX_NAME, deployed.file)]
+    if engine:
+        graphs.append(_Graph(f"{name}_plan", "tensorrt", "model.plan", engine))
+    values = _values(deployed, name, graphs)
+    names = (*(graph.name for graph in graphs), f"{name}_images")
+    with filled_folder(repository) as work:
+        for graph in graphs:
+            _write_graph(deployed, graph, work / graph.name, values)
+        _write_images(deployed, work / names[-1], values)
+    if not engine:  # an earlier package's would be served beside a newer graph
+        shutil.rmtree(repository / f"{name}_plan", ignore_errors=True)
+    return Packaged(names, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A model of the repository that is one file."""
+
+    name: str
+    backend: str
+    filename: str
+    source: Path
+
+
+def _check_name(name: str) -> None:
+    """Raise RequestError if Triton, whose models are folders and parts of addresses, cannot call a model that."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise RequestError(
+            f"--name {name}: not a model's name, got {name!r}; expected letters, digits, and - _ . after the first"
+        )
+
+
+def _only_engine(onnx: Path) -> tuple[Path | None, list[str]]:
+    """Return the engine beside an ONNX file that Triton can run, if there is one, and what to say of the others."""
+    fitting, notes = [], []
+    for path in sorted(onnx.parent.glob(f"*{ENGINE}")):
+        try:
+            fitting.append(_checked(path, onnx))
+        except (FileNotFoundError, ValueError) as error:
+            notes.append(f"note: not packaged: {error}")
+    if len(fitting) > 1:
+        names = ", ".join(path.name for path in fitting)
+        raise RequestError(f"{onnx.parent}: several engines, got {names}; choose one with --engine")
+    return next(iter(fitting), None), notes
+
+
+def _checked(engine: Path, onnx: Path) -> Path:
+    """Return an engine; raises RequestError unless TensorRT built it from that ONNX file."""
+    info = read_engine_info(engine)
+    remedy = f"build one with: espalier deploy build {onnx} --backend tensorrt"
+    if info.backend != "tensorrt":
+        raise RequestError(f"{engine}: not for Triton, got an engine of {info.backend}; {remedy}")
+    if info.onnx_sha256 != (expected := sha256_of(onnx)):
+        raise RequestError(
+            f"{engine}: built of another ONNX file than {onnx.name}, got sha256 {info.onnx_sha256[:12]}; "
+            f"expected {expected[:12]}, {remedy}"
+        )
+    return engine
+
+
+def _values(deployed: Deployed, name: str, graphs: Sequence[_Graph]) -> dict[str, Any]:
+    """Return what the templates speak of."""
+    image = deployed.inputs["image"]
+    shape = image.fixed_shape("image")
+    shapes = [{"name": graph.name, "backend": graph.backend, "shape": list(shape)} for graph in graphs]
+    return {
+        "name": name,
+        "graph": graphs[-1].name,
+        "graphs": shapes,
+        "batch": shape[0],
+        "size_hw": deployed.size_hw,
+        "dtype": image.dtype,
+        "num_places": deployed.outputs["scores"].fixed_shape("scores")[1],
+        "classes": deployed.deployment.classes,
+        "inputs": _tensors(deployed.inputs),
+        "outputs": _tensors(deployed.outputs),
+    }
+
+
+def _tensors(specs: Mapping[str, TensorSpec]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "data_type": _TYPES[spec.dtype], "dims": list(spec.fixed_shape(name))}
+        for name, spec in specs.items()
+    ]
+
+
+def _write_graph(deployed: Deployed, graph: _Graph, folder: Path, values: Mapping[str, Any]) -> None:
+    version = folder / "1"
+    version.mkdir(parents=True)
+    shutil.copyfile(graph.source, version / graph.filename)
+    if graph.filename == ONNX_NAME:  # so that espalier's own commands open this file too
+        shutil.copyfile(deployed.file.parent / DEPLOYMENT, version / DEPLOYMENT)
+    _write_labels(deployed, folder)
+    own = {"name": graph.name, "backend": graph.backend, "filename": graph.filename}
+    _render("graph.pbtxt", folder / "config.pbtxt", {**values, **own})
+
+
+def _write_images(deployed: Deployed, folder: Path, values: Mapping[str, Any]) -> None:
+    version = folder / "1"
+    version.mkdir(parents=True)
+    shutil.copyfile(deploy.fitting.__file__, version / "fitting.py")
+    _write_labels(deployed, folder)
+    for file in ("model.py", "client.py"):  # both take fitting.py from beside them
+        _render(file, version / file, values)
+    _render("README.md", folder / "README.md", values)
+    _render("images.pbtxt", folder / "config.pbtxt", values)
+
+
+def _write_labels(deployed: Deployed, folder: Path) -> None:
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in deployed.deployment.classes))
+
+
+def _render(template: str, path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(_TEMPLATES.get_template(f"{template}.jinja").render(values))

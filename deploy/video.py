@@ -1,0 +1,75 @@
+"""Videos as pictures one after the other: read frame by frame, written at the rate they were read at."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from command.errors import RequestError, WorkError
+
+__all__ = ["VIDEO_ENDINGS", "Video", "is_video", "open_video", "written_video"]
+
+VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file that opens."""
+
+    path: Path
+    fps: float
+    """Frames per second."""
+    num_frames: int
+    """As the file's header has it: a good guess."""
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the frames, RGB of height x width x 3, turned upright as the file says."""
+        capture = cv2.VideoCapture(str(self.path))
+        try:
+            while (frame := capture.read())[0]:
+                yield np.asarray(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB), np.uint8)
+        finally:
+            capture.release()
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a file's ending is that of a video."""
+    return path.suffix.lower() in VIDEO_ENDINGS
+
+
+def open_video(path: Path) -> Video:
+    """Return a video whose first frame was read.
+
+    Raises:
+        RequestError: If it does not decode, or does not say its frame rate.
+    """
+    capture = cv2.VideoCapture(str(path))
+    try:
+        is_read, fps = capture.read()[0], capture.get(cv2.CAP_PROP_FPS)
+        if not is_read or not fps > 0:
+            raise RequestError(f"{path}: does not decode; expected a video")
+        return Video(path, fps, max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))))
+    finally:
+        capture.release()
+
+
+@contextmanager
+def written_video(path: Path, fps: float, size_hw: tuple[int, int]) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+    """Yield what appends an RGB frame to an MPEG-4 file, which is complete when the block ends.
+
+    Sides of MPEG-4 are even: of an odd one the last pixel is left out.
+
+    Raises:
+        WorkError: If the file cannot be written.
+    """
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size_hw[::-1])
+    if not writer.isOpened():
+        raise WorkError(f"{path}: cannot be written as MPEG-4 video; is the folder writable?")
+    try:
+        yield lambda frame: writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    finally:
+        writer.release()

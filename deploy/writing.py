@@ -1,0 +1,194 @@
+"""A module becomes a deployed folder: exported, compared with PyTorch, described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from command.errors import WorkError
+from command.files import filled_folder, sha256_of
+from deploy.agreement import agreement
+from deploy.deployment import DEPLOYMENT, ONNX_NAME, Deployment, Precision
+from deploy.export import onnx_from_module
+from deploy.machine import installed_versions
+from deploy.onnx_file import input_specs, load_onnx, output_specs
+from deploy.runtimes.onnxruntime import OnnxRunner
+from deploy.tensors import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Comparison", "Origin", "write_deployment"]
+
+_TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.05}
+"""What scores may differ by from PyTorch in fp32; no runtime here computes in bf16 on a CPU."""
+_BOX_TOLERANCES: Mapping[str, float] = {"fp32": 0.1, "fp16": 2.0, "int8": 8.0}
+"""How many pixels apart corners may be."""
+_NETWORK_TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 0.01}
+"""What the outputs of the networks may differ by, in units of max(1, the largest of them)."""
+_LEAST_AGREED: Mapping[str, float] = {"fp32": 0.95, "fp16": 0.9, "int8": 0.0}
+"""Share of the detections that must agree; of two near-equal boxes either may be kept, and `deploy eval` measures what
+int8 loses."""
+_MOST_SPREAD, _FEWEST = 0.25, 10  # untrained detectors find many boxes whose scores differ by less
+
+_PREPROCESSING = {
+    "detector": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
+    "classifier": "RGB 0..255, the shorter side scaled to the input's, the centre cut out; normalised inside",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a deployed file is made from."""
+
+    kind: Literal["detector", "classifier"]
+    classes: tuple[str, ...]
+    model: Path
+    """The model file."""
+    config: Mapping[str, Any]
+    """The settings of the export; JSON values."""
+    precision: Precision = "fp32"
+    """Of the file in the end; it decides how near to PyTorch the file must be."""
+    mmdet: str | None = None
+    """Name of mmdet's config, where the model is none of ours."""
+    nms_rounds: int | None = None
+    network_hw: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a deployed file is held against."""
+
+    examples: Sequence[Mapping[str, Tensor]]
+    """Tensors by input name; the first is exported with."""
+    images: str
+    """What the examples are, for people: "4 random images"."""
+    reference: nn.Module | None = None
+    """A classifier that is compared with in the graph's place, in fp32 and eval mode."""
+    expected: Sequence[Arrays] = ()
+    """What a detector in PyTorch finds in each of the examples."""
+    networks: Callable[[], tuple[nn.Module, nn.Module]] | None = None
+    """The outputs of a detector's networks before any suppression, in the file's precision and in fp32: compared where
+    its scores are too equal to tell which boxes suppression keeps."""
+
+
+def write_deployment(
+    graph: nn.Module,
+    origin: Origin,
+    comparison: Comparison,
+    folder: Path,
+    quantize: Callable[[Path, Path], object] | None = None,
+) -> dict[str, Any] | None:
+    """Write `model.onnx`, compared with PyTorch, and `deploy.json`, which describes it: both, or neither.
+
+    Args:
+        graph: What `onnx_from_module` takes, with its `output_names`.
+        origin: What it is made from.
+        comparison: What it is compared with.
+        folder: Created; other files in it stay.
+        quantize: Makes the file in the end of the exported one; called with both paths.
+
+    Returns:
+        The largest differences from PyTorch by output; for detectors, how many detections agree of how many. None for
+        bf16: ONNX Runtime has no such convolution on a CPU.
+
+    Raises:
+        WorkError: If the file does not give what PyTorch gives, or no numbers; in int8, detections are only counted.
+    """
+    is_detector, precision = origin.kind == "detector", origin.precision
+    with filled_folder(folder) as work:
+        onnx = work / ONNX_NAME
+        exported = work / "before.onnx" if quantize else onnx
+        differences = onnx_from_module(
+            graph,
+            comparison.examples[0],
+            exported,
+            graph.output_names,  # type: ignore[arg-type]  # torch types every attribute of a module as one
+            tolerance=None if is_detector else _TOLERANCES.get(precision),  # detections are compared by agreement
+            opset=22 if precision == "bf16" else 18,  # the first whose convolutions take bfloat16
+            reference=comparison.reference,
+        )
+        if quantize:
+            quantize(exported, onnx)
+            exported.unlink()
+        parity: dict[str, Any] | None = {"difference": differences} if differences else None
+        if is_detector and precision in _TOLERANCES:
+            parity = _agreement(comparison, onnx, precision)
+        deployment = _described(onnx, origin, folder).model_copy(
+            update={"parity": parity, "compared_on": comparison.images}
+        )
+        (work / DEPLOYMENT).write_text(deployment.model_dump_json(indent=1) + "\n")
+    return parity
+
+
+def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
+    model, parent = load_onnx(onnx), folder.absolute().parent
+    source = origin.model.absolute()
+    return Deployment(
+        inputs=input_specs(model),
+        outputs=output_specs(model),
+        preprocessing=_PREPROCESSING[origin.kind],
+        classes=origin.classes,
+        precision=origin.precision,
+        versions=installed_versions(),
+        sha256={ONNX_NAME: sha256_of(onnx)},
+        # of a file elsewhere the name alone: its folders are nobody's business
+        model=source.relative_to(parent).as_posix() if source.is_relative_to(parent) else source.name,
+        model_sha256=sha256_of(source),
+        parity=None,
+        compared_on="",
+        config=dict(origin.config),
+        mmdet=origin.mmdet,
+        nms_rounds=origin.nms_rounds,
+        network_hw=origin.network_hw,
+    )
+
+
+def _agreement(comparison: Comparison, file: Path, precision: str) -> dict[str, Any]:
+    """Return how many detections agree; where all scores are nearly equal, how far the networks' outputs differ."""
+    runner = OnnxRunner(file)
+    tolerances = _TOLERANCES[precision], _BOX_TOLERANCES[precision]
+    num_agreed = num_detections = 0
+    for outputs, example in zip(comparison.expected, comparison.examples, strict=True):
+        found = runner.run({name: tensor.numpy() for name, tensor in example.items()})
+        if not all(np.isfinite(array).all() for array in found.values()):
+            raise WorkError(f"{file.name}: gives no numbers, got NaN or infinity; expected boxes and scores")
+        agreed, total = agreement(outputs, found, *tolerances)
+        num_agreed, num_detections = num_agreed + agreed, num_detections + total
+    parity = {"num_agreed": num_agreed, "num_detections": num_detections}
+    least = _LEAST_AGREED[precision]
+    if num_agreed >= least * num_detections:
+        return parity
+    if comparison.networks and _scores_are_equal(comparison.expected):
+        return {**parity, "networks": _network_differences(comparison, comparison.networks, file, precision)}
+    raise WorkError(
+        f"{file.name}: agrees with PyTorch on {num_agreed} of {num_detections} detections; expected {least:.0%}"
+    )
+
+
+def _scores_are_equal(expected: Sequence[Arrays]) -> bool:
+    """Return whether many boxes are found and their scores are nearly equal, as those of random weights are."""
+    scores = np.concatenate([outputs["scores"][np.asarray(outputs["labels"], np.int64) >= 0] for outputs in expected])
+    return len(scores) >= _FEWEST and bool(np.ptp(scores) <= _MOST_SPREAD)
+
+
+def _network_differences(
+    comparison: Comparison, networks: Callable[[], tuple[nn.Module, nn.Module]], file: Path, precision: str
+) -> dict[str, float]:
+    """Return how far the networks in the file's precision, exported the same way, differ from PyTorch in fp32."""
+    graph, reference = networks()
+    written = file.with_name("networks.onnx")
+    differences = onnx_from_module(
+        graph,
+        comparison.examples[0],
+        written,
+        graph.output_names,  # type: ignore[arg-type]  # torch types every attribute of a module as one
+        tolerance=_NETWORK_TOLERANCES[precision],
+        reference=reference,
+    )
+    written.unlink()
+    return differences

@@ -1,0 +1,90 @@
+"""What the commands of detection do; `cli.py` parses their arguments and prints."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from classify.backbones import Architecture
+from classify.checkpoint import ModelCard, check_classes, load_classifier, read_weights
+from classify.config import Dense, Finetune
+from classify.provenance import origin, outcome
+from classify.synthetic import SHAPES
+from command.folders import generated, training_folder
+from command.progress import RunProgress
+from detect.config import CocoData, DetectorTraining, ScenesData
+from detect.data import CocoSet, check_coco, fingerprint
+from detect.evaluate import evaluate_detector
+from detect.model import load_detector, new_detector, save_detector, transfer
+from detect.synthetic import write_scenes
+from detect.train import train_detector
+
+__all__ = ["evaluate_file", "train_to_file"]
+
+
+def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: Console) -> None:
+    """Check the data, train, evaluate and write the model file `out`.
+
+    Raises:
+        MissingFileError: If data or the file to start from is missing.
+        RequestError: If data and the file to start from do not fit.
+    """
+    data = settings.data
+    classes = data.check() if isinstance(data, CocoData) else SHAPES
+    detector, card = _start(settings, classes)
+    prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
+    made_from = origin(settings, settings.start.file, prints)
+    progress = RunProgress(console, [settings.schedule.epochs, 0.2])
+    with training_folder(out, made_from, force) as work:
+        train, val = _sets(data, card.preprocessing.image_hw, out.parent)
+        with progress.stage("train"):
+            train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
+        with progress.stage("evaluate"):
+            figures = evaluate_detector(detector, card, val, work / "evaluation")
+        seen = {"data": prints or [fingerprint(train), fingerprint(val)]}
+        save_detector(out, detector, replace(card, provenance={**made_from, **seen, **outcome(figures)}))
+
+
+def evaluate_file(model: Path, annotations: Path, images: Path) -> dict[str, float]:
+    """Return the figures of a detector file on a COCO set.
+
+    Raises:
+        MissingFileError: If a file is missing.
+        RequestError: If the set is wrong, or its classes differ from the model's.
+    """
+    detector, card = load_detector(model)
+    coco = CocoSet(annotations, images)
+    check_classes(model, card, check_coco(coco))
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluate_detector(detector, card, coco, Path(folder))
+
+
+def _sets(data: ScenesData | CocoData, size_hw: tuple[int, int], beside: Path) -> tuple[CocoSet, CocoSet]:
+    if isinstance(data, CocoData):
+        return data.train, data.val
+
+    def scenes(num_images: int, seed: int) -> CocoSet:
+        name = f"scenes-{size_hw[0]}x{size_hw[1]}-{num_images}-seed{seed}"
+        folder = generated(beside / name, lambda partial: write_scenes(partial, num_images, size_hw, seed))
+        return CocoSet(folder / "instances.json", folder / "images")
+
+    return scenes(data.num_train, data.seed), scenes(data.num_val, data.seed + 1)
+
+
+def _start(settings: DetectorTraining, classes: tuple[str, ...]) -> tuple[nn.Module, ModelCard]:
+    start = settings.start
+    if isinstance(start, Finetune):
+        detector, card = load_detector(start.file)
+        check_classes(start.file, card, classes)
+        return detector, card
+    if isinstance(start, Dense):
+        backbone, spec = Architecture(start.name, len(classes), start.base_channels), None
+    else:
+        _, source = load_classifier(start.file)
+        backbone, spec = source.backbone, source.spec
+    detector, card = new_detector(backbone, classes, settings.model, settings.seed)
+    if start.file:
+        transfer(detector, read_weights(start.file), str(start.file))
+    return detector, replace(card, spec=spec)

@@ -1,0 +1,134 @@
+"""The commands of `espalier deploy` that open model files: `export`, `eval` and `bench`.
+
+torch and mmdet are imported inside the commands, and only where a model file is opened: `bench` measures deployed files
+without them.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from command.extras import loading
+from command.options import AsJson, Force, Overrides, closing, refuse_existing
+from deploy.runtime_option import RuntimeName
+from deploy.runtimes.module import OpenModel
+from deploy.runtimes.registry import ENGINE, MODEL, ONNX, RUNTIMES
+
+__all__ = ["bench", "evaluate", "export"]
+
+Mmdet = Annotated[
+    Path | None, typer.Option(help="mmdet's config, where the model is a checkpoint (.pth) of mmdet's own.")
+]
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector, or see --mmdet.")],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to write; the model's name with .deploy unless given.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Config: a name, as fp16, or a file; fp32 for every engine unless given.")
+    ] = None,
+    overrides: Overrides = None,
+    mmdet: Mmdet = None,
+    force: Force = False,
+) -> None:
+    """Write a model file as ONNX with fixed shapes, and `deploy.json`, which describes how to feed it."""
+    out = out or model.with_suffix(".deploy")
+    refuse_existing(force, out)
+    with loading("torch and mmdet"):
+        from command.config import read_config
+        from detect.export import export_file
+        from detect.export_config import ExportConfig
+    settings = read_config(config, overrides or (), ExportConfig)
+    with Console(stderr=True).status("Exporting ..."):
+        exported = export_file(model, settings, out, mmdet)
+    for note in exported.notes:
+        typer.echo(note, err=True)
+    onnx, command = out / "model.onnx", "build" if settings.precision == "bf16" else "bench"
+    closing(f"wrote {onnx}, {settings.precision}; {exported.compared}", f"espalier deploy {command} {onnx}")
+
+
+def evaluate(
+    deployed: Annotated[
+        Path, typer.Argument(help="Folder that deploy export wrote, or the ONNX file or an engine in it.")
+    ],
+    annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
+    images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Model file it was made from; looked for beside the folder unless given.")
+    ] = None,
+    mmdet: Mmdet = None,
+    runtime: RuntimeName = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the COCO mAP of the very file that is deployed, beside its model's in PyTorch."""
+    with loading("torch and mmdet"):
+        from detect.data import CocoSet
+        from detect.deployed import evaluate_deployed
+    coco, console = CocoSet(annotations, images), Console(stderr=True)
+    found = evaluate_deployed(deployed, coco, model, limit, console, mmdet=mmdet, runtime=runtime)
+    if as_json:
+        typer.echo(json.dumps(found.figures, indent=1))
+    else:
+        Console().print(found.table())
+    for note in found.notes:
+        typer.echo(note, err=True)
+    if found.warning:
+        typer.secho(found.warning, fg="red", bold=True, err=True)
+    closing(f"evaluated {found.file}", f"espalier deploy bench {found.file}")
+
+
+def bench(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="ONNX files, engines, model files; the first of a batch is the reference, the dense one."),
+    ],
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"One of {', '.join(RUNTIMES)}; runs the files of its kind; may be repeated. Unless given: "
+            "onnxruntime, for an engine what built it, for a model file torch."
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 100,
+    warmup: Annotated[int, typer.Option(help="Rounds run first and not kept.", min=0)] = 10,
+    threads: Annotated[int, typer.Option(help="CPU threads of a runtime.", min=1)] = 1,
+    as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(help="Record to write; latency-TIME.json unless given.")] = None,
+    force: Force = False,
+) -> None:
+    """Measure files against each other, in alternating order, on the same random inputs.
+
+    Files may differ in their batch: each is compared with the first of its own.
+    """
+    from deploy.bench import bench_files, figures_from_record
+    from deploy.record import save_record, table_from_record
+
+    if out:
+        refuse_existing(force, out)
+    open_model: OpenModel | None = None
+    if any(path.suffix == MODEL for path in models):
+        with loading("torch and mmdet", "measuring a model file needs"):
+            from detect.export import module_from_file
+        open_model = module_from_file
+    record = bench_files(
+        models,
+        runtime or [],
+        warmup=warmup,
+        rounds=rounds,
+        num_threads=threads,
+        console=Console(stderr=True),
+        open_model=open_model,
+    )
+    out = out or Path(f"latency-{record.created:%Y%m%dT%H%M%SZ}.json")
+    save_record(record, out)
+    typer.echo(json.dumps(figures_from_record(record), indent=1) if as_json else table_from_record(record))
+    if as_json and record.gpu and record.gpu.warning:
+        typer.echo(record.gpu.warning, err=True)
+    files = [path.with_suffix(ONNX) for path in models if path.suffix in (ONNX, ENGINE)] or [Path("MODEL.onnx")]
+    closing(f"wrote {out}", f"espalier deploy build {files[-1]}")

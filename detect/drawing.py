@@ -1,0 +1,121 @@
+"""Pictures and videos with the boxes that a detector finds in them: a model file in PyTorch, or a deployed one."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+
+from command.errors import RequestError
+from command.extras import loading
+from command.files import filled_folder
+from command.options import refuse_existing
+from command.progress import RunProgress
+from deploy.detector import Detector, Found
+from deploy.images import image_from_file
+from deploy.pictures import draw, input_files, picture_name
+from deploy.runtimes.registry import ENGINE, ONNX
+from deploy.video import is_video, open_video, written_video
+
+__all__ = ["found_text", "predict_files"]
+
+_Pixels = NDArray[np.uint8]
+_Find = Callable[[Iterable[_Pixels]], Iterator[list[Found]]]
+
+
+def predict_files(
+    model: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    min_score: float,
+    runtime: str | None,
+    force: bool,
+    console: Console,
+) -> tuple[list[dict[str, Any]], str]:
+    """Write a picture or video into `out` for every input, all of them or none.
+
+    Args:
+        model: Model file, deployed folder, or the ONNX file or an engine in it.
+        inputs: Images, videos and folders of them.
+        out: Created.
+        min_score: Boxes below it are left out.
+        runtime: A name in `deploy.runtimes.registry.RUNTIMES`; that of the file's kind unless given.
+        force: Whether pictures in `out` may be replaced.
+        console: Shows progress.
+
+    Returns:
+        What was found in each file as JSON takes it, and the command to run next.
+    """
+    files = input_files(inputs)
+    if out.resolve() in {file.resolve().parent for file in files}:
+        raise RequestError(f"--out {out}: holds the images themselves; expected another folder")
+    refuse_existing(force, *(out / picture_name(file) for file in files))
+    find, command = _finder(model, min_score, runtime)
+    progress = RunProgress(console, [1.0])
+    with progress.stage("predict"), filled_folder(out) as work:
+        return _rows(find, files, work, progress), command
+
+
+def found_text(row: dict[str, Any]) -> str:
+    """Return one line that counts what was found in a file."""
+    things = row["found"] if "found" in row else itertools.chain.from_iterable(row["frames"])
+    counts = Counter(thing["name"] for thing in things)
+    text = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing"
+    return f"{row['file']}: {text}" + (f" in {len(row['frames'])} frames" if "frames" in row else "")
+
+
+def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, str]:
+    """Return what finds things in images, and the command to run next."""
+    if model.is_dir() or model.suffix in (ONNX, ENGINE):
+        found = partial(Detector.load(model, runtime).stream, min_score=min_score)
+        return found, f"espalier deploy package {model if model.is_dir() else model.parent}"
+    if runtime:
+        raise RequestError(f"--runtime {runtime}: a model file runs in PyTorch, got {model}; export it first")
+    with loading("torch and mmdet", "a model file needs"):
+        from detect.model import load_detector
+        from detect.predict import predict
+
+    detector, card = load_detector(model)
+    return lambda images: predict(detector, card, images, min_score), f"espalier deploy export {model}"
+
+
+def _rows(find: _Find, files: Sequence[Path], folder: Path, progress: RunProgress) -> list[dict[str, Any]]:
+    """Write the picture of every file into `folder`, and return what was found in it, in their order."""
+    images = [file for file in files if not is_video(file)]
+    videos = [open_video(file) for file in files if is_video(file)]
+    total = len(images) + sum(video.num_frames for video in videos)
+    ticks = itertools.count(1)
+
+    def found_in(pictures: Iterable[_Pixels]) -> Iterator[tuple[_Pixels, list[Found]]]:
+        shown, given = itertools.tee(pictures)
+        for pair in zip(shown, find(given), strict=True):
+            yield pair
+            progress(min(next(ticks), total), total)
+
+    rows: dict[Path, dict[str, Any]] = {}
+    # images fill the batches of a graph together, whatever file they come from
+    for file, (pixels, found) in zip(images, found_in(image_from_file(file) for file in images), strict=True):
+        draw(Image.fromarray(pixels), found).save(folder / picture_name(file))
+        rows[file] = {"file": str(file), "found": [asdict(thing) for thing in found]}
+    for video in videos:
+        frames = _draw_video(found_in(video.frames()), video.fps, folder / picture_name(video.path))
+        rows[video.path] = {"file": str(video.path), "fps": video.fps, "frames": frames}
+    return [rows[file] for file in files]
+
+
+def _draw_video(found: Iterator[tuple[_Pixels, list[Found]]], fps: float, path: Path) -> list[list[dict[str, Any]]]:
+    """Write the frames with their boxes, and return what was found frame by frame."""
+    frames = []
+    first = next(found)
+    with written_video(path, fps, (first[0].shape[0], first[0].shape[1])) as write:
+        for pixels, things in itertools.chain([first], found):
+            write(np.asarray(draw(Image.fromarray(pixels), things)))
+            frames.append([asdict(thing) for thing in things])
+    return frames

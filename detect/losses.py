@@ -1,0 +1,55 @@
+"""Losses of a detector on its training set: what criteria that measure on data are given."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from classify.checkpoint import ModelCard
+from classify.losses import calibration_batches
+from classify.train import silent
+from detect.data import CocoSet
+from detect.openmmlab import DATASETS
+from detect.train import coco_loader
+from prune.choose.measured import Losses
+
+__all__ = ["detector_losses"]
+
+
+def detector_losses(card: ModelCard, coco: CocoSet, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
+    """Return mmdet's own training loss, batch by batch, each time the same; the RoIs are drawn from the seed, too.
+
+    Pictures are not flipped; those without objects are left out, as in training. Nothing is read before the losses are
+    asked for.
+
+    Args:
+        card: Of the detector.
+        coco: The training set.
+        batch_size: Images per batch.
+        num_batches: At most so many; fewer where the images run out.
+        seed: Of the choice of images and RoIs. The random state of torch is left as it was.
+    """
+
+    def losses(detector: nn.Module) -> Iterator[Tensor]:
+        dataset = _training_images(card, coco)
+        for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(seed)
+                loss = _loss(detector, [dataset[i] for i in places])
+            yield loss
+
+    return losses
+
+
+def _training_images(card: ModelCard, coco: CocoSet) -> Any:
+    settings = {**coco_loader(card, coco)["dataset"], "filter_cfg": {"filter_empty_gt": True}, "test_mode": False}
+    with silent():  # pycocotools prints
+        return DATASETS.build({**settings, "_scope_": "mmdet"})
+
+
+def _loss(detector: Any, rows: list[dict[str, Any]]) -> Tensor:
+    batch = {key: [row[key] for row in rows] for key in ("inputs", "data_samples")}
+    losses = detector(**detector.data_preprocessor(batch, training=True), mode="loss")
+    total: Tensor = detector.parse_losses(losses)[0]
+    return total

@@ -1,0 +1,39 @@
+"""What is taken from mmdet and mmcv: the only file that imports them.
+
+mmcv's package on the registry is source only, and without a compiler it lacks `mmcv._ext`, without which
+`mmdet.models` cannot be imported. torchvision has the only two operators Faster R-CNN uses, nms and RoIAlign: they are
+put in place before mmdet is imported.
+"""
+
+# ruff: noqa: E402, I001  # operators first, then the packages that look for them
+
+from detect.ops import install_ops
+
+install_ops()
+
+import mmdet
+from mmcv.cnn import fuse_conv_bn
+from mmcv.ops import RoIAlign
+from mmdet.apis import inference_detector
+from mmdet.models import DetDataPreprocessor, FasterRCNN
+from mmdet.registry import DATASETS, MODELS
+from mmdet.utils import register_all_modules
+from mmengine.registry import DefaultScope
+
+from pathlib import Path
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "STOCK_FASTER_RCNN",
+    "DefaultScope",
+    "DetDataPreprocessor",
+    "FasterRCNN",
+    "RoIAlign",
+    "fuse_conv_bn",
+    "inference_detector",
+    "register_all_modules",
+]
+
+STOCK_FASTER_RCNN = Path(mmdet.__file__).parent / ".mim/configs/_base_/models/faster-rcnn_r50_fpn.py"
+"""mmdet's own config of Faster R-CNN's parts."""

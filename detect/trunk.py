@@ -1,0 +1,47 @@
+"""Our (slim) backbones for mmdet: a config names the network and its widths, and mmdet builds it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from classify.backbones import Architecture, Trunk, build_trunk
+from command.errors import RequestError
+from detect.openmmlab import MODELS
+
+__all__ = ["TrunkBackbone"]
+
+
+@MODELS.register_module()
+class TrunkBackbone(Trunk):
+    """A classification network without its head, as an mmdet backbone with feature maps at strides 4, 8, 16 and 32.
+
+    Args:
+        name: A key of `classify.backbones.BACKBONES`.
+        base_channels: Channels of the dense network's stem.
+        widths: (inputs, outputs) of the layers that a slim network has narrower.
+        norm_eval: Keep BatchNorm's running statistics fixed while training, for batches too small to estimate them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_channels: int = 64,
+        widths: Mapping[str, tuple[int, int]] | None = None,
+        norm_eval: bool = False,
+        init_cfg: Any = None,
+    ) -> None:
+        trunk = build_trunk(Architecture(name, 1, base_channels, widths or {}))
+        super().__init__(trunk.net, trunk.steps, trunk.stages)
+        self.norm_eval = norm_eval
+        if init_cfg is not None:
+            raise RequestError(f"backbone.init_cfg: not used, got {init_cfg}; weights come with the checkpoint")
+
+    def train(self, mode: bool = True) -> "TrunkBackbone":
+        """Switch mode; with `norm_eval`, BatchNorm layers stay in eval mode."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self

@@ -1,0 +1,117 @@
+"""Every model, classifier or detector, is pruned through `cut_model`: by `espalier prune` and by experiments alike."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from classify.checkpoint import ModelCard, check_classes
+from classify.config import FolderData, ShapesData
+from classify.data import check_folder, class_names
+from classify.data import fingerprint as folder_fingerprint
+from classify.losses import classifier_losses
+from classify.pruning import prune_classifier
+from classify.synthetic import SHAPES, write_shapes
+from command.errors import RequestError
+from detect.config import CocoData, ScenesData
+from detect.data import CocoSet, check_coco
+from detect.data import fingerprint as coco_fingerprint
+from detect.losses import detector_losses
+from detect.pruning import prune_detector
+from detect.synthetic import write_scenes
+from experiment.config import Cut, PruneConfig
+from prune.choose.criteria import make_criterion
+from prune.choose.measured import Losses
+from prune.pruning import Pruned
+
+__all__ = ["ModelData", "check_data_kind", "cut_by_config", "cut_model"]
+
+ModelData = ShapesData | FolderData | ScenesData | CocoData
+
+
+def cut_model(
+    model: nn.Module,
+    card: ModelCard,
+    recipe: Cut,
+    losses: Callable[..., Losses] | None,
+    seed: int,
+    parts: Sequence[str] = ("backbone",),
+) -> tuple[nn.Module, ModelCard, Pruned]:
+    """Return the slim model, its card, and what was done; the given model is not changed.
+
+    Args:
+        model: A dense classifier or detector.
+        card: Its card.
+        recipe: What is cut.
+        losses: Takes `batch_size`, `num_batches` and `seed`; not called where the criterion needs no data.
+        seed: Of the images that are looked at, and of random scores.
+        parts: Those of a detector that are cut.
+
+    Raises:
+        RequestError: If the recipe does not fit the model.
+    """
+    calibration = recipe.calibration
+    data = (
+        losses(batch_size=calibration.batch_size, num_batches=calibration.num_batches, seed=seed)
+        if losses and recipe.needs_data
+        else None
+    )
+    criterion = make_criterion(recipe.criterion, model, data, seed)
+    if card.kind == "detector":
+        return prune_detector(model, card, recipe, criterion, parts=parts)
+    return prune_classifier(model, card, recipe, criterion)
+
+
+def cut_by_config(
+    model: nn.Module, card: ModelCard, config: PruneConfig, path: Path
+) -> tuple[tuple[nn.Module, ModelCard, Pruned], tuple[str, ...]]:
+    """Return what `cut_model` does, and the fingerprint of the training set that was looked at, if any.
+
+    Raises:
+        MissingFileError: If the data is missing.
+        RequestError: If it is not data for this model, or the recipe does not fit the model.
+    """
+    cut = partial(cut_model, model, card, config.recipe, seed=config.seed, parts=config.parts)
+    if config.data is None:
+        return cut(losses=None), ()
+    check_data_kind(path, card, config.data)
+    _check_data(path, card, config.data)
+    with _training_set(card, config.data) as images:
+        if isinstance(images, CocoSet):
+            return cut(losses=partial(detector_losses, card, images)), (coco_fingerprint(images),)
+        return cut(losses=partial(classifier_losses, card, images)), (folder_fingerprint(images),)
+
+
+def check_data_kind(path: Path, card: ModelCard, data: ModelData) -> None:
+    """Raise RequestError unless the data is for classifiers where the model file holds one, or for detectors."""
+    if isinstance(data, ShapesData | FolderData) != (card.kind == "classifier"):
+        expected = "shapes or folder" if card.kind == "classifier" else "scenes or coco"
+        raise RequestError(
+            f"data.type: not for {path}, which holds a {card.kind}, got {data.type!r}; expected {expected}"
+        )
+
+
+def _check_data(path: Path, card: ModelCard, data: ModelData) -> None:
+    if isinstance(data, FolderData):
+        check_folder(data.root)
+        check_classes(path, card, class_names(data.root))
+    else:
+        check_classes(path, card, check_coco(data.train) if isinstance(data, CocoData) else SHAPES)
+
+
+@contextmanager
+def _training_set(card: ModelCard, data: ModelData) -> Iterator[Path | CocoSet]:
+    """Yield an image folder for a classifier, a COCO set for a detector; what is generated goes afterwards."""
+    if isinstance(data, FolderData | CocoData):
+        yield data.root if isinstance(data, FolderData) else data.train
+        return
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        if isinstance(data, ShapesData):
+            write_shapes(folder, data.num_train, data.num_val, card.preprocessing.image_hw[0], data.seed)
+            yield folder
+        else:
+            yield write_scenes(folder, data.num_train, card.preprocessing.image_hw, data.seed)

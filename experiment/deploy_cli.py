@@ -1,0 +1,55 @@
+"""The whole of `espalier deploy`: commands of `deploy` and `detect`, and `sweep`, which joins pruning and measuring."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from command.extras import loading
+from command.options import AsJson, Force, Overrides, closing, refuse_existing
+from deploy.cli import build, explain, package
+from detect.deploy_cli import bench, evaluate, export
+
+__all__ = ["app", "sweep"]
+
+app = typer.Typer(help="Export, build engines, measure.", no_args_is_help=True)
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="Config: a name, as sweep_resnet18, or a file.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to write; runs/deploy/<config> unless given.")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one backbone at many widths: which of them are fast on this machine, and where the steps are."""
+    with loading("torch"):
+        from command.config import read_config
+        from experiment.sweep import FILES, PICTURE, SweepConfig, measure_sweep, sweep_table
+    settings = read_config(config, overrides or (), SweepConfig)
+    out = out or Path("runs/deploy") / config.stem
+    refuse_existing(force, *(out / name for name in FILES))
+    figures = measure_sweep(settings, out, Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1))
+    else:
+        Console().print(sweep_table(figures))
+    closing(f"wrote {out / PICTURE}, and its figures beside it", "espalier prune l1_half MODEL")
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "export": export,
+    "eval": evaluate,
+    "build": build,
+    "bench": bench,
+    "explain": explain,
+    "sweep": sweep,
+    "package": package,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)

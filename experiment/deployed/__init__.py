@@ -1,1 +1,0 @@
-"""Model files deployed: exported, scored, explained, swept, packaged and served. Conducts `deploy` and `detect`."""

@@ -1,0 +1,1 @@
+"""Which channels stay: scores and a recipe become kept channels."""

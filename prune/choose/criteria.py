@@ -1,0 +1,283 @@
+"""Criteria: what ranks the channels of a group. A higher score means "keep".
+
+A criterion scores one side of one layer; `group_scores` puts the layers of a group together. Shape letters: C channels,
+O output channels, K weights of one filter, L layers.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from command.errors import RequestError
+from prune.choose.measured import Losses, by_filter, filter_effects, input_means
+from prune.follow.groups import Group, Member, is_producer
+
+__all__ = [
+    "CRITERIA",
+    "REDUCTIONS",
+    "AverageRank",
+    "BatchNormScale",
+    "Criterion",
+    "DataDriven",
+    "GeometricMedian",
+    "L1Norm",
+    "L2Norm",
+    "MeanActivation",
+    "Random",
+    "Taylor",
+    "group_scores",
+    "make_criterion",
+]
+
+# scores_LC is NaN where a layer does not cover a channel; every channel is covered by some layer
+_REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda scores_LC: scores_LC.nansum(0),
+    "mean": lambda scores_LC: scores_LC.nanmean(0),
+    "max": lambda scores_LC: scores_LC.nan_to_num(nan=-torch.inf).amax(0),
+    "first": lambda scores_LC: scores_LC.gather(0, (~scores_LC.isnan()).int().argmax(0, keepdim=True))[0],
+}
+REDUCTIONS = tuple(_REDUCE)
+"""How the scores of the layers that cover a channel become one score."""
+
+
+class Criterion(Protocol):
+    """Ranks channels."""
+
+    comparable: bool
+    """Scores of different groups are on one scale, so that a global ranking needs no normalising."""
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return one score per channel of that side of that layer, float32 on the CPU, higher = keep.
+
+        All channels of the layer's side are scored, also those outside `member.channels`. None where this criterion
+        does not look at the member.
+        """
+
+
+def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction: str = "sum") -> Tensor:
+    """Return one score per channel of the group, shape (num_channels,), float32; higher = keep.
+
+    Scores of a layer's channels that go with one channel of the group add up; `reduction` then takes the sum, mean,
+    maximum or first (in the members' order) over the layers that cover the channel.
+
+    Raises:
+        RequestError: If the reduction is unknown, a score is not finite, or a channel is covered by no scored layer.
+    """
+    if reduction not in _REDUCE:
+        raise RequestError(f"reduction: unknown, got {reduction!r}; expected one of {list(REDUCTIONS)}")
+    uncovered_C = torch.full((group.num_channels,), torch.nan)
+    rows = [uncovered_C]
+    for member in group.members:
+        layer_scores = criterion.member_scores(model, member)
+        if layer_scores is not None:
+            scores = layer_scores[member.channels]
+            if not scores.isfinite().all():
+                bad = scores[~scores.isfinite()][0].item()
+                raise RequestError(
+                    f"{member.layer}: a score is not finite, got {bad}; expected finite weights and data"
+                )
+            rows.append(uncovered_C.index_fill(0, member.roots, 0.0).index_add(0, member.roots, scores))
+    scores_LC = torch.stack(rows)
+    num_scored = int((~scores_LC.isnan()).any(0).sum())
+    if num_scored < group.num_channels:
+        raise RequestError(
+            f"{group.name}: {type(criterion).__name__} cannot rank this group, got scores for {num_scored} of its "
+            f"{group.num_channels} channels; expected all: skip the group or choose another criterion"
+        )
+    return _REDUCE[reduction](scores_LC)
+
+
+def _layer(model: nn.Module, member: Member) -> nn.Module | None:
+    """Return the member's layer, or None for a free parameter."""
+    try:
+        return model.get_submodule(member.layer)
+    except AttributeError:
+        return None
+
+
+def _filters(model: nn.Module, member: Member) -> Tensor | None:
+    """Return the weights behind each output channel, (O, K), or None unless a convolution or linear layer writes."""
+    layer = _layer(model, member)
+    if member.side != "out" or layer is None or not is_producer(layer):
+        return None
+    return by_filter(layer, layer.get_parameter("weight")).cpu()
+
+
+class L1Norm:
+    """Sum of absolute weights of each filter.
+
+    Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, sec. 3.1. The sum over coupled layers is
+    what their residual "shortcut" rule lacks; it equals the L1 norm of the concatenated filters.
+    """
+
+    comparable = False
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return the L1 norm per output channel, >= 0."""
+        filters_OK = _filters(model, member)
+        return None if filters_OK is None else filters_OK.norm(p=1, dim=1)
+
+
+class L2Norm:
+    """Euclidean norm of each filter.
+
+    Source: He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018.
+    """
+
+    comparable = False
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return the L2 norm per output channel, >= 0."""
+        filters_OK = _filters(model, member)
+        return None if filters_OK is None else filters_OK.norm(dim=1)
+
+
+class BatchNormScale:
+    """Absolute scale factor |gamma| of each BatchNorm channel.
+
+    Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017. It ranks
+    well only after training with their penalty on gamma.
+    """
+
+    comparable = True
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return |gamma| per channel; None for other layers and for a BatchNorm without gamma."""
+        layer = _layer(model, member)
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm) or not layer.affine:
+            return None
+        return layer.weight.detach().float().abs().cpu()
+
+
+class Random:
+    """A random score: what every other criterion has to beat.
+
+    A layer's scores depend on the seed and its name alone, not on which groups are scored before.
+    Source: the baseline of Mittal et al., Recovering from Random Pruning, WACV 2018.
+    """
+
+    comparable = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return scores in [0, 1) per output channel of a convolution or linear layer."""
+        filters_OK = _filters(model, member)
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {member.layer}".encode()))
+        return None if filters_OK is None else torch.rand(len(filters_OK), generator=generator)
+
+
+class GeometricMedian:
+    """Sum of Euclidean distances of each filter to all filters of its layer: the most replaceable goes first.
+
+    Source: He et al., Filter Pruning via Geometric Median for Deep CNN Acceleration, CVPR 2019.
+    """
+
+    comparable = False
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return the sum of distances per output channel, >= 0."""
+        filters_OK = _filters(model, member)
+        if filters_OK is None:
+            return None
+        filters_OK = filters_OK.double() - filters_OK.double().mean(0)  # cdist cancels: close filters need the digits
+        return torch.cdist(filters_OK, filters_OK).sum(1).float()
+
+
+class DataDriven:
+    """Scores of one side of every layer, measured once when made; the model is left as it was.
+
+    Args:
+        model: The model to prune; parameters may be frozen.
+        losses: The data; see `Losses`.
+
+    Raises:
+        RequestError: If no batch comes, or a loss or what a layer reads is not finite.
+    """
+
+    comparable = False
+    side: Literal["out", "in"] = "in"
+
+    def __init__(self, model: nn.Module, losses: Losses) -> None:
+        self._scores = self._measure(model, losses)
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return the layer's scores, >= 0; None on its other side, and where the data never reached it."""
+        return self._scores.get(member.layer) if member.side == self.side else None
+
+    def _measure(self, model: nn.Module, losses: Losses) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class Taylor(DataDriven):
+    """How much the loss changes without the filter, to first order: |sum of gradient x weight|, averaged over batches.
+
+    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, for the weights of a filter
+    jointly. Within one batch their square ranks alike.
+    """
+
+    comparable = True
+    side = "out"
+
+    def _measure(self, model: nn.Module, losses: Losses) -> dict[str, Tensor]:
+        return filter_effects(model, losses)
+
+
+class MeanActivation(DataDriven):
+    """Mean absolute activation of the channel, as the layers after it read it.
+
+    Source: the mean activation of Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient
+    Inference, ICLR 2017, sec. 2.2; absolute, because not every activation is ReLU's.
+    """
+
+    def _measure(self, model: nn.Module, losses: Losses) -> dict[str, Tensor]:
+        return input_means(model, losses, lambda maps_NCHW: maps_NCHW.abs().mean((2, 3)))
+
+
+class AverageRank(DataDriven):
+    """Average matrix rank of the channel's feature map, as the layers after it read it.
+
+    Source: Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020.
+    """
+
+    def _measure(self, model: nn.Module, losses: Losses) -> dict[str, Tensor]:
+        return input_means(model, losses, torch.linalg.matrix_rank)
+
+
+CRITERIA: dict[str, type[Criterion]] = {
+    "l1": L1Norm,
+    "l2": L2Norm,
+    "bn_scale": BatchNormScale,
+    "random": Random,
+    "fpgm": GeometricMedian,
+    "taylor": Taylor,
+    "mean_activation": MeanActivation,
+    "average_rank": AverageRank,
+}
+"""Name in a config -> criterion."""
+
+
+def make_criterion(name: str, model: nn.Module, losses: Losses | None = None, seed: int = 0) -> Criterion:
+    """Return the criterion of that name, measured on the model where it is data-driven.
+
+    Args:
+        name: A key of `CRITERIA`.
+        model: The model to prune; it is left as it was.
+        losses: The data that `DataDriven` criteria measure on; the others ignore it.
+        seed: For `random` alone.
+
+    Raises:
+        RequestError: If the name is unknown, or the data is missing or unfit.
+    """
+    if name not in CRITERIA:
+        raise RequestError(f"criterion: unknown, got {name!r}; expected one of {sorted(CRITERIA)}")
+    kind = CRITERIA[name]
+    if not issubclass(kind, DataDriven):
+        return Random(seed) if kind is Random else kind()
+    if losses is None:
+        raise RequestError(f"criterion: {name} measures on data, got none; expected losses, a loss for each batch")
+    return kind(model, losses)

@@ -1,0 +1,168 @@
+"""Recipe: how much is cut, by which criterion, where, and how it is shared out among layers."""
+
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from command.errors import RequestError
+from prune.choose.criteria import CRITERIA, REDUCTIONS, Criterion
+from prune.follow.groups import Group
+
+__all__ = ["LIMITS", "RANKINGS", "Ranking", "Recipe", "check_ratio", "resolved"]
+
+Ranking = Literal["uniform", "global"]
+RANKINGS: tuple[Ranking, ...] = ("uniform", "global")
+LIMITS = {"max_macs": "macs", "max_params": "params", "max_activations": "activations"}
+"""Name of a limit -> the cost it is on."""
+
+
+def check_ratio(prune_ratio: float, subject: str = "prune_ratio") -> None:
+    """Raise RequestError unless `prune_ratio`, the share of channels removed, lies in [0, 1)."""
+    if not 0 <= prune_ratio < 1:
+        raise RequestError(
+            f"{subject}: would remove all channels or more, got {prune_ratio}; expected a share in [0, 1)"
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `prune_model` does: a ratio or one limit, a criterion, and what differs from layer to layer.
+
+    A group is named by any layer that writes its channels; patterns are as in file names (`layer1.*`).
+    """
+
+    amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", *LIMITS)
+    """Fields that say how much is cut: exactly one of them is given."""
+
+    prune_ratio: float | None = None
+    """Share of channels removed, [0, 1): of each group (uniform), or of all groups together (global)."""
+    max_macs: int | None = None
+    """Limit for one image instead of a ratio; as much is kept as fits."""
+    max_params: int | None = None
+    max_activations: int | None = None
+    """Limit on the outputs' elements of all convolutions and linear layers."""
+    criterion: str = "l1"
+    """What ranks the channels of a group: a key of `prune.choose.criteria.CRITERIA`."""
+    reduction: str = "sum"
+    """How the scores of layers that are cut together become one: sum, mean, max or first."""
+    ranking: Ranking = "uniform"
+    """`uniform`: the same share from every group; `global`: the lowest scores of all groups together."""
+    round_to: int = 1
+    """The kept channels of a group are moved to the nearest multiple of it."""
+    min_channels: int = 1
+    """Every layer keeps at least so many, where it has them."""
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    """Pattern -> its own ratio; the first match counts."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Pattern -> channels that the layer keeps, exactly; the first match counts, before `ratios`."""
+    skip: Sequence[str] = ()
+    """Patterns whose groups stay whole."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        self._check_amount()
+        for name, known in (("criterion", CRITERIA), ("reduction", REDUCTIONS), ("ranking", RANKINGS)):
+            if getattr(self, name) not in known:
+                raise RequestError(f"{name}: unknown, got {getattr(self, name)!r}; expected one of {sorted(known)}")
+        for name in ("round_to", "min_channels"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected 1 or more")
+        if self.prune_ratio is not None:
+            check_ratio(self.prune_ratio)
+        for pattern, ratio in self.ratios.items():
+            check_ratio(ratio, f"ratios[{pattern!r}]")
+
+    def _check_amount(self) -> None:
+        amounts = [name for name in self.amounts if getattr(self, name) is not None]
+        if len(amounts) != 1:
+            raise RequestError(
+                f"recipe: how much to cut is not clear, got {' and '.join(amounts) or 'none'}; "
+                f"expected one of {', '.join(self.amounts)}"
+            )
+
+    @property
+    def limit(self) -> tuple[str, int] | None:
+        """The limit's name and value, or None where a ratio is given."""
+        return next(((name, value) for name in LIMITS if (value := getattr(self, name)) is not None), None)
+
+    def own_ratio(self, group: Group) -> float | None:
+        """Return the ratio that `ratios` has for the group, if any."""
+        return next((ratio for pattern, ratio in self.ratios.items() if _matches(group, pattern)), None)
+
+    def own_width(self, group: Group) -> int | None:
+        """Return how many of the group's channels `widths` keeps, if it says so.
+
+        Raises:
+            RequestError: If the group cannot have that width.
+        """
+        for pattern, width in self.widths.items():
+            if _matches(group, pattern):
+                unit = _unit(group, pattern)
+                if not 0 < width <= group.num_channels * unit or width % unit:
+                    step = f" in steps of {unit}" if unit > 1 else ""
+                    raise RequestError(
+                        f"widths[{pattern!r}]: does not fit {group.name}, got {width}; "
+                        f"expected {unit} to {group.num_channels * unit}{step}"
+                    )
+                return width // unit
+        return None
+
+    def reason_whole(self, group: Group) -> str | None:
+        """Return why the group stays whole, if it cannot be cut or is skipped."""
+        skipped = (f"skipped by the recipe ({pattern})" for pattern in self.skip if _matches(group, pattern))
+        return group.obstacle or next(skipped, None)
+
+    def check_widths(self, groups: Sequence[Group]) -> None:
+        """Raise RequestError if a width is given to a layer, by its own name, that cannot be cut: widths are exact."""
+        for group in (group for group in groups if group.obstacle):
+            for name in (name for name in group.producers if self.widths.get(name, group.width) != group.width):
+                raise RequestError(f"widths[{name!r}]: cannot be cut, {group.obstacle}; expected {group.width} or none")
+
+    def check_patterns(self, groups: Sequence[Group]) -> None:
+        """Raise RequestError if a pattern matches no layer; it says which names are near."""
+        names = list(dict.fromkeys(name for group in groups for name in (group.producers or (group.name,))))
+        for pattern in (*self.ratios, *self.widths, *self.skip):
+            if not fnmatch.filter(names, pattern):
+                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+                raise RequestError(
+                    f"{pattern}: no layer of the model matches; nearest names: {', '.join(near) or 'none'}"
+                )
+
+
+def resolved(
+    recipe: Recipe | float | None, criterion: Criterion | str | None, fields: Mapping[str, Any]
+) -> tuple[Recipe, Criterion | None]:
+    """Return the recipe and the criterion object, if there is one, that a public pruning function was given.
+
+    Args:
+        recipe: One, or the `prune_ratio` of one whose other fields are given by name.
+        criterion: An object made on the model, in place of the recipe's; or the recipe's by name.
+        fields: Those of `Recipe`, where none is given.
+
+    Raises:
+        RequestError: If fields are given beside a recipe, or do not fit together.
+    """
+    if isinstance(criterion, str):
+        criterion, fields = None, {**fields, "criterion": criterion}
+    if recipe is None:
+        return Recipe(**fields), criterion
+    if not isinstance(recipe, Recipe):
+        return Recipe(recipe, **fields), criterion
+    if fields:
+        raise RequestError(f"{next(iter(fields))}: given beside a recipe; expected it in the recipe")
+    return recipe, criterion
+
+
+def _unit(group: Group, pattern: str) -> int:
+    """Return how many channels of the layer that the pattern names go with one channel of the group.
+
+    A grouped convolution may write more than it reads, and both sides are in one group.
+    """
+    layers = (m for m in group.members if m.side == "out" and fnmatch.fnmatchcase(m.layer, pattern))
+    return next((len(member.channels) // group.num_channels for member in layers), 0) or group.unit
+
+
+def _matches(group: Group, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (group.name, *group.producers))

@@ -1,0 +1,1 @@
+"""Channels followed through one forward pass: which tensors are cut together."""

@@ -1,0 +1,152 @@
+"""Channels that must be cut together, found once per model by following them through a forward pass.
+
+What leaves this file is plain data: layer names and channel indices.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+
+from prune.follow.nodes import ChannelNodes, Side, is_producer
+from prune.follow.trace import traced
+
+__all__ = ["Group", "Member", "find_groups"]
+
+_UNREACHED = "not reached by the forward pass on the example input"
+_UNREAD = "read by no layer that could be cut with it"
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One side of one layer that a group cuts.
+
+    `channels[i]` of that side goes when channel `roots[i]` of the group goes. A flattened 7 x 7 feature map
+    gives a linear layer 49 inputs per channel of the group, hence two index lists.
+    """
+
+    layer: str
+    """A layer, or a parameter outside the layers that surgery knows (a scale per channel)."""
+    side: Literal["out", "in"]
+    channels: Tensor
+    roots: Tensor
+    is_whole: bool = True
+    """All channels of that side are in this group; a BatchNorm behind a concatenation has some in each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels cut together; named after its first convolution or linear layer in the model's own order.
+
+    A channel of the group is what can be cut by itself. In a grouped convolution that is one of its groups, with
+    all it reads and writes: `unit` channels of its layers.
+    """
+
+    name: str
+    num_channels: int
+    members: tuple[Member, ...]
+    obstacle: str | None = None
+    """Why this group cannot be pruned, or None."""
+    unit: int = 1
+    """Channels of the layers per channel of the group."""
+
+    @property
+    def width(self) -> int:
+        """All channels, as the layers count them."""
+        return self.num_channels * self.unit
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The layers that write channels of this group alone, in the model's order (normalisation layers included)."""
+        return tuple(member.layer for member in self.members if member.side == "out" and member.is_whole)
+
+
+def find_groups(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Group]:
+    """Return every group of coupled channels, in the model's own order.
+
+    Every convolution and linear layer that has outputs appears in a group, prunable or not: a group that cannot be
+    pruned says so in `obstacle`, and so does a layer that the forward pass never reached.
+
+    Args:
+        model: Any module; run once in eval mode, which is restored afterwards.
+        example_inputs: Positional arguments of `model`, batch first.
+
+    Raises:
+        RequestError: If the forward pass fails on the example input.
+    """
+    channels = traced(model, example_inputs)
+    groups = _grouped(model, channels)
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return sorted(groups + _unreached(model, channels), key=lambda group: order[group.name])
+
+
+def _grouped(model: nn.Module, nodes: ChannelNodes) -> list[Group]:
+    """Nodes -> channels (nodes joined) -> groups (channels that one layer writes)."""
+    producers = [side for side in _producers(model, nodes) if side.layer in nodes.reached]
+    channel_of = _components(nodes.num_nodes, nodes.joined)
+    rows = [channel_of[side.nodes] for side in producers]
+    group_of = _components(len(channel_of), [(row[:1].expand(len(row) - 1), row[1:]) for row in rows])
+    root_of = torch.full_like(group_of, -1)
+    written: dict[int, list[Side]] = {}
+    counts: Counter[int] = Counter()
+    for side, row in zip(producers, rows, strict=True):
+        group = int(group_of[row[0]])
+        written.setdefault(group, []).append(side)
+        new = torch.tensor(list(dict.fromkeys(row[root_of[row] < 0].tolist())), dtype=torch.long)
+        root_of[new] = counts[group] + torch.arange(len(new))
+        counts[group] += len(new)
+    members = _members(nodes, group_of[channel_of], root_of[channel_of])
+    unread = {group: _UNREAD for group in written if all(member.side == "out" for member in members[group])}
+    reasons = {**unread, **_reasons(nodes, group_of[channel_of])}
+    return [
+        Group(sides[0].layer, counts[group], tuple(members[group]), reasons.get(group), _unit(sides, counts[group]))
+        for group, sides in written.items()
+    ]
+
+
+def _unit(sides: list[Side], num_channels: int) -> int:
+    """Return how many channels of a layer go together in all layers that write every channel of the group."""
+    return math.gcd(*(len(side.nodes) // num_channels for side in sides)) or 1
+
+
+def _members(nodes: ChannelNodes, group_of: Tensor, root_of: Tensor) -> dict[int, list[Member]]:
+    members: dict[int, list[Member]] = {}
+    for side in nodes.sides:
+        groups, roots = group_of[side.nodes], root_of[side.nodes]
+        cuttable = roots >= 0
+        for group in set(groups[cuttable].tolist()):
+            places = ((groups == group) & cuttable).nonzero()[:, 0]
+            member = Member(side.layer, side.side, places, roots[places], len(places) == len(roots))
+            members.setdefault(group, []).append(member)
+    return members
+
+
+def _reasons(nodes: ChannelNodes, group_of: Tensor) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    for pinned, reason in nodes.pinned:
+        for group in group_of[pinned[pinned >= 0]].unique().tolist():
+            reasons.setdefault(group, reason)
+    return reasons
+
+
+def _components(num: int, joined: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the component of every one of `num` nodes."""
+    one = torch.cat([pair[0] for pair in joined] or [torch.empty(0, dtype=torch.long)]).numpy()
+    other = torch.cat([pair[1] for pair in joined] or [torch.empty(0, dtype=torch.long)]).numpy()
+    graph = coo_array((torch.ones(len(one), dtype=torch.int8).numpy(), (one, other)), shape=(num, num))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+
+
+def _producers(model: nn.Module, nodes: ChannelNodes) -> list[Side]:
+    layers = dict(model.named_modules())
+    return [side for side in nodes.sides if side.side == "out" and is_producer(layers.get(side.layer))]
+
+
+def _unreached(model: nn.Module, nodes: ChannelNodes) -> list[Group]:
+    sides = [side for side in _producers(model, nodes) if side.layer not in nodes.reached]
+    return [Group(side.layer, len(side.nodes), (), _UNREACHED) for side in sides]

@@ -1,0 +1,60 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from command.progress import RunProgress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def output():
+    return io.StringIO()
+
+
+def run_progress(output, costs, clock):
+    return RunProgress(Console(file=output, width=200), costs, clock)
+
+
+def test_time_left_follows_from_the_costs_and_the_speed_so_far(output):
+    clock = Clock()
+    progress = run_progress(output, [1.0, 3.0], clock)
+    with progress.stage("first"):
+        clock.now = 10.0  # a cost of 1 took 10 s, so the 3 that follow take 30 s
+    assert "[1/2] first done in 10 s, about 30 s left" in output.getvalue()
+    with progress.stage("second"):
+        clock.now = 40.0
+        assert progress.left_s(1.0) == pytest.approx(0.0)
+
+
+def test_nothing_is_promised_before_anything_is_known(output):
+    progress = run_progress(output, [1.0], Clock())
+    with progress.stage("only"):
+        assert progress.left_s(0.5) is None
+
+
+def test_where_there_is_no_terminal_a_line_comes_every_fifteen_seconds(output):
+    clock = Clock()
+    progress = run_progress(output, [1.0], clock)
+    with progress.stage("only"):
+        for second in range(0, 40):
+            clock.now = float(second)
+            progress(second, 40)
+    lines = [line for line in output.getvalue().splitlines() if "%" in line]
+    assert [line.split()[2] for line in lines] == ["38%,", "75%,"]  # after 15 s of 40 and after 30 s
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59, "59 s"), (61, "1 min 01 s"), (3660, "1 h 01 min")])
+def test_durations_read_well(output, seconds, text):
+    clock = Clock()
+    progress = run_progress(output, [1.0], clock)
+    with progress.stage("only"):
+        clock.now = float(seconds)
+    assert f"done in {text}" in output.getvalue()

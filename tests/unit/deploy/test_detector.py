@@ -1,0 +1,122 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy import Detector
+from deploy.fitting import read_image
+from detect import load_detector
+from detect.predict import predict
+
+
+def pixels(*shape, dtype=np.uint8):
+    return np.zeros(shape, dtype)
+
+
+def test_it_finds_what_mmdet_finds(detector, model, files):
+    expected = list(predict(*load_detector(model), (read_image(file) for file in files), 0.1))
+    found = detector(files, min_score=0.1)
+    assert sum(map(len, expected)) > 10
+    assert [[thing.name for thing in things] for things in found] == [[e.name for e in es] for es in expected]
+    for things, es in zip(found, expected, strict=True):
+        np.testing.assert_allclose([t.score for t in things], [e.score for e in es], atol=1e-4)
+        np.testing.assert_allclose([t.box_xyxy for t in things], [e.box_xyxy for e in es], atol=0.05)
+
+
+def test_files_pil_images_and_arrays_are_the_same(detector, files):
+    opened = Image.open(files[0])
+    from_file, from_name, from_pil, from_array = detector([files[0], str(files[0]), opened, np.asarray(opened)], 0.0)
+    assert len(from_file) > 0
+    assert from_file == from_name == from_pil == from_array
+
+
+def test_grey_and_transparent_pil_images_are_made_rgb(detector, files):
+    grey = Image.open(files[0]).convert("L")
+    as_grey, as_rgb, as_rgba = detector([grey, grey.convert("RGB"), grey.convert("RGBA")], 0.0)
+    assert as_grey == as_rgb == as_rgba
+
+
+def test_any_number_of_images_is_taken(detector, files):
+    one_by_one = [detector([file], 0.0)[0] for file in files]
+    assert detector(files, 0.0) == one_by_one
+    assert detector(files[:3], 0.0) == one_by_one[:3]
+    assert detector([]) == []
+
+
+def test_a_generator_is_taken(detector, files):
+    assert detector(files[0].parent.glob(files[0].name), 0.0) == detector([files[0]], 0.0)
+    assert detector((read_image(file) for file in files), 0.0) == detector(files, 0.0)
+
+
+def test_a_batch_of_arrays_is_taken(detector, files):
+    assert detector(np.stack([read_image(file) for file in files[:2]]), 0.0) == detector(files[:2], 0.0)
+
+
+def test_boxes_are_in_pixels_of_the_image(detector, files):
+    image = Image.open(files[0])
+    # every pixel four times: scaled back, that is the same picture
+    once, twice = detector([image, image.resize((256, 192), Image.Resampling.NEAREST)], 0.0)
+    assert [thing.score for thing in once] == [thing.score for thing in twice]
+    np.testing.assert_allclose(2 * np.array([t.box_xyxy for t in once]), [t.box_xyxy for t in twice], rtol=1e-6)
+
+
+def test_the_best_come_first_and_the_least_score_is_kept_to(detector, files):
+    (found,) = detector([files[0]], 0.0)
+    scores = [thing.score for thing in found]
+    assert scores == sorted(scores, reverse=True)
+    least = scores[len(scores) // 2]
+    assert detector([files[0]], least) == [[thing for thing in found if thing.score >= least]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 500, 3), (500, 1, 3)])
+def test_images_of_a_pixel_and_lines_of_pixels_are_images(detector, shape):
+    (found,) = detector([pixels(*shape)], 0.0)
+    for thing in found:
+        x0, y0, x1, y1 = thing.box_xyxy
+        assert 0 <= x0 <= x1 <= shape[1] * 1.001
+        assert 0 <= y0 <= y1 <= shape[0] * 1.001
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (pixels(60, 80), r"images\[1\]: not an RGB image, got uint8 of \(60, 80\); expected uint8 of height x width x"),
+        (pixels(60, 80, 1), r"images\[1\]: not an RGB image, got uint8 of \(60, 80, 1\)"),
+        (pixels(60, 80, 4), r"images\[1\]: not an RGB image, got uint8 of \(60, 80, 4\)"),
+        (pixels(0, 80, 3), r"images\[1\]: not an RGB image, got uint8 of \(0, 80, 3\)"),
+        (pixels(60, 80, 3, dtype=np.float32), r"images\[1\]: not an RGB image, got float32 of \(60, 80, 3\)"),
+        (b"bytes", r"images\[1\]: not an image, got bytes; expected a path, a PIL image or an RGB array"),
+    ],
+)
+def test_what_is_no_image_is_refused(detector, files, image, message):
+    with pytest.raises(ValueError, match=message):
+        detector([files[0], image])
+
+
+@pytest.mark.parametrize("image", ["photo.jpg", Image.new("RGB", (8, 8)), pixels(60, 80, 3)])
+def test_a_single_image_is_refused(detector, image):
+    with pytest.raises(ValueError, match=r"images: a single image, got .*; expected a list of them"):
+        detector(image)
+
+
+def test_a_missing_file_is_refused_before_anything_is_run(detector, files):
+    with pytest.raises(FileNotFoundError, match=r"none.jpg: no such file; expected an image"):
+        detector([files[0], "none.jpg"])
+
+
+def test_a_file_that_does_not_decode_is_refused(detector, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"broken.jpg: does not decode; expected an image"):
+        detector([tmp_path / "broken.jpg"])
+
+
+def test_a_folder_that_is_no_deployment_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model.onnx: no such file; expected a folder that espalier deploy"):
+        Detector.load(tmp_path)
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys; from espalier import Detector; assert not {'torch', 'mmdet'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,278 @@
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from typer.testing import CliRunner
+
+from classify.backbones import Architecture
+from classify.synthetic import SHAPES
+from deploy import engine_from_onnx, onnx_from_module
+from deploy.explain import explained as explain
+from detect import DetectorSettings, new_detector
+from detect.fixed_shape import FixedShapeDetector
+from detect.pruning import prune_detector
+from experiment.cli import app
+from prune import cost_of
+
+SIZE_HW = (64, 64)
+SETTINGS = DetectorSettings(
+    SIZE_HW, fpn_channels=16, head_channels=32, num_proposals=30, roi_samples=32, anchor_scale=2
+)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def write_net(path, widths, *, side=8, names=("a", "b", "fc"), dtype=np.float32):
+    """Write an image of 3 channels -> 3x3 convolution, ReLU -> 1x1 convolution -> mean -> linear layer of 5 outputs."""
+    a, b, fc = names
+    shapes = {a: (widths[0], 3, 3, 3), b: (widths[1], widths[0], 1, 1), fc: (widths[1], 5)}
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.random(s).astype(dtype), f"{name}.weight") for name, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["image", f"{a}.weight"], ["a"], "conv_a", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", f"{b}.weight"], ["b"], "conv_b"),
+        helper.make_node("GlobalAveragePool", ["b"], ["m"], "mean"),
+        helper.make_node("Flatten", ["m"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", f"{fc}.weight"], ["scores"], "gemm"),
+    ]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    image = helper.make_tensor_value_info("image", element, (2, 3, side, side))
+    scores = helper.make_tensor_value_info("scores", element, (2, 5))
+    graph = helper.make_graph(nodes, "g", [image], [scores], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def built(onnx, name=None):
+    """Build an engine beside an ONNX file; no GPU is needed."""
+    engine = onnx.with_name(name) if name else onnx.with_suffix(".engine")
+    engine_from_onnx(onnx, engine, compute_capabilities=("8.6",))
+    return engine
+
+
+def changed(engine, **entries):
+    """Write other entries into an engine's sidecar."""
+    sidecar = engine.with_name(f"{engine.name}.json")
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **entries}))
+
+
+@pytest.fixture(autouse=True)
+def quick_ceilings(monkeypatch):
+    """A machine of 1e12 MACs and 1e12 bytes a second, which no layer here reaches: measuring takes a second."""
+    fixed = explain.Roofline(1e12, 1e12, 64, "fp32")
+    monkeypatch.setattr(explain, "measure_roofline", lambda runner: fixed)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return write_net(tmp_path / "dense.onnx", (16, 32)), write_net(tmp_path / "slim.onnx", (9, 32))
+
+
+@pytest.fixture
+def refusal(command):
+    """Run `deploy explain`; return exit code and its one line on standard error."""
+
+    def run(*arguments):
+        code, _, err = command("deploy", "explain", *arguments)
+        return code, err.splitlines()[-1].removeprefix("espalier: ")
+
+    return run
+
+
+def figures_of(*arguments):
+    return json.loads(invoke("deploy", "explain", *arguments, "--rounds", 3, "--json").stdout)
+
+
+def test_every_layer_has_channels_macs_and_times_of_both_files(pair):
+    figures = figures_of(*pair)
+    a, b, fc = figures["layers"]
+    assert [layer["name"] for layer in (a, b, fc)] == ["a", "b", "fc"]
+    assert (a["dense_channels_out"], a["channels_out"], a["multiple_of"]) == (16, 9, 1)
+    positions = 2 * 8 * 8  # of both images
+    assert (a["dense_macs"], a["macs"]) == (positions * 27 * 16, positions * 27 * 9)
+    assert (b["dense_macs"], b["macs"]) == (positions * 16 * 32, positions * 9 * 32)
+    assert (fc["dense_macs"], fc["mac_reduction"]) == (2 * 32 * 5, 1.0)
+    assert a["dense_bytes"] == 4 * (2 * 3 * 64 + 2 * 16 * 64 + 27 * 16)
+    for layer in figures["layers"]:
+        assert layer["speedup"] == layer["dense"]["ms"] / layer["slim"]["ms"]
+        assert layer["peak_share"]["slim"] == pytest.approx(layer["macs"] / layer["slim"]["ms"] / 1e9)
+    macs = [positions * (27 * width + 32 * width) + 320 for width in (16, 9)]
+    assert figures["latency"]["slim"]["mac_reduction"] == pytest.approx(macs[0] / macs[1])
+    assert fc["reasons"][0]["cause"] == "uncut"
+
+
+def test_figures_say_on_what_they_were_measured(pair):
+    figures = figures_of(*pair)
+    assert (figures["is_gpu"], figures["runtime"], figures["batch"], figures["rounds"]) == (False, "onnxruntime", 2, 3)
+    assert figures["files"] == {"dense": str(pair[0]), "slim": str(pair[1])}
+    assert figures["ceilings"]["peak_of"] == "a product of 64 x 64 matrices in fp32"
+    (stage,) = figures["stages"]
+    assert stage["stage"] == "network"
+    assert stage["slim_ms"] + figures["layout_ms"]["slim"] == pytest.approx(figures["nodes_ms"]["slim"])
+
+
+def test_the_text_begins_with_the_device_and_ends_with_what_to_try(pair):
+    result = invoke("deploy", "explain", *pair, "--rounds", 3)
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("measured on a CPU: ")
+    assert lines[0].endswith(", onnxruntime, fp32, batch 2, 3 rounds in alternating order")
+    assert "MAC reduction 1.77: " in lines[1]  # (128 x (27 + 32) x 16 + 320) / (128 x (27 + 32) x 9 + 320)
+    assert lines[lines.index("What to try") + 1].startswith("- ")
+    assert f"explained {pair[1]}\nnext: espalier deploy sweep sweep_resnet18\n" in result.stderr
+
+
+def test_a_file_beside_itself_was_not_pruned(pair, tmp_path):
+    figures = figures_of(pair[0], shutil.copy(pair[0], tmp_path / "same.onnx"))
+    assert figures["advice"] == ["prune it: the second file has as many channels as the first"]
+    assert figures["causes"] == {}
+
+
+def test_folders_of_deploy_export_are_taken(pair, tmp_path):
+    for name, path in zip(("d", "s"), pair, strict=True):
+        (tmp_path / name).mkdir()
+        shutil.copy(path, tmp_path / name / "model.onnx")
+    assert figures_of(tmp_path / "d", tmp_path / "s")["files"]["slim"] == str(tmp_path / "s" / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory):
+    """A dense and a slim detector, all parts pruned, as graphs and as files."""
+    folder = tmp_path_factory.mktemp("detectors")
+    dense, card = new_detector(Architecture("resnet18", 1, 16), SHAPES, SETTINGS, seed=0)
+    slim, _, _ = prune_detector(
+        dense, card, prune_ratio=0.4, round_to=1, parts=("backbone", "neck", "rpn_head", "roi_head")
+    )
+    made = []
+    for name, net in (("dense", dense), ("slim", slim)):
+        graph = FixedShapeDetector(net, SIZE_HW, nms_rounds=2)
+        examples = dict(zip(graph.input_names, graph.example_inputs(), strict=True))
+        onnx_from_module(graph, examples, folder / f"{name}.onnx", graph.output_names, tolerance=None)
+        made.append((graph, folder / f"{name}.onnx"))
+    return made
+
+
+def test_a_detector_is_split_into_its_stages(detectors):
+    (dense, dense_file), (slim, slim_file) = detectors
+    figures = figures_of(dense_file, slim_file)
+    stages = {stage["stage"]: stage for stage in figures["stages"]}
+    assert list(stages) == ["backbone", "neck", "rpn", "roi_head", "postprocessing"]
+    assert all(stage["dense_ms"] > 0 and stage["slim_ms"] > 0 for stage in stages.values())
+    for side, graph in (("dense_macs", dense), ("macs", slim)):
+        cost = cost_of(graph, graph.example_inputs())
+        expected = {
+            prefix: sum(layer.macs for name, layer in cost.layers.items() if name.startswith(prefix))
+            for prefix in ("backbone.", "neck.", "proposals.", "detections.")
+        }
+        assert [stages[stage][side] for stage in list(stages)[:4]] == list(expected.values())
+    assert stages["postprocessing"]["macs"] == 0
+    shared = next(layer for layer in figures["layers"] if layer["name"] == "proposals.head.rpn_conv")
+    assert shared["calls"] == 5  # once for each level
+    assert all(layer["speedup"] for layer in figures["layers"])
+
+
+def test_missing_files_are_refused(pair, refusal, tmp_path):
+    code, line = refusal(pair[0], tmp_path / "none.onnx")
+    assert (code, line.split(";")[0]) == (2, f"{tmp_path}/none.onnx: no such file")
+
+
+def test_a_file_that_is_no_onnx_is_refused(pair, refusal, tmp_path):
+    (tmp_path / "text.onnx").write_text("no protobuf")
+    code, line = refusal(pair[0], tmp_path / "text.onnx")
+    assert code == 2
+    assert line.startswith(f"{tmp_path}/text.onnx: not an ONNX file, got ")
+
+
+def test_a_file_with_a_free_dimension_is_refused(pair, refusal, tmp_path):
+    free = write_net(tmp_path / "free.onnx", (16, 32), side="side")
+    code, line = refusal(free, pair[1])
+    assert (code, line.split(", got")[0]) == (2, f"{free}: node 'conv_a': a free dimension")
+
+
+@pytest.mark.parametrize(
+    ("widths", "options", "problem"),
+    [
+        (
+            (16, 32),
+            {"names": ("a", "b", "other")},
+            "two different networks, got 3 and 3 layers, fc in one of them only",
+        ),
+        ((17, 32), {}, "two different networks, got a as conv 3x3 3 to 16 and conv 3x3 3 to 17"),
+    ],
+)
+def test_two_networks_are_refused(widths, options, problem, pair, refusal, tmp_path):
+    other = write_net(tmp_path / "other.onnx", widths, **options)
+    code, line = refusal(pair[0], other)
+    assert (code, line.split(";")[0]) == (2, f"{pair[0]} and {other}: {problem}")
+
+
+def test_files_for_other_images_are_refused(pair, refusal, tmp_path):
+    large = write_net(tmp_path / "large.onnx", (9, 32), side=16)
+    code, line = refusal(pair[0], large)
+    assert code == 2
+    assert line.startswith(f"{large}: input 'image' has the wrong shape, got (2, 3, 8, 8); expected (2, 3, 16, 16)")
+
+
+def test_files_of_two_precisions_are_refused(pair, refusal, tmp_path):
+    half = write_net(tmp_path / "half.onnx", (9, 32), dtype=np.float16)
+    code, line = refusal(pair[0], half)
+    assert code == 2
+    assert line.endswith("half.onnx: cannot be compared, got fp32 and fp16; expected the same precision")
+
+
+def test_an_engine_and_an_onnx_file_are_refused(pair, refusal):
+    engine = built(pair[0])
+    code, line = refusal(engine, pair[1])
+    problem = "cannot be compared, got an engine of tensorrt_rtx and an ONNX file; expected two alike"
+    assert (code, line) == (2, f"{engine} and {pair[1]}: {problem}")
+
+
+def test_engines_of_two_backends_are_refused(pair, refusal):
+    engines = [built(path) for path in pair]
+    changed(engines[1], backend="tensorrt")
+    code, line = refusal(*engines)
+    assert code == 2
+    assert line.endswith("got an engine of tensorrt_rtx and an engine of tensorrt; expected two alike")
+
+
+def test_an_engine_needs_the_file_it_was_built_from(pair, refusal, tmp_path):
+    engine, other = (built(path) for path in pair)
+    write_net(tmp_path / "slim.onnx", (8, 32))
+    code, line = refusal(engine, other)
+    assert (code, line.split(";")[0]) == (
+        2,
+        f"{tmp_path}/slim.onnx: not what slim.engine was built from, got another sha256",
+    )
+    (tmp_path / "slim.onnx").unlink()
+    assert refusal(engine, other)[1].startswith(
+        f"{tmp_path}/slim.onnx: no such file; expected the file that the engine"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_engines_without_a_gpu_are_refused_in_one_line(pair, refusal):
+    engines = [built(path) for path in pair]
+    code, line = refusal(*engines)
+    assert (code, line.split(",")[0]) == (1, f"{engines[0]}: no GPU to run it")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.parametrize("name", ["dense-2.engine", "elsewhere.engine"])
+def test_the_sidecar_names_the_file_that_an_engine_was_built_from(name, pair, refusal):
+    engine, slim = built(pair[0], name), built(pair[1])
+    assert refusal(engine, slim)[1].startswith(f"{engine}: no GPU to run it")
+    pair[0].rename(pair[0].with_name("gone.onnx"))
+    assert refusal(engine, slim)[1].startswith(f"{pair[0]}: no such file; expected the file that the engine was built")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_an_engine_whose_sidecar_names_no_file_is_of_the_file_of_its_name(pair, refusal):
+    engines = [built(path) for path in pair]
+    changed(engines[0], onnx_file=None)
+    assert refusal(*engines)[1].startswith(f"{engines[0]}: no GPU to run it")
