@@ -55,12 +55,12 @@ class _Family:
     build: _Build
     """Takes `num_classes`."""
     head: str
-    """The layers that are no use to a detector; what comes before them is the trunk."""
+    """The layers that a detector does not need; those before them are the trunk."""
     steps: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
-    """The steps after which a feature map leaves, strides 4, 8, 16 and 32; none if the network has no such strides."""
+    """The steps that output a feature map, at strides 4, 8, 16 and 32; none if the network has no such strides."""
     narrow: Callable[[Any, int], None] | None = None
-    """Gives the network another number of base channels, in place."""
+    """Changes the number of base channels of the network in place."""
 
 
 def build_classifier(arch: Architecture) -> nn.Module:
@@ -122,7 +122,7 @@ def initialize(model: nn.Module) -> None:
     """Give every layer fresh random weights in place, scaled to its own (slim) width.
 
     Convolutions as torchvision's ResNets and VGGs (He, fan-out), linear layers as torch's own default; normalisation
-    layers and ConvNeXt's layer scale start where they always do.
+    layers and ConvNeXt's layer scale get their usual initial values.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -158,11 +158,11 @@ def _slim(net: nn.Module, widths: Widths) -> nn.Module:
 
 
 def _narrow_resnet(net: ResNet, base_channels: int) -> None:
-    """Do what torchvision's constructor, which knows 64 only, does not."""
+    """Set base channels other than 64, which torchvision's constructor does not support."""
     step = 64 // net.base_width if net.groups > 1 else 1  # one channel per group of the first grouped convolutions
     if base_channels % step:
         raise RequestError(
-            f"base_channels: do not fill {net.groups} groups, got {base_channels}; expected a multiple of {step}"
+            f"base_channels: not divisible into {net.groups} groups, got {base_channels}; expected a multiple of {step}"
         )
     net.inplanes = base_channels
     net.conv1 = nn.Conv2d(3, base_channels, 7, stride=2, padding=3, bias=False)

@@ -1,7 +1,7 @@
 """How long a slim network trains.
 
 `finetune` starts from kept weights; `scratch_e` from random ones for as many epochs as the dense network; `scratch_b`
-for as much computation as the dense network, yet at most `SCRATCH_B_CAP` times its epochs.
+for as much computation as the dense network, but at most `SCRATCH_B_CAP` times its epochs.
 """
 
 from command.errors import RequestError

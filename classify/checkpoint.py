@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError)
-"""What reading a damaged or foreign file raises: torch's reader lets through what its own parsing meets."""
+"""What reading a damaged or foreign file raises; torch's reader does not wrap errors of its parser."""
 _KEY = "espalier"
 _VERSION = 1
 _REMEDY = "expected a model file"
@@ -48,18 +48,18 @@ class Preprocessing:
     mean_rgb: tuple[float, float, float] = MEAN
     """Subtracted, for pixels of 0 to 255."""
     std_rgb: tuple[float, float, float] = STD
-    """Divided by after that."""
+    """Divided by, after the mean is subtracted."""
     keep_ratio: bool = True
     """False where a foreign detector was trained on images stretched to its shape."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model file says about its weights."""
+    """Metadata of a model file: what its weights are and how they were made."""
 
     kind: Literal["classifier", "detector"]
     backbone: Architecture
-    """Its name is empty where a foreign detector has a backbone that is none of ours."""
+    """Its name is empty where a foreign detector has a backbone that espalier does not know."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing = Preprocessing((224, 224))
     detector: Mapping[str, Any] | None = None
@@ -67,7 +67,7 @@ class ModelCard:
     settings: Mapping[str, Any] | None = None
     """Arguments of `detect.model.DetectorSettings`, for detectors."""
     spec: Mapping[str, Any] | None = None
-    """The PruneSpec that made it slim, or None. The backbone's layers go by the classifier's names."""
+    """The PruneSpec that made it slim, or None. The backbone's layers have the classifier's names."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Parents' hashes, config, data fingerprint, metrics, versions."""
 
@@ -121,7 +121,7 @@ def read_card(path: str | Path) -> ModelCard:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise RequestError(
-            f"{path}: its card is damaged, {where} {fault['msg']}; expected a file of espalier"
+            f"{path}: its card is damaged, {where} {fault['msg']}; expected a file written by espalier"
         ) from error
 
 
@@ -147,18 +147,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
-        raise RequestError(f"{path}: no weights by name inside, got a {type(data).__name__}; expected a state dict")
+        raise RequestError(f"{path}: no named weights inside, got a {type(data).__name__}; expected a state dict")
     return {name.removeprefix("module."): tensor for name, tensor in data.items() if isinstance(tensor, Tensor)}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, optional: tuple[str, ...] = ()) -> None:
-    """Copy weights into `model`, all of them.
+    """Copy all weights into `model`.
 
     Args:
         model: Modified.
         weights: By parameter name.
         subject: Where they come from, for the error.
-        optional: Name prefixes (a head) that may be missing or have another shape; they keep what they had.
+        optional: Name prefixes (a head) that may be missing or have another shape; the model keeps its own.
 
     Raises:
         RequestError: If a name or shape differs.

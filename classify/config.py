@@ -1,4 +1,4 @@
-"""What `espalier classify train` takes, checked before anything runs."""
+"""What `espalier classify train` takes, checked before any work."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,7 +45,7 @@ class Dense(Backbone):
 
     @property
     def file(self) -> Path | None:
-        """The file it starts from, if any, by the name this has in the other starts."""
+        """The file it starts from, if any; `file` is the name of this field in the other starts."""
         return self.weights
 
 

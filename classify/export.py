@@ -33,7 +33,7 @@ def export_classifier(
         config: The settings of the export, for `deploy.json`.
 
     Returns:
-        What `write_deployment` returns, and the images it was compared on, for people.
+        What `write_deployment` returns, and a human-readable description of the images it was compared on.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -54,7 +54,7 @@ def export_classifier(
 
 
 class ClassScores(nn.Module):
-    """A classifier with ImageNet's normalisation in front; the one given is left as it is.
+    """A classifier with ImageNet's normalisation in front; the given one is not changed.
 
     Args:
         net: From images (N, 3, H, W), normalised, to scores (N, C).
@@ -66,7 +66,7 @@ class ClassScores(nn.Module):
 
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        # BatchNorm with fixed statistics is just that normalisation
+        # BatchNorm with fixed statistics is exactly this normalisation
         self.normalise = nn.BatchNorm2d(3, eps=0.0, affine=False)
         self.normalise.running_mean, self.normalise.running_var = torch.tensor(MEAN), torch.tensor(STD).square()
         # in half precision BatchNorm is folded here: the exporter folds it too, but leaves float32 weights

@@ -1,4 +1,4 @@
-"""Losses of a classifier on training images: what criteria that measure on data are given."""
+"""Losses of a classifier on training images: the input of criteria that measure on data."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +18,13 @@ __all__ = ["calibration_batches", "classifier_losses"]
 def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
     """Return the cross entropy on training images, batch by batch, each time the same.
 
-    The images are cropped as for evaluation. Nothing is read before the losses are asked for.
+    The images are cropped as for evaluation. No image is read until the losses are iterated.
 
     Args:
         card: Of the classifier.
         images: Image folder with train/<class>/* and val/<class>/*.
         batch_size: Images per batch.
-        num_batches: At most so many; fewer where the images run out.
+        num_batches: At most; fewer if there are not enough images.
         seed: Of the choice of images.
     """
 
@@ -41,7 +41,7 @@ def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batche
 
 
 def calibration_batches(num_images: int, batch_size: int, num_batches: int, seed: int) -> Iterator[list[int]]:
-    """Yield the places of the images of each batch, drawn without repetition; the last batch may be smaller."""
+    """Yield the indices of the images of each batch, drawn without repetition; the last batch may be smaller."""
     places = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
     for batch in places[: batch_size * num_batches].split(batch_size):
         yield batch.tolist()

@@ -1,4 +1,4 @@
-"""What a model file was made from, and what came of it."""
+"""What a model file was made from, and its figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +22,10 @@ def origin(settings: object, parent: Path | None, data: Sequence[str] = ()) -> d
 
 
 def outcome(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the other half of a model's provenance: its figures, and the torch that gave them."""
+    """Return the other half of a model's provenance: its figures, and the torch version that produced them."""
     return {"metrics": dict(figures), "torch": torch.__version__}
 
 
 def provenance(settings: object, parent: Path | None, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what led to a model that saw no data of its own."""
+    """Return the provenance of a model made without data of its own."""
     return {**origin(settings, parent), **outcome(figures)}

@@ -38,7 +38,7 @@ __all__ = [
 OPTIMIZERS = ("AdamW", "Adam", "SGD")
 
 _NUMBERS = itertools.count()
-"""Of the Runners of this process: mmengine would give two of one name and second the same log."""
+"""Numbers the Runners of this process: mmengine gives two with the same name and second the same log."""
 
 Progress = Callable[[int, int], None]
 """Called after every iteration with (iterations done, iterations in all)."""
@@ -60,14 +60,14 @@ class Schedule:
     warmup_iters: int = 20
     """Iterations over which the learning rate rises linearly to its peak."""
     milestones: tuple[float, ...] = ()
-    """Shares of the training after which the rate falls tenfold; none = cosine to zero."""
+    """Shares of the training after which the rate falls to a tenth; none = cosine to zero."""
     max_grad_norm: float | None = 10.0
     """Gradients are clipped to this L2 norm."""
     num_workers: int = 0
     """Processes that load images."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot train."""
+        """Raise RequestError for settings that cannot train."""
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_iters", 0), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected at least {least}")
@@ -119,7 +119,7 @@ def fit(
 ) -> None:
     """Train `model` in place.
 
-    Every epoch starts from its own seed, so that a run resumed at the last whole epoch equals one never interrupted.
+    Every epoch starts from its own seed, so a run resumed at the last complete epoch equals an uninterrupted one.
 
     Args:
         model: Modified; on return it is on the CPU, in eval mode.
@@ -127,7 +127,7 @@ def fit(
         schedule: Epochs, batch size and learning rate.
         work_dir: Holds log and checkpoints; training goes on from the newest checkpoint in it.
         seed: Of shuffling, augmentation and sampling; not of the weights, which come with `model`.
-        progress: Told of every iteration.
+        progress: Called after every iteration.
         scope: mmengine's registry scope of the model and its data.
 
     Raises:
@@ -157,11 +157,13 @@ def fit(
 
 
 def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "mmengine", **settings: Any) -> Runner:
-    """Return a Runner that logs below `work_dir` and says nothing on the terminal."""
+    """Return a Runner that logs below `work_dir` and prints nothing on the terminal."""
     name = f"{work_dir.resolve()}-{next(_NUMBERS)}"
     # Two checkpoints: one is deleted before the next is written, and a kill in between must leave one.
     checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
-    with silent():  # the Runner's logger keeps the stream it is born with: born silent, it writes to its file only
+    with (
+        silent()
+    ):  # the Runner's logger keeps the stream it was created with: created silent, it writes to its file only
         return Runner(
             model=model,
             work_dir=str(work_dir),
@@ -174,7 +176,7 @@ def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "m
 
 
 def silent() -> contextlib.AbstractContextManager[Any]:
-    """Keep libraries that print off the terminal."""
+    """Suppress what libraries print on the terminal."""
     return contextlib.redirect_stdout(_Nowhere())
 
 
@@ -190,7 +192,7 @@ def collate(batch: Sequence[tuple[Tensor, int]]) -> dict[str, Any]:
 
 
 def _resumption(work_dir: Path) -> dict[str, Any]:
-    """Return the Runner's arguments for going on from the newest whole checkpoint in the folder, if there is one."""
+    """Return the Runner's arguments for resuming from the newest complete checkpoint in the folder, if there is one."""
     checkpoints = sorted(work_dir.glob("epoch_*.pth"), key=lambda path: int(path.stem.removeprefix("epoch_")))
     whole = [path for path in checkpoints if zipfile.is_zipfile(path)]  # a kill can leave the newest one cut short
     return {"resume": True, "load_from": str(whole[-1])} if whole else {}
@@ -205,7 +207,7 @@ class _EpochSeed(Hook):
 
 
 class _Watch(Hook):
-    """Reports progress; stops a training whose loss is no longer a number."""
+    """Reports progress; stops a training whose loss is no longer finite."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress

@@ -1,1 +1,1 @@
-"""The ground: what every command line shares. Knows neither torch nor anything of the field."""
+"""Shared by all command lines: configs, errors, files, progress. Imports neither torch nor any other folder."""

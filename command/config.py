@@ -1,4 +1,4 @@
-"""Configs as typed descriptions, checked before anything runs.
+"""Configs as typed descriptions, checked before any work.
 
 A config file is an mmengine Python config whose names are the fields of its description. Relative paths in it start at
 the current folder. Those that come with Espalier are found by name, wherever it is installed.
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Part", "Seed", "check_name", "config_file", "read_config", "shipped_configs"]
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-"""pydantic's names for a key that a description does not have."""
+"""pydantic's error types for a key that a description does not have."""
 _ROOT = Path(__file__).resolve().parents[1]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-"""Of random numbers."""
+"""Seed of random numbers."""
 
 
 class Part(BaseModel):
@@ -53,7 +53,7 @@ def config_file(name: str | Path) -> Path:
         name: Path of a Python file, or name of a config that comes with Espalier.
 
     Raises:
-        MissingFileError: If there is no such file or name; the line has the nearest names.
+        MissingFileError: If there is no such file or name; the message lists the nearest names.
     """
     path, shipped = Path(name), shipped_configs()
     if path.is_file():
@@ -95,9 +95,9 @@ def check_name(name: str, known: Iterable[str], subject: str = "") -> str:
     """Return `name`; raise RequestError unless it is among the known ones.
 
     Args:
-        name: Of something.
+        name: The name to check.
         known: All names.
-        subject: What the error begins with; not needed in a field's own validator, whose errors name the field.
+        subject: Start of the error message; not needed in a field's own validator, whose errors name the field.
     """
     if name not in known:
         raise RequestError(
@@ -135,7 +135,9 @@ def _literal(text: str) -> Any:
 
 
 def _one_line(errors: Sequence["ErrorDetails"], schema: dict[str, Any]) -> str:
-    error = min(errors, key=lambda e: e["type"] not in _UNKNOWN)  # a misspelt key is the reason for a missing one
+    error = min(
+        errors, key=lambda e: e["type"] not in _UNKNOWN
+    )  # report a misspelt key first: it can be why another is missing
     key, valid, inner = _place(error["loc"], schema)
     if error["type"] in _UNKNOWN:
         near = difflib.get_close_matches(key.rpartition(".")[2], valid, n=3, cutoff=0.5)

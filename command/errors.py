@@ -1,6 +1,6 @@
-"""The two ways in which a command may fail, and what is done about every other exception.
+"""The two ways in which a command may fail, and how every other exception is handled.
 
-A `RequestError` says that what was asked for is wrong, a `WorkError` that work failed for a reason outside this code.
+A `RequestError` means that the request is wrong, a `WorkError` that work failed for a reason outside this code.
 Anything else is a bug of ours, and reported as one.
 """
 
@@ -29,11 +29,11 @@ class MissingFileError(RequestError, FileNotFoundError):
 
 
 class WorkError(RuntimeError):
-    """Work failed for a reason outside this code: a device, a library, or data that turned out bad on the way."""
+    """Work failed for a reason outside this code: a device, a library, or data found bad during the work."""
 
 
 def exit_code_of(command: Callable[[], object]) -> int:
-    """Run a command; return its exit code, and say on standard error in one line why it is not 0.
+    """Run a command; return its exit code, and print on standard error, in one line, why it is not 0.
 
     An OSError of the system itself (full disk, no permission) and a lack of memory are failed work. Any other exception
     is a bug: its trace goes to a file that the line names.
@@ -44,16 +44,16 @@ def exit_code_of(command: Callable[[], object]) -> int:
         code = exit_.code
         return code if isinstance(code, int) else DONE if code is None else FAILED
     except KeyboardInterrupt:
-        return _told("interrupted; the same command goes on where it stopped", _INTERRUPTED)
+        return _prefixed("interrupted; the same command goes on where it stopped", _INTERRUPTED)
     except RequestError as error:
-        return _told(str(error), WRONG)
+        return _prefixed(str(error), WRONG)
     except (WorkError, MemoryError) as error:
-        return _told(str(error) or "out of memory", FAILED)
-    except Exception as error:  # noqa: BLE001  # the outermost place: what nobody expected is reported here
+        return _prefixed(str(error) or "out of memory", FAILED)
+    except Exception as error:  # noqa: BLE001  # the outermost place: unexpected errors are reported here
         if _is_of_the_machine(error):
-            return _told(str(error), FAILED)
+            return _prefixed(str(error), FAILED)
         report = _bug_report(error)
-        return _told(f"a bug of ours, {type(error).__name__}: {error}; please report it with {report}", BUG)
+        return _prefixed(f"a bug of ours, {type(error).__name__}: {error}; please report it with {report}", BUG)
     return DONE
 
 
@@ -62,7 +62,7 @@ def _is_of_the_machine(error: Exception) -> bool:
     return (isinstance(error, OSError) and error.errno is not None) or type(error).__name__ == "OutOfMemoryError"
 
 
-def _told(text: str, code: int) -> int:
+def _prefixed(text: str, code: int) -> int:
     print(f"espalier: {' '.join(text.split())}", file=sys.stderr)
     return code
 

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: `pip install espalier` brings what deployed models take, extras the rest."""
+"""Packages that only some commands need: `pip install espalier` installs those for deployed models, extras the rest."""
 
 import importlib
 import importlib.util
@@ -17,24 +17,24 @@ _OWN_EXTRAS = {
     "pynvml": "nvml",
     "submitit": "slurm",
 }
-"""Modules that an extra of their own brings; all others come with `train`."""
+"""Modules that have an extra of their own; all others come with `train`."""
 _OURS = {"classify", "command", "deploy", "detect", "espalier", "experiment", "prune"}
 
 
 def install_command(module: str) -> str:
-    """Return the command that installs the extra which brings a module."""
+    """Return the command that installs the extra with a module."""
     return f'pip install "espalier[{_OWN_EXTRAS.get(module.partition(".")[0], "train")}]"'
 
 
 def optional_module(name: str, need: str) -> ModuleType:
-    """Return a module that an extra brings.
+    """Return a module that an extra installs.
 
     Args:
         name: Of the module.
-        need: What needs it, with its verb: "engines need".
+        need: Subject and verb of the sentence in the error, such as "engines need".
 
     Raises:
-        RequestError: If it is not installed; the line ends with the command that installs it.
+        RequestError: If it is not installed; the message ends with the command that installs it.
     """
     try:
         return importlib.import_module(name)
@@ -44,12 +44,12 @@ def optional_module(name: str, need: str) -> ModuleType:
 
 @contextmanager
 def loading(what: str = "torch", need: str = "this command needs") -> Iterator[None]:
-    """Show on a terminal, while the block imports, why nothing happens yet.
+    """Show on a terminal, while the block imports, what is loading.
 
     Raises:
-        RequestError: If a package that the block imports is not installed; the line says which extra brings it.
+        RequestError: If a package that the block imports is not installed; the message names the extra to install.
     """
-    from rich.console import Console  # which a deployed detector does without
+    from rich.console import Console  # not needed by a deployed detector
 
     try:
         with Console(stderr=True).status(f"Loading {what} ..."):

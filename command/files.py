@@ -1,6 +1,6 @@
-"""Files that are complete or absent, and typed JSON whose faults are reported in one line.
+"""Files that are complete or absent, and typed JSON with errors reported in one line.
 
-What the files mean is decided by the modules that write them.
+The modules that write the files define their content.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def written_atomically(path: str | Path) -> Iterator[Path]:
 def filled_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder whose files and folders move into `folder` when the block ends; none do if it raises.
 
-    What `folder` has under the same names is replaced, all else in it stays. Missing folders are made.
+    Entries of `folder` with the same names are replaced, all others stay. Missing folders are made.
     """
     folder = Path(folder)
     beside = next(path for path in folder.absolute().parents if path.exists())  # on the same disk, so moved at once
@@ -75,7 +75,7 @@ def existing_file(path: str | Path, remedy: str) -> Path:
     """Return `path` as a Path.
 
     Raises:
-        MissingFileError: If it is not a file; the line ends with `remedy`.
+        MissingFileError: If it is not a file; the message ends with `remedy`.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,7 +84,7 @@ def existing_file(path: str | Path, remedy: str) -> Path:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Return the hash by which a file is known."""
+    """Return the hash that identifies a file."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -97,7 +97,7 @@ def model_from_json(model_class: type[Model], path: str | Path, remedy: str) -> 
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If the file does not describe a `model_class`; names the first fault and ends with `remedy`.
+        RequestError: If the file does not describe a `model_class`; names the first error and ends with `remedy`.
     """
     try:
         return model_class.model_validate_json(existing_file(path, remedy).read_bytes())

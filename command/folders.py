@@ -1,4 +1,4 @@
-"""Folders that commands work in: held by one process at a time, kept to go on in after a kill, made only once."""
+"""Folders that commands work in: used by one process at a time, kept after a kill to resume in, made only once."""
 
 import json
 import shutil
@@ -42,11 +42,11 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Ite
     Args:
         out: Model file that the training will write.
         made_from: Config, start file and data of the training; JSON values.
-        force: Delete what a training made from something else left behind.
+        force: Delete the leftovers of a training with other inputs.
 
     Raises:
-        RequestError: If another training works there, or one made from something else left it behind and `force` is
-            not given.
+        RequestError: If another training works there, or the folder is from a training with other inputs and `force`
+            is not given.
     """
     folder = out.with_suffix(".training")
     record, text = folder / "config.json", json.dumps(made_from, indent=1)

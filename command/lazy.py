@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used, and are typed for editors all the same."""
+"""Public names of a package that are imported when they are first used, but still typed for editors."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""The options, and the lines at the end, that the commands of all folders share."""
+"""Options and closing lines that the commands of all folders share."""
 
 import json
 from collections.abc import Mapping
@@ -20,20 +20,22 @@ __all__ = [
     "show",
 ]
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=value over the config; may be repeated.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a config key, as a.b=value; may be repeated.")
+]
 OutFile = Annotated[
     Path | None,
     typer.Option(dir_okay=False, help="Model file to write; named after what it is made from unless given."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Figures alone on standard output.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only the figures on standard output, as JSON.")]
 
 
 def model_output(out: Path | None, default: Path) -> Path:
     """Return the model file to write.
 
     Raises:
-        RequestError: If its name does not end in .safetensors, by which model files are told from others.
+        RequestError: If its name does not end in .safetensors, by which model files are recognised.
     """
     if out and out.suffix != ".safetensors":
         raise RequestError(

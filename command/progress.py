@@ -1,4 +1,4 @@
-"""Progress and time left of long work: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress and time left of long work: a live bar on a terminal, a line every few seconds elsewhere."""
 
 import math
 import time
@@ -15,10 +15,10 @@ _DRAW_EVERY_S = 0.2
 
 
 class RunProgress:
-    """Tells how far a run is; time left is judged by the stages' costs and the speed so far.
+    """Reports how far a run is; time left is estimated from the stages' costs and the speed so far.
 
     Args:
-        console: Where to write; standard error leaves standard output to figures.
+        console: Where to write; standard error, to keep standard output for figures.
         costs: Expected relative duration of every stage that has work to do, in order.
         clock: Seconds, for tests.
     """
@@ -59,7 +59,7 @@ class RunProgress:
         self._console.print(f"{self._position()} {name} done in {took}, {_left(left)}", highlight=False)
 
     def __call__(self, done: int, total: int) -> None:
-        """Tell that `done` of `total` parts of the current stage are done."""
+        """Report that `done` of `total` parts of the current stage are done."""
         share = done / max(total, 1)
         note = f"{share:4.0%} of step {self._position()}, {_left(self.left_s(share))}"
         self._bar.update(self._task, completed=share, description=self._name, note=note, refresh=self._is_due())
@@ -68,7 +68,7 @@ class RunProgress:
             self._console.print(f"{self._position()} {self._name} {share:.0%}, {_left(self.left_s(share))}")
 
     def left_s(self, share: float) -> float | None:
-        """Return the seconds left once `share` of the current stage is done; None before anything can be known."""
+        """Return the seconds left once `share` of the current stage is done; None before it can be estimated."""
         done = sum(self._costs[: self._index]) + share * self._costs[self._index]
         elapsed = self._now() - self._started
         if done <= 0 or elapsed < 2:

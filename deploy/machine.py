@@ -53,6 +53,14 @@ class Device(BaseModel):
     power_limit_w: float | None = None
     power_draw_w: float | None = None
 
+    @property
+    def text(self) -> str:
+        """The device in a sentence: "a CPU (AMD EPYC, 2 threads), not a GPU", or the GPU's name."""
+        if self.is_gpu:
+            return self.name
+        threads = "" if self.num_threads is None else f", {self.num_threads} thread{'s' * (self.num_threads != 1)}"
+        return f"a CPU ({self.name}{threads}), not a GPU"
+
 
 def device_from_place(device: str, num_threads: int | None) -> Device:
     """Return the device that a runner names "cpu" or "cuda:<index>"."""

@@ -191,13 +191,11 @@ def rows_from_record(record: Record) -> list[dict[str, str | float | None]]:
 def table_from_record(record: Record) -> str:
     """Return a Markdown table whose first line says on what it was measured."""
     device, conditions = record.device, record.conditions
-    where = f"measured on {device.name}" if record.is_gpu else f"measured on a CPU ({device.name}), not a GPU"
-    threads = "" if device.num_threads is None else f"{device.num_threads} CPU thread(s), "
     seen = [text for text in (record.gpu.summary, record.gpu.warning) if text] if record.gpu else []
     lines = [
-        where,
+        f"measured on {device.text}",
         "",
-        f"{threads}{_batches(record)}, {conditions.rounds} rounds in alternating order after "
+        f"{_batches(record)}, {conditions.rounds} rounds in alternating order after "
         f"{conditions.warmup} of warm-up, {record.created:%Y-%m-%d}, commit {record.git_commit or 'unknown'}",
         "",
         *(line for text in seen for line in (text, "")),

@@ -3,6 +3,8 @@
 One line, `custom_imports = dict(imports=["detect.register"])`, in a config makes any of them open a slim detector.
 """
 
-import detect.model  # noqa: F401
-import detect.slim  # noqa: F401
-import detect.trunk  # noqa: F401
+# ruff: noqa: F401  # imported for what they register
+
+import detect.model
+import detect.slim
+import detect.trunk

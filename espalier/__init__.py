@@ -1,7 +1,7 @@
-"""Espalier's face: the public names of all folders, each imported when it is first used.
+"""Espalier's public API: the public names of all folders, each imported when it is first used.
 
 `classify`, `command`, `deploy`, `detect`, `experiment` and `prune` are top-level packages, so a user's own `deploy.py`
-can hide one of them: the first use of a name finds out, and the error says which file it is.
+can hide one of them: the first use of a name detects this, and the error names the file.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; a user's files of our folders' names are never taken for ours."""
+    """Run the command; a user's files named like our folders are never imported instead of ours."""
     sys.meta_path.insert(0, OursFirst())
     from experiment.cli import main as run
 

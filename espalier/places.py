@@ -1,4 +1,4 @@
-"""Where our folders are, whatever other files of their names Python would find first."""
+"""Where our folders are, even if Python would find other files with the same names first."""
 
 import importlib.abc
 import importlib.machinery
@@ -14,7 +14,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def check_folders() -> None:
-    """Raise ImportError if another file or folder hides one of ours; the line says which, and what to do."""
+    """Raise ImportError if another file or folder hides one of ours; the message names it and the remedy."""
     for name in FOLDERS:
         found = _file_of(name)
         if found is not None and found.parent != _ROOT / name:
@@ -26,10 +26,10 @@ def check_folders() -> None:
 
 
 def _file_of(name: str) -> Path | None:
-    """Return the file that `import name` runs, or has run; of a folder without `__init__.py` the one it would have."""
+    """Return the file that `import name` runs, or has run; without an `__init__.py`, its path if it existed."""
     try:
         spec = importlib.util.find_spec(name)
-    except ValueError:  # a module that somebody made by hand comes from no file
+    except ValueError:  # a module created in code has no file
         return None
     if spec is None:
         return None
@@ -38,7 +38,7 @@ def _file_of(name: str) -> Path | None:
 
 
 class OursFirst(importlib.abc.MetaPathFinder):
-    """Finds our folders beside this one before anything else is looked at: for the `espalier` command."""
+    """Finds our folders beside this one before any other place is searched: for the `espalier` command."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,1 +1,1 @@
-"""The conductor: whole experiments over the other folders, which know nothing of it."""
+"""Whole experiments, built from the other folders; none of them imports this one."""

@@ -28,7 +28,7 @@ __all__ = ["app", "configs", "copy", "doctor", "main", "report", "run"]
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Prune backbones, transfer them to Faster R-CNN, and measure what it really buys.",
+    help="Prune backbones, transfer them to Faster R-CNN, and measure the real speedup.",
 )
 app.add_typer(classify_app, name="classify")
 app.add_typer(prune_app, name="prune")
@@ -38,8 +38,8 @@ configs_app = typer.Typer(help="List the configs that come with Espalier, or cop
 app.add_typer(configs_app, name="configs")
 
 
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"espalier {metadata.version('espalier')}")
         raise typer.Exit
 
@@ -50,7 +50,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Prune backbones, transfer them to Faster R-CNN, and measure what it really buys."""
+    """Prune backbones, transfer them to Faster R-CNN, and measure the real speedup."""
 
 
 @configs_app.callback(invoke_without_command=True)
@@ -98,7 +98,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> unless given.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a whole experiment, or what is left of it."""
+    """Run a whole experiment, or the unfinished rest of it."""
     with loading("torch and mmdet"):
         from command.config import read_config
         from experiment.config import ExperimentConfig
@@ -119,9 +119,9 @@ def run(
 def report(
     folder: Annotated[Path, typer.Argument(help="Run folder, as runs/quickstart.")],
     as_json: AsJson = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
 ) -> None:
-    """Write a run's report again from its results, and print its table."""
+    """Write a run's report again from its results, and print the table of results."""
     with loading("the report"):
         from experiment.report import read_results, table_markdown, table_text, write_report
     path = folder / "results.json"
@@ -138,8 +138,8 @@ def report(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False) -> None:
-    """Tell what this machine can do, and what to install for the rest."""
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Check what this machine can do, and what to install for the rest."""
     from experiment.doctor import examine, report_table
 
     findings = examine()

@@ -1,4 +1,4 @@
-"""What `espalier prune` does to a model file of either kind, classifier or detector."""
+"""`espalier prune` on a model file, of a classifier or a detector."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: If the model, or the data that its criterion measures on, is missing.
-        RequestError: If the model is slim already, or config or data are not for it.
+        RequestError: If the model is slim already, or config or data do not fit it.
 
     Returns:
         `kind`; `macs`, `params` and `activations` with those of the dense model; `num_rounded`, the channels that
@@ -40,7 +40,7 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
     (slim, slim_card, pruned), data = cut_by_config(dense, card, config, model)
     figures = {
         **_costs(_cost(dense, card), _cost(slim, slim_card)),
-        "round_to": config.round_to,
+        "round_to": config.recipe.round_to,
         "num_rounded": pruned.num_rounded,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
 
 
 def prune_table(figures: dict[str, Any]) -> Table:
-    """Return the groups that `prune_file` tells of as a table, the costs and what rounding did below it."""
+    """Return a table of the groups that `prune_file` returned; costs and the effect of rounding are below it."""
     caption = [
         f"{name}: {figures[f'dense_{name}']:,} before, {figures[name]:,} after"
         for name in ("macs", "params", "activations")
@@ -71,10 +71,10 @@ def prune_table(figures: dict[str, Any]) -> Table:
 
 
 def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:
-    """Raise RequestError if the model is slim already, or another one than the preset is for."""
+    """Raise RequestError if the model is slim already, or not the network that the preset is for."""
     card.check_dense(model)
     if card.kind != "detector" and config.parts != ("backbone",):
-        raise RequestError(f"parts: of no use for {model}, which holds a {card.kind}; expected none")
+        raise RequestError(f"parts: not used with a {card.kind}, got {model}; expected none")
     if config.preset:
         name, base = card.backbone.name, card.backbone.base_channels
         expected = PRESETS[config.preset].backbone
@@ -86,7 +86,7 @@ def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:
 
 
 def _described(decision: Decision, preset: str | None) -> dict[str, Any]:
-    """Return the decision as JSON takes it; what a preset leaves whole is asked for by its name."""
+    """Return the decision as JSON types; the reason why a preset leaves a group whole names the preset."""
     reason = decision.reason and preset and decision.reason.replace("prune_ratio 0.0", preset)
     return {**asdict(decision), "reason": reason or decision.reason}
 

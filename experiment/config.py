@@ -1,4 +1,4 @@
-"""The experiment as a typed description, checked before anything runs.
+"""The experiment as a typed description, checked before any work.
 
 A config file is an mmengine Python config whose names are the fields of `ExperimentConfig`. Relative paths in it start
 at the current folder.
@@ -54,14 +54,14 @@ Ratio = Annotated[float, AfterValidator(_in_range)]
 
 
 def _check_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    # ratios are told apart in names by six digits
+    # names give six digits of a ratio
     if len({f"{value:g}" if isinstance(value, float) else value for value in values}) < len(values):
         raise RequestError(f"repeats a value, got {values}; expected each once")
     return values
 
 
 class CropsData(Part):
-    """The annotated objects of the detection set, cut out: for sets of pictures no classification set resembles."""
+    """The annotated objects of the detection set, cut out: for pictures that no classification set resembles."""
 
     type: Literal["crops"]
 
@@ -90,21 +90,21 @@ class Detection(Part):
 
 
 class Calibration(Part):
-    """How many training images a criterion that measures on data looks at."""
+    """How many training images are used by a criterion that measures on data."""
 
     num_batches: int = Field(32, ge=1)
-    """Fewer where the images run out."""
+    """Fewer if there are not enough images."""
     batch_size: int = Field(4, ge=1)
 
 
 @dataclass(frozen=True)
 class Cut(Recipe):
-    """What is cut from a model file: a recipe with rounding, and what criteria that need data look at."""
+    """What is cut from a model file: a recipe with rounding, and the images for criteria that need data."""
 
     round_to: int = 8
     """Kept channels are moved to the nearest multiple of it."""
     calibration: Calibration = field(default_factory=Calibration)
-    """Of taylor, mean_activation and average_rank; the other criteria look at no images."""
+    """Of taylor, mean_activation and average_rank; the other criteria use no images."""
 
     @property
     def needs_data(self) -> bool:
@@ -114,16 +114,16 @@ class Cut(Recipe):
 
 @dataclass(frozen=True)
 class Pruning(Cut):
-    """What is cut, in the classifier and in the detector alike. In patterns layers go by the classifier's names."""
+    """What is cut, in the classifier and in the detector alike. In patterns, layers have the classifier's names."""
 
     prune_ratios: Annotated[tuple[Ratio, ...], AfterValidator(_check_once)] = (0.5,)
     """Shares of channels removed from every group."""
 
     def _check_amount(self) -> None:
-        """Refuse a single ratio, which only `at` gives, and limits."""
+        """Raise RequestError for a single ratio, which only `at` sets, and for limits."""
         for name in Recipe.amounts:
             if self.prune_ratios and getattr(self, name) is not None:
-                raise RequestError(f"{name}: of no use in an experiment, got {getattr(self, name)}; give prune_ratios")
+                raise RequestError(f"{name}: not used in an experiment, got {getattr(self, name)}; give prune_ratios")
 
     def at(self, prune_ratio: float) -> "Pruning":
         """Return the recipe of one ratio."""
@@ -138,17 +138,17 @@ class PruneConfig(Cut):
     amounts: ClassVar[tuple[str, ...]] = ("preset", *Recipe.amounts)
 
     preset: str | None = None
-    """Name of a slim network in `prune.choose.presets`; the criterion says which channels fill its widths."""
+    """Name of a slim network in `prune.choose.presets`; the criterion chooses which channels are kept."""
     parts: tuple[str, ...] = ("backbone",)
-    """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. Layers of the last three go by
-    their own names in the patterns (`neck.*`)."""
+    """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. In patterns, layers of the last
+    three have their own names (`neck.*`)."""
     data: Annotated[ShapesData | FolderData | ScenesData | CocoData, Field(discriminator="type")] | None = None
-    """Its training images are what the calibration looks at; of a criterion that needs none, None."""
+    """Its training images are used by the calibration; None for a criterion that needs no data."""
     seed: Seed = 0
-    """Of the choice of those images, and of random scores."""
+    """Seed of the choice of those images, and of random scores."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together."""
+        """Raise RequestError for settings that contradict each other."""
         super().__post_init__()
         for name in self.parts:
             check_name(name, PARTS, "parts")
@@ -160,18 +160,16 @@ class PruneConfig(Cut):
                 f"data: {self.criterion} measures on training images, got none; expected data=dict(type=...)"
             )
         if self.data and not self.needs_data:
-            raise RequestError(
-                f"data: of no use, got {self.data.type}; expected none, {self.criterion} looks at no images"
-            )
+            raise RequestError(f"data: not used with {self.criterion}, got {self.data.type}; expected none")
 
     def _check_alone(self, preset: str) -> None:
-        """Raise RequestError if a field is given that a preset decides."""
+        """Raise RequestError if a field is given that a preset sets."""
         plain = PruneConfig(0.0)
         free = {"criterion", "reduction", "calibration", "preset", "data", "seed", *Recipe.amounts}
         for name in (one.name for one in fields(self) if one.name not in free):
             if getattr(self, name) != getattr(plain, name):
                 raise RequestError(
-                    f"{name}: of no use, got one with a preset; expected none, {preset} decides all widths"
+                    f"{name}: not used with a preset, got preset {preset}; expected none, as it sets all widths"
                 )
 
     @property
@@ -183,7 +181,7 @@ class PruneConfig(Cut):
 
     @property
     def label(self) -> str:
-        """How a file that was cut so is called: `l1-0.5`, `l1-max_macs-1000000`, `resnet34-A`."""
+        """Name part of a file that was cut this way: `l1-0.5`, `l1-max_macs-1000000`, `resnet34-A`."""
         if self.preset:
             return self.preset
         amount = "-".join(map(str, self.limit)) if self.limit else f"{self.prune_ratio:g}"

@@ -1,4 +1,4 @@
-"""Every model, classifier or detector, is pruned through `cut_model`: by `espalier prune` and by experiments alike."""
+"""`cut_model` prunes every model, classifier or detector, for `espalier prune` and for experiments."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ def cut_model(
         card: Its card.
         recipe: What is cut.
         losses: Takes `batch_size`, `num_batches` and `seed`; not called where the criterion needs no data.
-        seed: Of the images that are looked at, and of random scores.
+        seed: Of the choice of images, and of random scores.
         parts: Those of a detector that are cut.
 
     Raises:
@@ -68,7 +68,7 @@ def cut_model(
 def cut_by_config(
     model: nn.Module, card: ModelCard, config: PruneConfig, path: Path
 ) -> tuple[tuple[nn.Module, ModelCard, Pruned], tuple[str, ...]]:
-    """Return what `cut_model` does, and the fingerprint of the training set that was looked at, if any.
+    """Return what `cut_model` does, and the fingerprint of the training set that was used, if any.
 
     Raises:
         MissingFileError: If the data is missing.
@@ -104,7 +104,7 @@ def _check_data(path: Path, card: ModelCard, data: ModelData) -> None:
 
 @contextmanager
 def _training_set(card: ModelCard, data: ModelData) -> Iterator[Path | CocoSet]:
-    """Yield an image folder for a classifier, a COCO set for a detector; what is generated goes afterwards."""
+    """Yield an image folder for a classifier, a COCO set for a detector; generated ones are deleted afterwards."""
     if isinstance(data, FolderData | CocoData):
         yield data.root if isinstance(data, FolderData) else data.train
         return

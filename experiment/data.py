@@ -19,14 +19,14 @@ __all__ = ["Data", "check_data", "plan_data"]
 
 @dataclass(frozen=True)
 class Data:
-    """Where the data is, or will be once `stages` are done."""
+    """Location of the data, which exists once `stages` are done."""
 
     images: Path
     """Image folder the classifier learns from."""
     train: CocoSet
     val: CocoSet
     fingerprint: str
-    """Hash of all of it."""
+    """Hash of all the data."""
     stages: tuple[Stage, ...]
     num_images: int
     """About how many images the classifier trains on."""
@@ -53,7 +53,7 @@ def check_data(config: ExperimentConfig) -> None:
 
 
 def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
-    """Lay out the data; nothing is written."""
+    """Plan where the data will be; nothing is written."""
     boxes, images = config.detection.data, config.classification.data
     stages: list[Stage] = []
     if isinstance(boxes, CocoData):

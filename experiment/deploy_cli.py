@@ -1,4 +1,4 @@
-"""The whole of `espalier deploy`: commands of `deploy` and `detect`, and `sweep`, which joins pruning and measuring."""
+"""All of `espalier deploy`: the commands of `deploy` and `detect`, and `sweep`, which prunes and measures."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def sweep(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure one backbone at many widths: which of them are fast on this machine, and where the steps are."""
+    """Measure one backbone at many widths: which are fast on this machine, and where latency jumps."""
     with loading("torch"):
         from command.config import read_config
         from experiment.sweep import FILES, PICTURE, SweepConfig, measure_sweep, sweep_table

@@ -1,6 +1,6 @@
 """What this machine can do, and the command that installs each missing part.
 
-Every part is really tried where that is cheap: a package that is there and does not load is reported as broken.
+Every part is tried where that is cheap: a package that is installed but does not load is reported as broken.
 """
 
 import importlib
@@ -34,7 +34,7 @@ _STYLES = {"ok": "green", "missing": "yellow", "broken": "red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of the machine or its software: "missing" is not there, "broken" is there and of no use."""
+    """One part of the machine or its software: "missing" is not there, "broken" is there but does not work."""
 
     subject: str
     status: Literal["ok", "missing", "broken"]
@@ -44,7 +44,7 @@ class Finding:
 
 
 class _MissingError(Exception):
-    """A part that is not there, where no import says so."""
+    """A part that is missing, where no import fails."""
 
 
 def examine() -> list[Finding]:
@@ -90,7 +90,7 @@ def report_table(findings: Sequence[Finding]) -> Table:
 
 
 def _finding(subject: str, probe: Callable[[], str], fix: str) -> Finding:
-    """Turn a probe's answer, or the error it raises, into a finding."""
+    """Turn a probe's result, or the error it raises, into a finding."""
     try:
         return Finding(subject, "ok", probe())
     except (ModuleNotFoundError, _MissingError) as error:
@@ -110,7 +110,7 @@ def _pip(*arguments: str) -> str:
 
 
 def _requirement(distribution: str) -> str:
-    """Return the requirement as our own package states it, such as "onnx>=1.17"."""
+    """Return the requirement from our own package metadata, such as "onnx>=1.17"."""
     stated = (Requirement(text) for text in metadata.requires("espalier") or [])
     return next(f"{one.name}{one.specifier}" for one in stated if one.name == distribution)
 
@@ -141,7 +141,7 @@ def _library(distribution: str, module: str) -> Finding:
 
 
 def _openmmlab(distribution: str, module: str) -> Finding:
-    """Look for the maintained line; upstream's distribution, named like its module, writes into the same folder."""
+    """Check for the maintained fork; upstream's distribution, named like its module, writes into the same folder."""
     install = _pip(_requirement(distribution))
     if upstream := _installed(module):
         uninstall = shlex.join([sys.executable, "-m", "pip", "uninstall", "-y", module])
@@ -203,7 +203,7 @@ def _driver_version() -> str | None:
 
 
 def _mmcv_operators() -> str:
-    """Say who serves mmcv's operators; one that was compiled against another torch does not load."""
+    """Return what provides mmcv's operators; those compiled against another torch do not load."""
     try:
         operators = importlib.import_module("mmcv._ext")
     except ModuleNotFoundError as error:
@@ -238,7 +238,7 @@ def _nvml() -> str:
 
 
 def _tensorrt(module: str, abilities: str) -> str:
-    """Ask the module, not the package list: NVIDIA's containers bring TensorRT under other package names."""
+    """Import the module, as package names differ: NVIDIA's containers bring TensorRT under other package names."""
     version = importlib.import_module(module).__version__
     _check_version(module.replace("_", "-"), version)
     return f"{version}; {abilities}"

@@ -1,4 +1,4 @@
-"""What every finished detector goes through: one exported graph, its mAP, its costs, its time."""
+"""Measurements of every finished detector: one exported graph, its mAP, its costs, its latency."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ RECORD = "latency.json"
 
 
 def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figures:
-    """Write the detector in `source` as `espalier deploy export` does, and score that very file.
+    """Write the detector in `source` as `espalier deploy export` does, and evaluate that same file.
 
     Returns:
         `map`, `map50`, `map75` of the ONNX file on `val`, `macs` and `params` of its graph, and how many of PyTorch's

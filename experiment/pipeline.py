@@ -46,7 +46,7 @@ class Plan:
 
 
 def make_plan(config: ExperimentConfig, store: StageStore) -> Plan:
-    """Lay out the experiment; nothing is written. Given data is fingerprinted, so it must exist."""
+    """Plan the experiment; nothing is written. Given data is fingerprinted, so it must exist."""
     planner = _Planner(config, store, plan_data(config, store))
     leaves = tuple(planner.grown(leaf) for leaf in _bare_leaves(config))
     latency = planner.latency(leaves)
@@ -55,7 +55,7 @@ def make_plan(config: ExperimentConfig, store: StageStore) -> Plan:
 
 
 def _bare_leaves(config: ExperimentConfig) -> Iterable[Leaf]:
-    """Yield the rows to be, the dense references first."""
+    """Yield the planned rows, the dense references first."""
     for seed in config.seeds:
         yield Leaf(_row_name(config, "dense", None, 0.0, seed), "dense", None, 0.0, seed)
     for seed, ratio in itertools.product(config.seeds, config.pruning.prune_ratios):
@@ -120,7 +120,7 @@ class _Planner:
         return Stage("export", {}, (parent,), work, cost=9.0)
 
     def _settings(self, step: str, leaf: Leaf) -> dict[str, Any]:
-        """Return the part of the config that a step depends on, so that no other change does its work again."""
+        """Return the part of the config that a step depends on, so that other changes do not repeat its work."""
         config = self.config
         weights = config.backbone.weights
         pruning = to_jsonable_python(config.pruning.at(leaf.prune_ratio))
@@ -146,7 +146,7 @@ class _Planner:
         return settings
 
     def _cost(self, step: str, leaf: Leaf) -> float:
-        """Return seconds on one core for a small network: what matters is how the steps compare."""
+        """Return seconds on one core for a small network; only the relation between steps matters."""
         c, d = self.config.classification, self.config.detection
         height, width = d.model.image_size_hw
         classify = self.data.num_images * c.image_size**2 * 1.0e-6

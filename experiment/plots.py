@@ -1,4 +1,4 @@
-"""The report's two figures as inline SVG. They know figures and labels, not where these come from."""
+"""The report's two figures as inline SVG. They get figures and labels only, not files or models."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FIGURES = ("map", "latency_ms", "latency_p90_ms", "speedup", "speedup_low", "spe
 
 # Drawn in this colour, then named `currentColor`: the page's text colour, light or dark.
 INK = "#010203"
-# Okabe and Ito's colours, told apart by colour-blind readers; the shape says the same once more.
+# Okabe and Ito's colours, distinct for colour-blind readers; the shape differs as well.
 STYLE = {
     "dense": (INK, "D"),
     "prune_transfer": ("#0080c8", "o"),
     "transfer_prune": ("#d55e00", "s"),
     "scratch_transfer": ("#009e73", "^"),
 }
-# Where a label may stand around its marker: sideways first, which reads best.
+# Possible places of a label around its marker: beside it first, which is easiest to read.
 DIRECTIONS = [(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)]
 
 
@@ -84,8 +84,8 @@ def speedup_plot(points: list[Point]) -> Markup:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("times better than dense (x); the dashed line is dense")
-    axes.plot([], [], "o", color=INK, label="speedup, by the clock")
-    axes.plot([], [], "o", color=INK, markerfacecolor="none", label="MAC reduction, the promise")
+    axes.plot([], [], "o", color=INK, label="measured speedup")
+    axes.plot([], [], "o", color=INK, markerfacecolor="none", label="MAC reduction")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, handletextpad=0.2)
     return _svg(figure)
 
@@ -106,7 +106,7 @@ def _draw_pair(axes: Axes, y: int, point: Point) -> None:
 def _place_label(axes: Axes, point: Point, taken: list[Bbox]) -> Bbox:
     """Write the label at the nearest place around its marker that covers nothing; return the pixels it takes.
 
-    Where all is taken the label is left out: two on top of each other could not be read either.
+    If every place is taken the label is left out, as two overlapping labels could not be read.
     """
     at = (point.latency_ms, point.map)
     label = _annotate(axes, point.label, at, (1, 0), 8)
@@ -124,7 +124,7 @@ def _place_label(axes: Axes, point: Point, taken: list[Bbox]) -> Bbox:
 
 
 def _annotate(axes: Axes, text: str, at: tuple[float, float], direction: tuple[int, int], points: float) -> Annotation:
-    """Write a text that many points away from a place, in a direction of (right, up)."""
+    """Write a text at a distance in points from a place, in a direction of (right, up)."""
     label = axes.annotate(text, at, textcoords="offset points", xytext=(0, 0), color=INK, parse_math=False)
     _move(label, direction, points)
     return label
@@ -167,5 +167,5 @@ def _svg(figure: Figure) -> Markup:
 
 
 def _length(start: float, end: float) -> float:
-    """Return how far a whisker reaches, 0 where the end does not lie beyond the start."""
+    """Return how far a whisker reaches, 0 if the end is not beyond the start."""
     return end - start if end > start else 0.0

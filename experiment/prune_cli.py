@@ -32,7 +32,7 @@ class _ApplyByDefault(TyperGroup):
 app = typer.Typer(
     cls=_ApplyByDefault,
     no_args_is_help=True,
-    help="Cut channels: espalier prune CONFIG MODEL. See what would be cut, and what it would cost.",
+    help="Cut channels: espalier prune CONFIG MODEL. Show what a pruning did, or find the layers to skip.",
 )
 
 
@@ -76,15 +76,15 @@ def show(
     num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of that network.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a pruning did to each layer, and which layers a GPU will not run faster for it."""
+    """Show what a pruning did to each layer, and which layers will not run faster on a GPU."""
     with loading("torch and mmdet"):
-        from experiment.prune_show import shown, shown_text
-    told = shown(subject, image_size, backbone, num_classes)
+        from experiment.prune_show import report_of, report_text
+    report = report_of(subject, image_size, backbone, num_classes)
     if as_json:
-        typer.echo(json.dumps(told.to_dict(), indent=1))
+        typer.echo(json.dumps(report.to_dict(), indent=1))
     else:
-        Console().print(shown_text(told))
-    closing(f"explained {subject}", told.next_command)
+        Console().print(report_text(report))
+    closing(f"explained {subject}", report.next_command)
 
 
 @app.command()
@@ -99,7 +99,7 @@ def sensitivity(
     force: Annotated[bool, typer.Option("--force", help="Replace another study in that folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the layers to skip: cut each group alone, and measure what that loses and wins."""
+    """Find the layers to skip: cut each group alone, and measure the accuracy lost and the MACs saved."""
     with loading("torch and mmdet"):
         from command.config import read_config
         from experiment.sensitivity import PICTURE, SensitivityConfig, measure_sensitivity, next_command

@@ -1,4 +1,4 @@
-"""What `espalier prune show` tells of a preset, a PruneSpec or a model file, as data and as text."""
+"""`espalier prune show`: the report on a preset, a PruneSpec or a model file, as data and as text."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from prune.explain import Explanation, explain, untouched_reasons
 from prune.layer_rows import CAUSES, GRID, MEMORY_BOUND, Cause, LayerRow
 from prune.pruning import prune_model
 
-__all__ = ["Shown", "shown", "shown_text"]
+__all__ = ["PruningReport", "report_of", "report_text"]
 
 _IMAGENET_SIDE, _IMAGENET_CLASSES, _CIFAR_CLASSES = 224, 1000, 10
 _BACKBONE = "backbone.net."
@@ -35,14 +35,14 @@ _MAX_LINES, _MAX_NAMES = 4, 4
 _MEANS: dict[Cause, str] = {
     "misaligned": f"half precision runs on multiples of {GRID} channels; round_to={GRID} avoids the padding",
     "memory_bound": f"under {MEMORY_BOUND} MACs per byte, time follows the bytes moved, not the MACs",
-    "half_cut": "the other side, and all that is moved there, stayed whole",
+    "half_cut": "the other side, and all the data moved there, stayed whole",
     "uncut": "as slow as before",
 }
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A pruning explained, and what it is of."""
+class PruningReport:
+    """What a pruning did to a network, layer by layer."""
 
     name: str
     architecture: str
@@ -50,7 +50,7 @@ class Shown:
     explanation: Explanation
     preset: Preset | None = None
     file: Path | None = None
-    """The model file, where it is one."""
+    """The model file, if the subject is one."""
 
     @property
     def next_command(self) -> str:
@@ -60,7 +60,7 @@ class Shown:
         return f"espalier prune l1_half {self.file or 'MODEL.safetensors'}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it; `published` is null but for presets."""
+        """Return all values as JSON types; `published` is null except for presets."""
         known = self.preset
         published = known and {
             "params": known.published_params,
@@ -78,20 +78,20 @@ class _Options:
     num_classes: int | None
 
     def of(self, backbone: str) -> tuple[Architecture, int]:
-        """Return the dense architecture and the image side: as asked, or of the data set the network is made for."""
+        """Return the dense architecture and the image side: as requested, or by the data set it is made for."""
         known = (entry.image_side for entry in PRESETS.values() if entry.backbone == backbone)
         side = next(known, _IMAGENET_SIDE)
         num_classes = _IMAGENET_CLASSES if side == _IMAGENET_SIDE else _CIFAR_CLASSES
         return Architecture(backbone, self.num_classes or num_classes), self.image_side or side
 
 
-def shown(subject: str, image_side: int | None, backbone: str | None, num_classes: int | None) -> Shown:
+def report_of(subject: str, image_side: int | None, backbone: str | None, num_classes: int | None) -> PruningReport:
     """Explain a pruning.
 
     Args:
         subject: Name of a preset, or path of a PruneSpec (.json) or of a model file.
         image_side: Height and width of the image, or None for the one of the preset or model.
-        backbone: The dense network that a PruneSpec belongs to; it does not tell.
+        backbone: The dense network that a PruneSpec belongs to, which the spec itself does not name.
         num_classes: Of that network, or of the preset's.
 
     Raises:
@@ -101,7 +101,7 @@ def shown(subject: str, image_side: int | None, backbone: str | None, num_classe
     options, path = _Options(image_side, backbone, num_classes), Path(subject)
     is_spec = path.suffix == ".json"
     if backbone and not is_spec:
-        raise RequestError(f"--backbone {backbone}: of no use, got {subject}; expected a PruneSpec, a .json file")
+        raise RequestError(f"--backbone {backbone}: used only with a PruneSpec, got {subject}; expected a .json file")
     if not path.suffix and not path.is_file() and path.name == subject:
         return _of_preset(preset(subject), options)
     if not path.is_file():
@@ -109,19 +109,17 @@ def shown(subject: str, image_side: int | None, backbone: str | None, num_classe
     return _of_spec(path, options) if is_spec else _of_file(path, options)
 
 
-def _of_preset(entry: Preset, options: _Options) -> Shown:
+def _of_preset(entry: Preset, options: _Options) -> PruningReport:
     arch, side = options.of(entry.backbone)
     dense, image = build_classifier(arch), torch.zeros(1, 3, side, side)
     slim = prune_model(dense, (image,), 0.0, widths=entry.kept).model
     explanation = _explained(dense, slim, image, f"{entry.name} does not cut it")
-    return Shown(entry.name, arch.name, (side, side), explanation, entry)
+    return PruningReport(entry.name, arch.name, (side, side), explanation, entry)
 
 
-def _of_spec(path: Path, options: _Options) -> Shown:
+def _of_spec(path: Path, options: _Options) -> PruningReport:
     if not options.backbone:
-        raise RequestError(
-            f"{path}: does not tell its network, got no --backbone; expected one, as --backbone resnet34"
-        )
+        raise RequestError(f"{path}: does not name its network, got no --backbone; give one, as --backbone resnet34")
     try:
         spec = PruneSpec.from_json(path.read_text("utf-8"))
     except ValueError as error:
@@ -133,19 +131,21 @@ def _of_spec(path: Path, options: _Options) -> Shown:
         explanation = _explained(dense, slim, torch.zeros(1, 3, side, side), "the spec does not cut it")
     except (ValueError, RuntimeError, IndexError) as error:  # torch's own, where indices or widths do not fit together
         raise RequestError(f"{path}: not for {arch.name} with {arch.num_classes} classes, {error}") from error
-    return Shown(str(path), arch.name, (side, side), explanation)
+    return PruningReport(str(path), arch.name, (side, side), explanation)
 
 
-def _of_file(path: Path, options: _Options) -> Shown:
+def _of_file(path: Path, options: _Options) -> PruningReport:
     card = read_card(path)
     if options.num_classes:
-        raise RequestError(f"--num-classes: of no use, got {path}; expected none, the file has its own")
+        raise RequestError(
+            f"--num-classes: not used with a model file, got {path}; expected none, as the file has its own"
+        )
     dense, slim, image_hw = (_detectors if card.kind == "detector" else _classifiers)(card, options.image_side)
     otherwise = "not cut when it was pruned" if card.is_slim else "not pruned yet"
     small = (64, 64) if card.kind == "detector" else image_hw  # channels meet in the same way at any size
     explanation = _explained(dense, slim, torch.zeros(1, 3, *small), otherwise, image_hw)
     name = card.backbone.name if card.kind == "classifier" else f"Faster R-CNN with {card.backbone.name}"
-    return Shown(str(path), name, image_hw, explanation, file=path)
+    return PruningReport(str(path), name, image_hw, explanation, file=path)
 
 
 def _classifiers(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
@@ -166,17 +166,17 @@ def _detectors(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.M
 def _explained(
     dense: nn.Module, slim: nn.Module, image: torch.Tensor, otherwise: str, image_hw: tuple[int, int] | None = None
 ) -> Explanation:
-    """Explain two models, which are left on the meta device: counting there costs no time, however large the image."""
+    """Explain two models, which are left on the meta device: counting there takes no time, even for large images."""
     reasons = untouched_reasons(dense, (image,), otherwise)
     counted = torch.zeros(1, 3, *(image_hw or image.shape[2:]), device="meta")
     return explain(dense.to("meta"), slim.to("meta"), (counted,), reasons)
 
 
-def shown_text(told: Shown) -> RenderableType:
+def report_text(report: PruningReport) -> RenderableType:
     """Return which layers a GPU will not run faster and why, a table of all layers, and totals."""
-    explanation = told.explanation
-    height, width = told.image_hw
-    title = Text(f"{told.name}: {told.architecture}, one image of {height} x {width}", style="bold")
+    explanation = report.explanation
+    height, width = report.image_hw
+    title = Text(f"{report.name}: {report.architecture}, one image of {height} x {width}", style="bold")
     marks = dict(zip((cause for cause in CAUSES if _rows(explanation, cause)), "1234", strict=False))
     parts = [
         title,
@@ -185,7 +185,7 @@ def shown_text(told: Shown) -> RenderableType:
         "",
         _table(explanation, marks),
         "",
-        _totals(told),
+        _totals(report),
     ]
     return Group(*parts)
 
@@ -196,7 +196,7 @@ def _verdict(explanation: Explanation) -> Text:
         return Text("Nothing was pruned.")
     nothing = sum(row.runs_as_before for row in rows)
     less = sum(not row.runs_as_before for row in explanation.slow)
-    others = f", and less than the MACs say on {less or 'none'} of the others" if nothing < len(rows) else ""
+    others = f", and less than the MACs suggest on {less or 'none'} of the others" if nothing < len(rows) else ""
     return Text.assemble(
         (f"A GPU gains next to nothing on {nothing or 'none'} of {_count(len(rows), 'layer')}{others}.", "bold"),
         "\nPredicted from shapes alone (one image, half precision), not measured.",
@@ -204,7 +204,7 @@ def _verdict(explanation: Explanation) -> Text:
 
 
 def _causes(explanation: Explanation, marks: dict[Cause, str]) -> Iterator[RenderableType]:
-    """Yield a paragraph per cause: what it means, and its layers by what is said of them."""
+    """Yield a paragraph per cause: what it means, and its layers, grouped by their finding."""
     for cause, mark in marks.items():
         rows = _rows(explanation, cause)
         yield Text.assemble(
@@ -261,13 +261,13 @@ def _cells(row: LayerRow) -> tuple[str | Text, ...]:
     )
 
 
-def _totals(told: Shown) -> RenderableType:
-    e, grid = told.explanation, Table.grid(padding=(0, 2))
+def _totals(report: PruningReport) -> RenderableType:
+    e, grid = report.explanation, Table.grid(padding=(0, 2))
     padded = f", {_short(e.padded_macs)} with padding" if e.padded_macs > e.macs else ""
     grid.add_row("MACs", _change(e.dense_macs, e.macs), f"{e.mac_reduction:.2f}x fewer{padded}")
     grid.add_row("activations", _change(e.dense_activations, e.activations), "elements of the layers' outputs")
     grid.add_row("params", _change(e.dense_params, e.params), "")
-    known = told.preset
+    known = report.preset
     if known is None:
         return grid
     figures = {"params": known.published_params, "MACs": known.published_macs}
@@ -293,7 +293,7 @@ def _count(num: int, what: str) -> str:
 
 
 def _display(row: LayerRow) -> str:
-    """Return the layer's name; a detector's backbone goes by the classifier's names, as in patterns."""
+    """Return the layer's name; a detector's backbone has the classifier's names, as in patterns."""
     return row.name.removeprefix(_BACKBONE)
 
 

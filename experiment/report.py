@@ -9,9 +9,8 @@ import csv
 import io
 import json
 import math
-import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +51,7 @@ class _Line:
         return bool(self.first("ordering") == "dense")
 
     def first(self, key: str) -> Any:
-        """Return what the first row has under the key."""
+        """Return the value of the key in the first row."""
         return self.rows[0][key]
 
     def values(self, key: str) -> list[float]:
@@ -113,7 +112,7 @@ def table_text(results: dict[str, Any]) -> Table:
     """Return the table for a terminal: the device above it, the main finding below."""
     lines = _lines(results["rows"])
     columns = _columns(lines)
-    title, caption = Text(_device_sentence(results["latency"])), Text(_finding(lines))
+    title, caption = Text(_device_sentence(results)), Text(_finding(lines))
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column in columns:
         header = Text(SHORT_HEADERS.get(column.header, column.header).replace(" ", "\n"))
@@ -133,7 +132,7 @@ def table_markdown(results: dict[str, Any]) -> str:
         ["---:" if column.is_number else "---" for column in columns],
         *([column.cell(line).replace("|", "\\|") for column in columns] for line in lines),
     ]
-    return "\n".join([_device_sentence(results["latency"]), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
+    return "\n".join([_device_sentence(results), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
 
 
 def _lines(rows: list[Row]) -> list[_Line]:
@@ -189,23 +188,21 @@ def _interval(line: _Line) -> str:
     return f"{low:.2f}-{high:.2f}" if len(line.rows) == 1 and low < high else "-"
 
 
-def _device_sentence(latency: dict[str, Any]) -> str:
-    name = re.sub(r" \((.*)\)$", r", \1", latency["device"].split(": ", 1)[-1])
-    where = name if latency["is_gpu"] else f"a CPU ({name}), not on a GPU"
-    return f"Latency was measured on {where}."
+def _device_sentence(results: Mapping[str, Any]) -> str:
+    return f"Latency was measured on {results['latency']['device']}."
 
 
 def _finding(lines: list[_Line]) -> str:
-    """Say which slim detector has the highest mAP, what it buys, and which differences mean nothing."""
+    """Return sentences: the slim detector with the highest mAP, its speedup, and which differences are noise."""
     dense, *slim = lines
     if not slim:
         return "Only the dense detector was run."
     best = max(slim, key=lambda line: (line.mean("map"), line.mean("speedup")))
     accuracy = f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense.number('map', 3)})"
     interval = "" if _interval(best) == "-" else f" (95% interval {_interval(best)})"
-    doubt = ", no gain by the clock" if best.mean("speedup_low") <= 1 else ""
+    doubt = ", no measured gain" if best.mean("speedup_low") <= 1 else ""
     gain = f"{best.number('speedup', 2)}x measured speedup{interval}{doubt}"
-    noise = "One seed: differences below the noise between seeds, which one seed cannot show, mean nothing."
+    noise = "One seed: differences smaller than the noise between seeds, which one seed cannot show, mean nothing."
     if len(best.rows) > 1:
         noise = f"Means over {len(best.rows)} seeds ± sample standard deviation: differences of that size mean nothing."
     return f"{accuracy} at {gain}, with {best.number('mac_reduction', 2)}x fewer MACs. {noise}"
@@ -230,7 +227,7 @@ def _page(results: dict[str, Any], folder: Path) -> str:
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         results=results,
-        device_sentence=_device_sentence(results["latency"]),
+        device_sentence=_device_sentence(results),
         finding=_finding(lines),
         columns=_columns(lines),
         lines=lines,

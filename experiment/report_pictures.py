@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 __all__ = ["Box", "Panel", "Picture", "legend", "prepare"]
 
-# Okabe and Ito's colours, without black, told apart by colour-blind readers.
+# Okabe and Ito's colours, without black, distinct for colour-blind readers.
 CLASS_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 LEAST_SCORE = 0.3
 LONGEST_SIDE = 640
@@ -20,7 +20,7 @@ LONGEST_SIDE = 640
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in the picture's pixels; `title` says class and score, `caption` is what there is room for."""
+    """A rectangle in the picture's pixels; `title` has class and score, `caption` as much as there is room for."""
 
     left: float
     top: float
@@ -63,7 +63,7 @@ def prepare(picture: dict[str, Any], classes: list[str], order: list[str], folde
     found = picture["detections"]
     views = {"ground truth": picture["truth"], **{name: found[name] for name in order if name in found}}
     panels = [
-        Panel(title, [_box(thing, classes) for thing in things if _is_shown(thing)]) for title, things in views.items()
+        Panel(title, [_box(thing, classes) for thing in things if _is_drawn(thing)]) for title, things in views.items()
     ]
     return Picture(_image_uri(folder / picture["file"]), height, width, panels)
 
@@ -74,7 +74,7 @@ def legend(pictures: list[Picture]) -> dict[str, str]:
     return dict(sorted({box.name: box.colour for box in boxes}.items()))
 
 
-def _is_shown(thing: dict[str, Any]) -> bool:
+def _is_drawn(thing: dict[str, Any]) -> bool:
     return bool(thing.get("score", 1.0) >= LEAST_SCORE)
 
 
@@ -83,7 +83,7 @@ def _box(thing: dict[str, Any], classes: list[str]) -> Box:
     name = classes[thing["label"]]
     score = f"{thing['score']:.2f}" if "score" in thing else ""
     title = f"{name} {score}".rstrip()
-    # A colour that several classes share cannot stand for the name.
+    # A colour that several classes share cannot replace the name.
     caption = score if score and len(classes) <= len(CLASS_COLOURS) else title
     colour = CLASS_COLOURS[thing["label"] % len(CLASS_COLOURS)]
     return Box(left, top, right - left, bottom - top, name, title, caption, colour)

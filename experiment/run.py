@@ -42,7 +42,7 @@ _NUM_PICTURES = 4
 
 
 def check_experiment(config: ExperimentConfig, folder: Path) -> None:
-    """Find what would fail later, before any work.
+    """Find anything that would fail later, before any work.
 
     Raises:
         MissingFileError: If data or weights are missing.
@@ -58,7 +58,7 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
 
 
 def run_experiment(config: ExperimentConfig, folder: Path, command: str, console: Console) -> dict[str, Any]:
-    """Run what is not finished yet, write results and report into `folder`, and return the results.
+    """Run the unfinished stages, write results and report into `folder`, and return the results.
 
     A run that was killed goes on from its last finished step (training: from its last whole epoch).
 
@@ -171,10 +171,8 @@ def _row(
 
 def _conditions(record: Record) -> dict[str, Any]:
     first = next(iter(record.candidates.values()))
-    num = record.device.num_threads
-    threads = f" ({num} thread{'s' if num > 1 else ''})" if num else ""
     return {
-        "device": f"{'gpu' if record.is_gpu else 'cpu'}: {record.device.name}{threads}",
+        "device": record.device.text,
         "is_gpu": record.is_gpu,
         "runtime": f"{first.runtime} {record.versions.get(first.runtime, '')}".strip(),
         "precision": first.precision,

@@ -1,7 +1,7 @@
-"""Which layers of a trained model are better skipped: every group is cut alone, and what that loses is measured.
+"""Which layers of a trained model are better skipped: every group is cut alone, and the loss is measured.
 
-What is measured is kept line by line: a study that was killed goes on, and one that is asked again with another limit
-or more ratios measures only what is new.
+Every measurement is saved as one line: a killed study resumes, and one that is repeated with another limit or more
+ratios measures only the new points.
 """
 
 import json
@@ -42,14 +42,14 @@ _POINTS, _RECORD = "points.jsonl", "study.json"
 _WITHOUT_DATA = [name for name, kind in CRITERIA.items() if not issubclass(kind, DataDriven)]
 
 _IN_L1_HALF = {"prune_ratio": 0.5, "criterion": "l1", "reduction": "sum", "round_to": 8, "parts": ("backbone",)}
-"""What configs/prune/l1_half.py cuts unless told otherwise."""
+"""What configs/prune/l1_half.py cuts by default."""
 
 
 class SensitivityConfig(Part):
     """What `espalier prune sensitivity` measures, and what it recommends to skip."""
 
     data: Annotated[ModelData, Field(discriminator="type")]
-    """Its validation images are looked at: shapes or folder for a classifier, scenes or coco for a detector."""
+    """Its validation images are used: shapes or folder for a classifier, scenes or coco for a detector."""
     num_images: int | None = Field(500, ge=1)
     """How many of them, evenly spread over the set; None for all."""
     prune_ratios: tuple[Ratio, ...] = Field((0.25, 0.5, 0.75), min_length=1)
@@ -65,7 +65,7 @@ class SensitivityConfig(Part):
     parts: tuple[Annotated[str, AfterValidator(lambda name: check_name(name, PARTS))], ...] = PARTS
     """Parts of a detector whose groups are measured."""
     prune_ratio: Ratio = 0.5
-    """The one of `prune_ratios` that the recommendation is for."""
+    """The one of `prune_ratios` that the recommendation is made for."""
     max_drop: float = Field(0.05, ge=0)
     """A group that loses more of the score (0 to 1) when cut alone is better skipped."""
 
@@ -87,11 +87,11 @@ class SensitivityConfig(Part):
 def measure_sensitivity(
     model: Path, config: SensitivityConfig, folder: Path, force: bool, console: Console
 ) -> dict[str, Any]:
-    """Measure what is not measured yet; write figures and picture into `folder`, and return the figures.
+    """Measure all missing points; write figures and picture into `folder`, and return the figures.
 
     Raises:
         MissingFileError: If the model file or data is missing.
-        RequestError: If model, data and config do not fit, another study works in the folder or left it behind and
+        RequestError: If model, data and config do not fit, another study uses the folder or left it behind and
             `force` is not given, or the model's own score is 0.
         WorkError: If a score is not a finite number.
     """
@@ -115,8 +115,8 @@ def measure_sensitivity(
 
 def next_command(model: Path, config: SensitivityConfig, figures: Mapping[str, Any]) -> str:
     """Return the command that cuts all but the skipped groups, ready to paste."""
-    asked = {name: getattr(config, name) for name in _IN_L1_HALF if name != "parts" or figures["kind"] == "detector"}
-    changes = {name: value for name, value in asked.items() if value != _IN_L1_HALF[name]}
+    settable = {name: getattr(config, name) for name in _IN_L1_HALF if name != "parts" or figures["kind"] == "detector"}
+    changes = {name: value for name, value in settable.items() if value != _IN_L1_HALF[name]}
     skip = (*config.skip, *figures["recommendation"]["skip"])
     if skip:
         changes["skip"] = skip
@@ -125,7 +125,7 @@ def next_command(model: Path, config: SensitivityConfig, figures: Mapping[str, A
 
 
 def sensitivity_table(figures: Mapping[str, Any]) -> Table:
-    """Return every group with what it lost and won; below, the reasons of those that were not measured."""
+    """Return a table of every group with the score lost and the MACs saved; below it, why others were not measured."""
     ratio, skip = (figures["recommendation"][name] for name in ("prune_ratio", "skip"))
     title = f"{METRICS[figures['metric']]} lost when a group is cut alone, in points"
     table = Table(title=title, caption="\n".join(_captions(figures)), caption_justify="left")
@@ -163,7 +163,7 @@ def _subject(model: Path, config: SensitivityConfig) -> Subject:
 
 
 def _made_from(model: Path, config: SensitivityConfig, subject: Subject) -> dict[str, Any]:
-    """Return all that a measured point depends on; what was measured serves other ratios and limits, too."""
+    """Return all that a measured point depends on; points stay valid for other ratios and limits."""
     scored = config.model_dump(mode="json", include={"data", "num_images", "criterion", "reduction"})
     return {**origin(config, model, subject.data), "config": scored}
 
@@ -175,7 +175,7 @@ def _check_ours(folder: Path) -> None:
 
 
 def _claim(folder: Path, made_from: Mapping[str, Any], config: SensitivityConfig, force: bool) -> None:
-    """Make the folder this study's; with `force`, what another study left there is deleted, and nothing else."""
+    """Mark the folder as this study's; with `force`, files of another study are deleted, and no others."""
     record = folder / _RECORD
     if record.is_file() and json.loads(record.read_text()).get("made_from") != made_from:
         if not force:
@@ -235,7 +235,7 @@ def _measure(subject: Subject, evaluate: Evaluate, points: _Points, model: Path,
 
 def _check_learned(model: Path, metric: str, score: float) -> None:
     if score <= 0:
-        raise RequestError(f"{model}: has nothing to lose, got {metric} {score:g}; expected a trained model")
+        raise RequestError(f"{model}: has no accuracy to lose, got {metric} {score:g}; expected a trained model")
 
 
 def _literal(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The picture of a sensitivity study. It knows figures and labels, not where these come from."""
+"""The picture of a sensitivity study. It gets figures and labels only, not files or models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 __all__ = ["METRICS", "sensitivity_plot"]
 
 METRICS = {"map": "mAP", "top1": "top-1 accuracy"}
-"""How the scores are called in text."""
+"""Names of the scores in text."""
 
-# So many names fit beside a panel; where more groups are to be skipped, the most sensitive are named.
+# Names that fit beside a panel; if more groups are to be skipped, the most sensitive are named.
 NUM_LABELS = 20
 # Of viridis, without its yellow end: that cannot be read on white.
 SHADES = (0.0, 0.88)
@@ -25,7 +25,7 @@ Colour = tuple[float, float, float, float]
 
 
 def sensitivity_plot(figures: Mapping[str, Any]) -> Figure:
-    """Return a curve per group, and beside them what each loses and wins at the ratio of the recommendation.
+    """Return a curve per group, and beside them what each loses and saves at the ratio of the recommendation.
 
     Args:
         figures: As `experiment.sensitivity.measure_sensitivity` returns them.
@@ -55,7 +55,7 @@ def _draw_curves(
 ) -> None:
     ends = {}
     for curve, colour in zip(curves, colours, strict=True):
-        # not the ratio asked for, where rounding moved it
+        # the actual ratio, which rounding may have moved
         removed = [0.0, *(100 - 100 * point["num_kept"] / curve["num_channels"] for point in curve["points"])]
         drops = [0.0, *(100 * point["drop"] for point in curve["points"])]
         is_named = curve["group"] in named
@@ -137,7 +137,7 @@ def _colours(num: int) -> list[Colour]:
 
 
 def _draw_depth(figure: Figure, num: int) -> None:
-    """Say what the colours mean."""
+    """Draw the scale of the colours."""
     low, high = SHADES
     scale = ScalarMappable(Normalize(0, 1 / (high - low)), "viridis")
     bar = figure.colorbar(scale, cax=figure.add_axes((0.86, 0.93, 0.12, 0.02)), orientation="horizontal")

@@ -1,7 +1,7 @@
-"""Stages: pieces of work found again by the hash of all that went into them.
+"""Stages: pieces of work identified by the hash of all their inputs.
 
 A stage works in `<name>-<hash>.partial` and is renamed when it is complete, so what exists without that ending is
-whole. A killed stage leaves its partial folder behind and goes on in it.
+whole. A killed stage leaves its partial folder behind and resumes in it.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from command.files import write_json
 __all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in"]
 
 Figures = dict[str, Any]
-"""What a stage found out; plain JSON."""
+"""Results of a stage; plain JSON."""
 Report = Callable[[int, int], None]
-"""Told of progress: parts done, parts in all."""
+"""Called with progress: parts done, parts in total."""
 
 _VERSION = 1  # raise it when a stage's result would change for the same inputs
 
 CHECKPOINTS = "checkpoints"
-"""Folder inside a stage for what is needed only to go on after a kill; deleted when the stage is finished."""
+"""Folder inside a stage for files needed only to resume after a kill; deleted when the stage is finished."""
 
 _RECORD = "stage.json"
 
@@ -37,7 +37,7 @@ class Stage:
     """One piece of work.
 
     Attributes:
-        name: For people; part of the folder's name.
+        name: Human-readable; part of the folder's name.
         settings: All that goes into the work besides its inputs; plain JSON.
         inputs: Stages whose folders it reads.
         work: Called with (own folder, progress); returns figures, plain JSON.
@@ -80,20 +80,20 @@ class StageStore:
         return float(json.loads((self.folder(stage) / _RECORD).read_text())["wall_s"])
 
     def run(self, stage: Stage, progress: Report) -> None:
-        """Do the stage's work, or what is left of it."""
+        """Do the stage's work, or the unfinished rest of it."""
         folder = self.folder(stage)
         partial = folder.with_name(folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
         if not (partial / _RECORD).is_file():  # else it was killed between the last two lines
             self._work(stage, partial, progress)
-        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # only needed to go on after a kill
+        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # only needed to resume after a kill
         partial.rename(folder)
 
     def _work(self, stage: Stage, folder: Path, progress: Report) -> None:
         started = time.monotonic()
         try:
             figures = stage.work(folder, progress)
-        except RequestError as error:  # the request was checked before: what is wrong now came about meanwhile
+        except RequestError as error:  # the request was checked before: something has changed since
             raise WorkError(f"{stage.name}: {error}") from error
         record = {
             "name": stage.name,

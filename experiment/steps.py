@@ -75,7 +75,7 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
         figures = _finished_classifier(job, folder, net.eval(), card)
         head = [name for name in net.state_dict() if name.startswith(HEADS)]
         has_head = all(name in weights and weights[name].shape == net.state_dict()[name].shape for name in head)
-        return figures if has_head else {**figures, "top1": None}  # of a random head it would mean nothing
+        return figures if has_head else {**figures, "top1": None}  # meaningless for a random head
     return _trained_classifier(job, folder, net, card, job.config.classification.train, progress)
 
 
@@ -107,7 +107,7 @@ def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 
 
 def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
-    """Put the classifier's backbone under a new Faster R-CNN."""
+    """Build a new Faster R-CNN on the classifier's backbone."""
     _, source = load_classifier(job.source_model)
     classes = tuple(category["name"] for category in read_annotations(job.data.train.annotations)["categories"])
     detector, card = new_detector(source.backbone, classes, job.config.detection.model, job.seed)
@@ -180,13 +180,13 @@ def _trained_detector(
 
 
 def _skip_in(detector: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the classifier's patterns as the detector's; one of the head, which a detector lacks, falls away."""
+    """Return the classifier's patterns as the detector's; one of the head, which a detector lacks, is dropped."""
     names = [name for name, _ in detector.named_modules()]
     return tuple(pattern for pattern in patterns if fnmatch.filter(names, f"backbone.net.{pattern}"))
 
 
 def _provenance(job: Job, metrics: Figures) -> dict[str, Any]:
-    """What led to a model: enough to find its parent and to do it again."""
+    """Provenance of a model: enough to find its parent and to repeat the step."""
     return {
         "parent": hashlib.sha256(job.source_model.read_bytes()).hexdigest() if job.source else None,
         "config": job.config.model_dump(mode="json"),

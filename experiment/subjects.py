@@ -35,23 +35,23 @@ from prune.sensitivity import Evaluate, Trials
 __all__ = ["DATA_FOLDER", "Subject", "subject_of"]
 
 DATA_FOLDER = "data"
-"""Where a study keeps what it generates, in its folder."""
+"""Where a study keeps generated data, in its folder."""
 
-_HELD_BYTES = 2**30  # so much of the images is decoded once, instead of once a trial
+_HELD_BYTES = 2**30  # up to this size the images are decoded once, instead of once per trial
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is studied; everything in it is checked, nothing written yet."""
+    """The model and data of a study; all is checked, nothing written yet."""
 
     kind: str
     metric: str
     """Name of the score."""
     trials: Trials
     data: tuple[str, ...]
-    """Fingerprints; none of data that is generated."""
+    """Fingerprints; generated data has none."""
     evaluator: Callable[[Path], tuple[Evaluate, int]]
-    """Study's folder, where data is generated -> (evaluation, number of images it looks at)."""
+    """Study's folder, where data is generated -> (evaluation, number of images it uses)."""
 
 
 def subject_of(
@@ -65,9 +65,9 @@ def subject_of(
 
     Args:
         model: Of a dense classifier or detector.
-        data: Its validation images are looked at.
+        data: Its validation images are used.
         num_images: How many of them, evenly spread over the set; None for all.
-        recipes: Those to try on every group alone; layers of a detector's backbone go by the classifier's names.
+        recipes: Those to try on every group alone; layers of a detector's backbone have the classifier's names.
         parts: Those of a detector that are cut.
 
     Raises:
@@ -128,7 +128,7 @@ def _detector(model: Path, data: ScenesData | CocoData, num_images: int | None, 
     settings = settings_of(card)
     height, width = settings.image_size_hw
     cost = cost_of(TracedDetector(detector, settings.num_proposals), (torch.zeros(1, 3, height, width),))
-    example = (torch.zeros(1, 3, 64, 64),)  # costs are counted on the real size, channels meet on any
+    example = (torch.zeros(1, 3, 64, 64),)  # costs are counted at the real size; channels are coupled alike at any size
     trials = Trials(TracedDetector(detector), example, recipes, dense_cost=cost)
 
     def evaluator(folder: Path) -> tuple[Evaluate, int]:
@@ -151,7 +151,7 @@ def _workplace() -> Iterator[Path]:
         yield Path(folder)
         logger = MMLogger.get_current_instance()
         for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
-            logger.removeHandler(handler)  # else it would open its file again for whatever comes next
+            logger.removeHandler(handler)  # otherwise it would open its file again for the next message
             handler.close()
 
 
@@ -159,7 +159,7 @@ def _assembled(detector: nn.Module, slim: Any) -> nn.Module:
     """Return the detector around the parts of its slim `TracedDetector`."""
     rest = {id(detector.get_submodule(part)): getattr(slim, part) for part in PARTS}
     whole: Any = copy.deepcopy(detector, rest)
-    # the extractor makes a tensor of this size, whatever the levels hold
+    # the extractor makes a tensor of this size, regardless of the levels
     whole.roi_head.bbox_roi_extractor.out_channels = whole.neck.fpn_convs[0].conv.out_channels
     return whole
 
@@ -172,12 +172,12 @@ def _scenes(data: ScenesData | CocoData, folder: Path, size_hw: tuple[int, int])
 
 
 def _some_scenes(coco: CocoSet, num_images: int | None, folder: Path) -> tuple[CocoSet, int]:
-    """Return the set of the images that are looked at, and their number; its annotations are written."""
+    """Return the set of images to use, and their number; its annotations are written."""
     places = _spread(len(read_annotations(coco.annotations)["images"]), num_images)
     return coco_subset(coco, places, folder / "annotations.json", "num_images"), len(places)
 
 
 def _spread(total: int, num: int | None) -> list[int]:
-    """Return up to `num` places, evenly spread: an image folder is sorted by class."""
+    """Return up to `num` indices, evenly spread: an image folder is sorted by class."""
     num = min(total, num or total)
     return [i * total // num for i in range(num)]

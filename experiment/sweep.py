@@ -1,6 +1,6 @@
-"""The latency of one backbone at many widths: which of them are fast on this machine, and where the steps are.
+"""The latency of one backbone at many widths: which are fast on this machine, and where latency jumps.
 
-Weights are random. They decide what a network says, not how long it takes.
+Weights are random. They change the outputs of a network, not its latency.
 """
 
 import itertools
@@ -84,11 +84,11 @@ class _Setting:
 def measure_sweep(config: SweepConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Prune, export and measure; write record, figures and picture into `folder`, and return the figures.
 
-    All files are written when all is measured, each complete or not at all.
+    All files are written at the end, each complete or not at all.
 
     Raises:
         RequestError: If a ratio and a rounding do not fit the network.
-        WorkError: If a network cannot be exported, or the runtime or its GPU is not there.
+        WorkError: If a network cannot be exported, or the runtime or its GPU is missing.
     """
     if RUNTIMES[config.runtime].suffix == ENGINE and not torch.cuda.is_available():
         raise WorkError(f"runtime: no GPU for {config.runtime}, got a machine without CUDA; expected onnxruntime")

@@ -1,4 +1,4 @@
-"""The picture of a sweep over widths. It knows figures and labels, not where these come from."""
+"""The picture of a sweep over widths. It gets figures and labels only, not files or models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from matplotlib.ticker import PercentFormatter
 
 __all__ = ["sweep_plot"]
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the marker says the same once more.
+# Okabe and Ito's colours, distinct for colour-blind readers; the marker differs as well.
 _STYLES = (("#d55e00", "o"), ("#0080c8", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"))
 _INK = "#202020"
 _DASHED: dict[str, Any] = {"color": _INK, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
 def sweep_plot(figures: Mapping[str, Any]) -> Figure:
-    """Return latency against MACs, and beside it how much of the MACs' promise is kept; a line for each rounding.
+    """Return latency against MACs, and beside it speedup / MAC reduction; a line for each rounding.
 
     Args:
         figures: As `experiment.deployed.sweep.measure_sweep` returns them.
@@ -67,6 +67,6 @@ def _finish_latency(axes: Axes, dense: Mapping[str, Any], batch: int) -> None:
 def _finish_kept(axes: Axes) -> None:
     axes.axhline(1, **_DASHED)
     axes.set_xlabel("channels removed, before rounding")
-    axes.set_ylabel("speedup / MAC reduction; below 1 less is gained than MACs say")
+    axes.set_ylabel("speedup / MAC reduction; below 1 the speedup is smaller")
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -38,7 +38,7 @@ class Cost:
 
 
 def cost_of(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
-    """Count one forward pass in eval mode; the mode of every module is restored.
+    """Count one forward pass in eval mode; the mode of every module is restored afterwards.
 
     Args:
         model: Any module.

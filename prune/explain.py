@@ -1,7 +1,8 @@
-"""Each layer of a pruned model before and after, and what its shapes say about its speed on a GPU.
+"""Each layer of a pruned model before and after, and what its shapes predict about its speed on a GPU.
 
-Nothing here is measured. What is said of a GPU is predicted from shapes alone, for one image in half precision, each
-layer by itself; it tells where to look when a slim model is slower than its MACs promise. Only a clock tells the time.
+Nothing here is measured. GPU speed is predicted from shapes alone, for one image in half precision and each layer by
+itself. The prediction shows where to look when a slim model is slower than its MACs suggest; real times need a
+measurement.
 """
 
 from collections.abc import Mapping
@@ -43,16 +44,16 @@ class Explanation:
 
     @property
     def padded_macs(self) -> int:
-        """Slim MACs together with those that padding adds."""
+        """Slim MACs including those that padding adds."""
         return sum(round(row.macs / (1 - row.padding)) for row in self.layers)
 
     @property
     def slow(self) -> tuple[LayerRow, ...]:
-        """The layers that will gain less than their MACs say, or nothing."""
+        """The layers that will gain less than their MACs suggest, or nothing."""
         return tuple(row for row in self.layers if row.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it."""
+        """Return all values as JSON types."""
         derived = {"mac_reduction": self.mac_reduction, "padded_macs": self.padded_macs}
         return {**asdict(replace(self, layers=())), **derived, "layers": [row.to_dict() for row in self.layers]}
 
@@ -97,12 +98,12 @@ def explain(
 
 
 def untouched_reasons(dense: nn.Module, example_inputs: tuple[Any, ...], otherwise: str) -> dict[str, str]:
-    """Return, for every layer, why its outputs would be left whole.
+    """Return, for every layer, why its outputs would not be cut.
 
     Args:
         dense: The model before pruning.
         example_inputs: Positional arguments of `dense`, batch first.
-        otherwise: The reason where nothing stands in the way of pruning.
+        otherwise: The reason given for layers that could be pruned.
 
     Raises:
         RequestError: If the forward pass fails on the example input.
@@ -194,7 +195,7 @@ def _lag(row: LayerRow) -> Finding | None:
 
 
 def _time(macs: int, num_bytes: int) -> float:
-    """Return whichever takes longer, computing or moving data, in bytes that could be moved meanwhile."""
+    """Return the longer of computing time and transfer time, as the bytes that could be moved in it."""
     return max(macs / MEMORY_BOUND, num_bytes)
 
 

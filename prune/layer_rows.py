@@ -1,7 +1,7 @@
-"""A layer before and after pruning: channels, costs, and the thresholds by which its speed on a GPU is judged.
+"""A layer before and after pruning: channels, costs, and the thresholds that predict its speed on a GPU.
 
-Numbers alone: what predicts from shapes (`prune.explain`) and what measures files (`deploy.explain`) share them, and
-neither torch nor a model is needed.
+Both the prediction from shapes (`prune.explain`) and the measurement of files (`deploy.explain`) use these rows; they
+need neither torch nor a model.
 """
 
 import math
@@ -14,7 +14,7 @@ Cause = Literal["misaligned", "memory_bound", "half_cut", "uncut"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 GRID = 8
-"""Half precision runs on multiples of so many channels; others are padded with zeros up to the next one.
+"""Half precision runs on multiples of this many channels; others are padded with zeros up to the next one.
 
 Source: NVIDIA, Convolutional Layers User's Guide, "Channels In And Out"; cuDNN pads since version 7.6.3.
 """
@@ -29,14 +29,15 @@ LAG = 0.75
 """A layer gains too little if its time, or what it moves, falls by less than this share of the fall of its MACs.
 
 Bytes fall as MACs do in a depthwise layer, and where weights outweigh activations. Where activations outweigh weights
-they fall half as much if one side was cut, or both by little. The limit lies midway. Nets cut inside their blocks only,
-on one side of most layers, gain less at equal MACs: Liu et al., Group Fisher Pruning, ICML 2021, 1.30x against 1.79x.
+they fall half as much if one side was cut, or both by little. The threshold is halfway. Nets cut inside their blocks
+only, on one side of most layers, gain less at equal MACs: Liu et al., Group Fisher Pruning, ICML 2021, 1.30x against
+1.79x.
 """
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Why a layer will gain less than its MACs say, or nothing."""
+    """Why a layer will gain less than its MACs suggest, or nothing."""
 
     cause: Cause
     text: str
@@ -98,7 +99,7 @@ class LayerRow:
 
     @property
     def off_grid(self) -> tuple[tuple[str, int], ...]:
-        """Side and channels where these are no multiple of 8 any more."""
+        """Side and channels where these are no longer a multiple of 8."""
         sides = ("in", "out") if self.groups == 1 else ("out",)  # a grouped one's inputs are counted by its groups
         widths = [(side, *self.widths[side]) for side in sides]
         return tuple((side, slim) for side, dense, slim in widths if slim % GRID and dense % GRID == 0)
@@ -110,15 +111,15 @@ class LayerRow:
 
     @property
     def slow(self) -> str | None:
-        """Why it will gain less than its MACs say, or nothing; None if its shapes show no cause."""
+        """Why it will gain less than its MACs suggest, or nothing; None if its shapes show no cause."""
         return "; ".join(finding.text for finding in self.findings) or None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it."""
+        """Return all values as JSON types."""
         derived = ("multiple_of", "padding", "macs_per_byte", "runs_as_before", "slow")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 def padded(num: int) -> int:
-    """Return the channels that so many run as."""
+    """Return the number of channels that `num` channels run as, with padding."""
     return -(-num // GRID) * GRID

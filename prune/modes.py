@@ -1,4 +1,4 @@
-"""Training and eval mode of every module, put back as they were."""
+"""Eval mode for a while; every module returns to its own mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, LookupErr
 
 
 def first_line(error: Exception) -> str:
-    """Return what the error says first, or its kind."""
+    """Return the first line of the error's message, or its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

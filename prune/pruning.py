@@ -38,7 +38,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A slim model and how it came about."""
+    """A slim model and what was cut to make it."""
 
     model: nn.Module
     spec: PruneSpec
@@ -51,7 +51,7 @@ class Pruned:
 
     @property
     def num_rounded(self) -> int:
-        """How many channels rounding added, less those it took."""
+        """How many channels rounding added, minus those it removed."""
         return sum(d.num_kept - d.before_rounding for d in self.decisions if d.before_rounding is not None)
 
 
@@ -67,8 +67,8 @@ def prune_model(
 ) -> Pruned:
     """Prune every group that can be pruned; the given model is not changed.
 
-    A model is followed through its tensor operations: what it computes in numpy, or holds fixed as a number of its own,
-    is found out only when the slim model is verified.
+    A model is followed through its tensor operations: computations in numpy and hard-coded sizes are found
+    only when the slim model is verified.
 
     Args:
         model: Any module; see `find_groups`.
@@ -96,7 +96,7 @@ def prune_model(
 
 @dataclass(frozen=True)
 class Scored:
-    """A model followed, checked and scored: what every pruning of it has in common."""
+    """A model traced, checked and scored: the work that every pruning of it shares."""
 
     model: nn.Module
     example_inputs: tuple[Any, ...]
@@ -127,7 +127,7 @@ class Scored:
         return cls(model, example_inputs, groups, free, {g.name: _ranked(ranker, model, g, recipe) for g in free})
 
     def spec(self, num_kept: Mapping[str, int]) -> PruneSpec:
-        """Return what is left where groups keep so many of their channels; those that are not named keep all."""
+        """Return the spec in which groups keep their best `num_kept` channels; groups not named keep all."""
         kept = {
             group.name: self.ranked[group.name].kept(num_kept[group.name])
             for group in self.free
@@ -179,7 +179,7 @@ def _amount(group: Group, recipe: Recipe) -> str:
 
 
 def _at_fault(scored: Scored, shares: Mapping[str, Share]) -> list[str]:
-    """Return the groups that the model cannot do without when each is cut alone."""
+    """Return the groups that break the model when each is cut alone."""
     specs = {name: scored.spec({name: share.num_kept}) for name, share in shares.items()}
     model, inputs = scored.model, scored.example_inputs
     return [name for name, spec in specs.items() if fault_of(model, slim_model(model, spec), spec, inputs)]

@@ -1,7 +1,7 @@
-"""Sensitivity: every group cut alone, the accuracy that this loses and the MACs that it wins.
+"""Sensitivity: every group cut alone, with the accuracy lost and the MACs saved.
 
-Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, sec. 3.2; their skip lists were read off such
-curves by eye, here a limit on the loss decides.
+Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, sec. 3.2; they chose what to skip from such
+curves by eye; here a limit on the loss decides.
 """
 
 import math
@@ -43,7 +43,7 @@ DENSE = Trial("", 0)
 
 @dataclass(frozen=True)
 class Point:
-    """What became of the whole model when one group was cut at one ratio."""
+    """Score and cost of the whole model with one group cut at one ratio."""
 
     prune_ratio: float
     num_kept: int
@@ -53,9 +53,9 @@ class Point:
     params: int
     score: float
     drop: float
-    """The dense model's score, less this one."""
+    """The dense model's score minus this one."""
     lost_per_won: float | None
-    """`drop` per share of the dense MACs won; None where none were."""
+    """`drop` per share of the dense MACs saved; None where none were."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Sensitivity:
 
 
 class Trials:
-    """What there is to evaluate: traced, scored, counted and checked, and nothing evaluated yet.
+    """The models to evaluate: traced, scored, counted and checked, but not evaluated yet.
 
     Ratios at which a group keeps equally many channels share a trial; one that keeps them all needs none.
 
@@ -141,7 +141,7 @@ class Trials:
         return slim_model(self._scored.model, self._spec(trial))
 
     def outcome(self, scores: Mapping[Trial, float]) -> Sensitivity:
-        """Return what the scores of all trials say."""
+        """Return the sensitivity that follows from the scores of all trials."""
         cuttable = {trial.group for trial in self}
         curves = tuple(self._curve(group, scores) for group in self._scored.groups if group.name in cuttable)
         untouched = tuple(self._untouched(group) for group in self._scored.groups if group.name not in cuttable)
@@ -169,7 +169,7 @@ class Trials:
         return Decision(group.name, group.producers or (group.name,), group.width, group.width, reason)
 
     def _check_run(self) -> None:
-        """Better now than in hours."""
+        """Run a slim copy of every group now, so that a failure does not come after hours."""
         narrowest = {trial.group: trial for trial in self if trial != DENSE}
         for name, trial in narrowest.items():
             spec = self._spec(trial)
@@ -190,7 +190,7 @@ def sensitivity(
         trials: What to evaluate.
         evaluate: Called with a copy of its own for each trial.
         known: Scores of an earlier run, which was interrupted.
-        measured: Told of every new score as it comes.
+        measured: Called with every new score as soon as it is known.
 
     Raises:
         WorkError: If a score is not a finite number.

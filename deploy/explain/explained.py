@@ -180,10 +180,8 @@ def explain_deployed(dense: Path, slim: Path, num_threads: int, rounds: int, con
 def measured_on(record: Record) -> str:
     """Return the line that says on what, and with what, a record was measured."""
     device, conditions, reference = record.device, record.conditions, record.candidates[record.reference]
-    threads = f"{device.num_threads} thread" + "s" * (device.num_threads != 1)
-    where = device.name if device.is_gpu else f"a CPU: {device.name}, {threads}"
     return (
-        f"measured on {where}, {reference.runtime}, {reference.precision}, batch {reference.batch}, "
+        f"measured on {device.text}, {reference.runtime}, {reference.precision}, batch {reference.batch}, "
         f"{conditions.rounds} rounds in alternating order"
     )
 

@@ -42,11 +42,11 @@ class Ranked:
     scores: Tensor
     """One per channel, higher = keep; comparable among groups where the ranking is global."""
     must_stay: Tensor
-    """Bool, one per channel; these come before all others, whatever their scores."""
+    """Bool, one per channel; these rank before all others, regardless of their scores."""
 
     @cached_property
     def order(self) -> Tensor:
-        """Indices, the last to go first; of equal scores the lower index stays."""
+        """Indices, the best channel first; of equal scores the lower index stays."""
         best_first = torch.sort(self.scores, descending=True, stable=True).indices
         return best_first[torch.sort(self.must_stay[best_first], descending=True, stable=True).indices]
 
@@ -56,9 +56,9 @@ class Ranked:
 
 
 def must_stay(group: Group, scores_C: Tensor, min_channels: int) -> Tensor:
-    """Return which channels stay in any case: the best of each layer that writes only part of the group.
+    """Return which channels always stay: the best of each layer that writes only part of the group.
 
-    Else other layers could win all the places, and nothing would be left of that layer.
+    Otherwise channels of other layers could all rank higher, and that layer would lose every channel.
     """
     stays_C = torch.zeros(len(scores_C), dtype=torch.bool)
     for member in group.members:
@@ -76,13 +76,13 @@ class Share:
 
     num_kept: int
     before_rounding: int
-    """What it would keep were `round_to` 1."""
+    """What it would keep with `round_to` 1."""
 
 
 def allocate(groups: Sequence[Group], ranked: Mapping[str, Ranked], recipe: Recipe, cost: Cost) -> dict[str, Share]:
-    """Share out among groups that may be cut what the recipe removes.
+    """Decide how many channels each group keeps under the recipe.
 
-    Under a limit as much is kept as fits: no group could keep one rounding step more.
+    Under a limit as much as possible is kept: no group could keep one more rounding step.
 
     Args:
         groups: All of them can be pruned.
@@ -91,7 +91,7 @@ def allocate(groups: Sequence[Group], ranked: Mapping[str, Ranked], recipe: Reci
         cost: What a choice costs; called for limits only.
 
     Raises:
-        RequestError: If the limit is below what can be reached; the message says what can.
+        RequestError: If the limit cannot be reached; the message gives the lowest one that can.
     """
     kept = _allocated(groups, ranked, recipe, cost)
     exact = kept if recipe.round_to == 1 else _allocated(groups, ranked, replace(recipe, round_to=1), cost)
@@ -152,7 +152,7 @@ class _Levels:
     ) -> None:
         self._groups, self._bounds, self._uniform = groups, bounds, recipe.ranking == "uniform"
         self.urgency: dict[str, list[float]]
-        """Per group: how much it deserves to keep one more than k channels."""
+        """Per group: the priority of keeping one more than k channels."""
         if self._uniform:
             self.urgency = {g.name: [-k / g.num_channels for k in range(g.num_channels)] for g in groups}
         else:
@@ -166,7 +166,7 @@ class _Levels:
 
     @cached_property
     def _ratios(self) -> list[Fraction]:
-        """Every ratio at which some group's number changes; only a limit asks for them."""
+        """Every ratio at which some group's number changes; needed for limits only."""
         sizes = {group.num_channels for group in self._groups}
         return sorted({Fraction(gone, size) for size in sizes for gone in range(size)} | {Fraction(0)})
 
@@ -185,7 +185,7 @@ class _Levels:
 
 
 def _in_order(ranked: Ranked) -> Tensor:
-    """Return the scores, the last channel to go first."""
+    """Return the scores, the best channel first."""
     return ranked.scores[ranked.order]
 
 

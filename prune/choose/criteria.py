@@ -153,9 +153,9 @@ class BatchNormScale:
 
 
 class Random:
-    """A random score: what every other criterion has to beat.
+    """A random score: the baseline that every other criterion has to beat.
 
-    A layer's scores depend on the seed and its name alone, not on which groups are scored before.
+    A layer's scores depend on the seed and its name alone, not on which groups were scored before.
     Source: the baseline of Mittal et al., Recovering from Random Pruning, WACV 2018.
     """
 

@@ -15,7 +15,7 @@ __all__ = ["Forecast"]
 
 
 class Forecast:
-    """Knows, for every layer, how many channels are left when a group keeps its best k.
+    """Computes, for every layer, how many channels are left when a group keeps its best k.
 
     Args:
         model: The dense model.
@@ -59,20 +59,20 @@ class Forecast:
 
 
 def _lost_by_number_kept(ranks: Tensor, num_channels: int) -> list[int]:
-    """Return, for k = 0 .. num_channels, how many places go when the channels of rank k and above go."""
+    """Return, for k = 0 .. num_channels, how many positions are removed with the channels of rank k and above."""
     going = torch.bincount(ranks, minlength=num_channels).flip(0).cumsum(0).flip(0)
     return [*going.tolist(), 0]
 
 
 def _sizes(layers: Mapping[str, nn.Module | nn.Parameter]) -> dict[str, tuple[int, int]]:
     """Return per layer how many parameters go with both sides and how many with outputs alone; shared: only once."""
-    seen: set[nn.Parameter] = set()
+    counted: set[nn.Parameter] = set()
     sizes = {}
     for name, layer in layers.items():
         own = {layer} if isinstance(layer, nn.Parameter) else set(layer.parameters())
         weight = {layer.weight} if isinstance(layer, _ConvNd | nn.Linear) else set()
-        sizes[name] = (_count((own & weight) - seen), _count(own - weight - seen))
-        seen |= own
+        sizes[name] = (_count((own & weight) - counted), _count(own - weight - counted))
+        counted |= own
     return sizes
 
 

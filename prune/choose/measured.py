@@ -1,4 +1,4 @@
-"""Scores measured on data. The model is run in eval mode and left as it was: no hook, gradient or mode stays behind."""
+"""Scores measured on data. The model runs in eval mode and is restored: no hook, gradient or mode remains."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,7 +101,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[None]:
-    """Eval mode; it and `requires_grad`, which mmdet's backbones change in `eval()` too, return afterwards."""
+    """Eval mode; modes and `requires_grad`, which mmdet's backbones change in `eval()`, are restored afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with evaluating(model):

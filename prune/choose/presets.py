@@ -18,14 +18,14 @@ class Preset:
     """One predefined slim network.
 
     Some authors round their figures and some cut digits off: a right count is less than one unit of the last digit
-    away. Where they count unlike `cost_of`, `source` says how.
+    away. Where they count differently from `cost_of`, `source` explains how.
     """
 
     name: str
     backbone: str
     """The dense network: a key of `classify.backbones.BACKBONES`."""
     kept: Mapping[str, int]
-    """Output channels of the layers that are cut; one layer stands for all that are cut together with it."""
+    """Output channels of the layers that are cut; one layer represents all that are cut together with it."""
     source: str
     published_params: str | None = None
     """As printed: "1.99e7"."""
@@ -50,7 +50,7 @@ def preset(name: str) -> Preset:
 def _first_convs(
     num_blocks: Sequence[int], base_channels: int, ratios: Sequence[float], skip: Collection[int]
 ) -> dict[str, int]:
-    """Cut the first convolution of every basic block but those in `skip`.
+    """Cut the first convolution of every basic block except those in `skip`.
 
     Args:
         num_blocks: Per stage.

@@ -1,4 +1,4 @@
-"""Recipe: how much is cut, by which criterion, where, and how it is shared out among layers."""
+"""Recipe: how much is cut, by which criterion, where, and how it is distributed among layers."""
 
 import difflib
 import fnmatch
@@ -34,12 +34,12 @@ class Recipe:
     """
 
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", *LIMITS)
-    """Fields that say how much is cut: exactly one of them is given."""
+    """Fields that set how much is cut: exactly one of them is given."""
 
     prune_ratio: float | None = None
     """Share of channels removed, [0, 1): of each group (uniform), or of all groups together (global)."""
     max_macs: int | None = None
-    """Limit for one image instead of a ratio; as much is kept as fits."""
+    """Limit for one image instead of a ratio; as much as possible is kept."""
     max_params: int | None = None
     max_activations: int | None = None
     """Limit on the outputs' elements of all convolutions and linear layers."""
@@ -52,16 +52,16 @@ class Recipe:
     round_to: int = 1
     """The kept channels of a group are moved to the nearest multiple of it."""
     min_channels: int = 1
-    """Every layer keeps at least so many, where it has them."""
+    """Every layer keeps at least this many channels; a narrower one keeps all of its own."""
     ratios: Mapping[str, float] = field(default_factory=dict)
-    """Pattern -> its own ratio; the first match counts."""
+    """Pattern -> ratio for its layers; the first match counts."""
     widths: Mapping[str, int] = field(default_factory=dict)
     """Pattern -> channels that the layer keeps, exactly; the first match counts, before `ratios`."""
     skip: Sequence[str] = ()
     """Patterns whose groups stay whole."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
+        """Raise RequestError for unknown names, numbers out of range, or not exactly one amount."""
         self._check_amount()
         for name, known in (("criterion", CRITERIA), ("reduction", REDUCTIONS), ("ranking", RANKINGS)):
             if getattr(self, name) not in known:
@@ -92,7 +92,7 @@ class Recipe:
         return next((ratio for pattern, ratio in self.ratios.items() if _matches(group, pattern)), None)
 
     def own_width(self, group: Group) -> int | None:
-        """Return how many of the group's channels `widths` keeps, if it says so.
+        """Return how many of the group's channels `widths` keeps, or None if it has no entry for them.
 
         Raises:
             RequestError: If the group cannot have that width.
@@ -121,7 +121,7 @@ class Recipe:
                 raise RequestError(f"widths[{name!r}]: cannot be cut, {group.obstacle}; expected {group.width} or none")
 
     def check_patterns(self, groups: Sequence[Group]) -> None:
-        """Raise RequestError if a pattern matches no layer; it says which names are near."""
+        """Raise RequestError if a pattern matches no layer; the message lists the nearest names."""
         names = list(dict.fromkeys(name for group in groups for name in (group.producers or (group.name,))))
         for pattern in (*self.ratios, *self.widths, *self.skip):
             if not fnmatch.filter(names, pattern):

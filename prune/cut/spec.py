@@ -34,7 +34,7 @@ class LayerCut:
 class PruneSpec:
     """Kept indices per layer name; layers that are absent are untouched.
 
-    A parameter outside the layers that surgery knows (a scale per channel) stands under its own name.
+    A parameter outside the layers that surgery knows (a scale per channel) is listed under its own name.
     """
 
     layers: Mapping[str, LayerCut]
@@ -43,7 +43,7 @@ class PruneSpec:
     def from_kept(cls, model: nn.Module, kept: Mapping[str, Tensor], groups: list[Group]) -> "PruneSpec":
         """Turn kept channels per group name into kept indices per layer.
 
-        A side that two groups share (after a concatenation) keeps what neither removes.
+        A side that two groups share (after a concatenation) keeps the channels that neither group removes.
         """
         stays: dict[str, dict[str, Tensor]] = {}
         for group in groups:
@@ -85,7 +85,7 @@ class PruneSpec:
         return PruneSpec(below)
 
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Return (inputs, outputs) kept per layer: all that a rebuilt architecture needs, and short in a config."""
+        """Return (inputs, outputs) kept per layer: enough to rebuild the architecture, and short."""
         return {name: (_size(c.kept_in, c.num_in), _size(c.kept_out, c.num_out)) for name, c in self.layers.items()}
 
 

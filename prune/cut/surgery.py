@@ -15,14 +15,14 @@ __all__ = ["cut_tensors", "masked_model", "narrowed_model", "removed_of", "slim_
 
 
 def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
-    """Return a copy of `model` that holds only the kept channels; what two layers share they share again.
+    """Return a copy of `model` that holds only the kept channels; tensors shared between layers stay shared.
 
     No more memory is taken than the slim model needs.
 
     Raises:
         RequestError: If a layer of the spec is missing or has other widths than the spec was made for.
     """
-    cut_of: dict[int, Tensor] = {}  # in the form of copy.deepcopy's memory: what stands here is not copied
+    cut_of: dict[int, Tensor] = {}  # deepcopy's memo: it uses these tensors instead of copying the originals
     for name, cut in spec.layers.items():
         layer = layer_of(model, name)
         if layer_widths(layer) != (cut.num_in, cut.num_out):
@@ -39,10 +39,10 @@ def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
 
 
 def narrowed_model(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> nn.Module:
-    """Return a copy with each named layer at (inputs, outputs) width; weights are the first ones, for loading over.
+    """Return a copy with each named layer at (inputs, outputs) width; it has the first weights until others load.
 
     Raises:
-        RequestError: If a layer is missing or narrower than asked.
+        RequestError: If a layer is missing or narrower than the given widths.
     """
     layers = {}
     for name, (num_in, num_out) in widths.items():

@@ -1,6 +1,6 @@
-"""Proof that a slim model computes what it should: it is run beside the dense one with the removed channels unread.
+"""Proof that a slim model computes what it should: it is compared with the dense one without the removed channels.
 
-What a forward pass holds fixed beyond its layers (sizes of a view, indices, a table) shows only when it runs.
+Constants in a forward pass (sizes of a view, indices, a table) that no longer fit are found only by running it.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ __all__ = ["fault_of", "finite_weights"]
 
 
 def finite_weights(model: nn.Module) -> None:
-    """Raise RequestError if a parameter or running statistic is NaN or infinite: nothing can be ranked by it."""
+    """Raise RequestError if a parameter or running statistic is NaN or infinite, as channels cannot be ranked by it."""
     measured = [(name, buffer) for name, buffer in model.named_buffers() if "running_" in name]  # a mask may hold inf
     for name, tensor in (*model.named_parameters(), *measured):
         if not tensor.sum().isfinite() and not tensor.isfinite().all():  # a sum takes no memory, but may overflow
@@ -32,7 +32,7 @@ def fault_of(model: nn.Module, slim: nn.Module, spec: PruneSpec, example_inputs:
     """Return what is wrong with the slim model in words, or None if it computes what it should.
 
     Both get the same random numbers in the example's shapes, in eval mode. Outputs that are not floating, and models
-    that give no finite ones, are not compared. The model's weights are changed for the time of its run.
+    that give no finite ones, are not compared. The model's weights are changed while it runs, and restored.
 
     Args:
         model: The dense model.
@@ -58,7 +58,7 @@ def fault_of(model: nn.Module, slim: nn.Module, spec: PruneSpec, example_inputs:
 
 @contextmanager
 def _unread(model: nn.Module, spec: PruneSpec) -> Iterator[None]:
-    """Hold the weights by which layers read removed channels at zero: what the slim model does not have, in place."""
+    """Zero, in place and while the block runs, the weights with which layers read removed channels."""
     saved: list[tuple[Tensor, int, Tensor, Tensor]] = []
     try:
         for name, cut in spec.layers.items():
@@ -75,7 +75,7 @@ def _unread(model: nn.Module, spec: PruneSpec) -> Iterator[None]:
 
 
 def _random(example_inputs: tuple[Any, ...]) -> Any:
-    """Return normal noise in place of every floating tensor; indices and the like stay."""
+    """Return normal noise in place of every floating tensor; all others (indices, for example) stay."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Channels that must be cut together, found once per model by following them through a forward pass.
 
-What leaves this file is plain data: layer names and channel indices.
+The result is plain data: layer names and channel indices.
 """
 
 import math
@@ -43,8 +43,8 @@ class Member:
 class Group:
     """Channels cut together; named after its first convolution or linear layer in the model's own order.
 
-    A channel of the group is what can be cut by itself. In a grouped convolution that is one of its groups, with
-    all it reads and writes: `unit` channels of its layers.
+    A channel of the group is the smallest part that can be cut by itself. In a grouped convolution that is one of
+    its groups, with all it reads and writes: `unit` channels of its layers.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Group:
 def find_groups(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Group]:
     """Return every group of coupled channels, in the model's own order.
 
-    Every convolution and linear layer that has outputs appears in a group, prunable or not: a group that cannot be
-    pruned says so in `obstacle`, and so does a layer that the forward pass never reached.
+    Every convolution and linear layer that has outputs appears in a group, prunable or not: `obstacle` is the
+    reason why a group cannot be pruned; one that the forward pass never reached has a reason too.
 
     Args:
         model: Any module; run once in eval mode, which is restored afterwards.

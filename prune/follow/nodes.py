@@ -1,6 +1,6 @@
 """Nodes: every channel of every layer, what must go together, and what must stay.
 
-A tensor carries, per dimension, the node of the channel at every position.
+Each dimension of a tensor has the node of the channel at every position.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class ChannelNodes:
         self.pinned: list[tuple[Tensor, str]] = []
         """Nodes and the reason."""
         self.reached: set[str] = set()
-        """Layers whose tensors an operation asked for."""
+        """Layers whose tensors an operation has used."""
         self._nodes = WeakTensorKeyDictionary()
         self._inputs = WeakTensorKeyDictionary()
         self._owner = WeakTensorKeyDictionary()
@@ -73,7 +73,7 @@ class ChannelNodes:
             self._nodes[tensor] = tuple(nodes)
 
     def join(self, one: Tensor | None, other: Tensor | None, reason: str) -> None:
-        """Tie two runs of nodes position by position; a node that meets none is pinned."""
+        """Tie two runs of nodes position by position; a node with no counterpart is pinned."""
         if one is None or other is None:
             self.pin(one if other is None else other, reason)
             return
@@ -85,7 +85,7 @@ class ChannelNodes:
         self.pin(torch.where(one >= 0, one, other)[(one >= 0) != (other >= 0)], reason)
 
     def pin(self, nodes: Tensor | None, reason: str) -> None:
-        """Forbid to cut these nodes."""
+        """Mark these nodes as not to be cut."""
         if nodes is not None and nodes.numel():
             self.pinned.append((nodes, reason))
 
@@ -125,7 +125,7 @@ class ChannelNodes:
 
     def _register_parameter(self, name: str, parameter: Tensor) -> None:
         sizes = [size for size in parameter.shape if size > 1]
-        if len(sizes) == 1:  # of more dimensions nobody could say which holds the channels
+        if len(sizes) == 1:  # with more dimensions it is unknown which holds the channels
             nodes = self._new_side(name, "out", sizes[0])
             self._own(parameter, name, tuple(nodes if size > 1 else None for size in parameter.shape))
 
@@ -146,7 +146,7 @@ class ChannelNodes:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return every tensor in a nest of lists, tuples, dictionaries and objects that hold such things."""
+    """Return every tensor in a nest of lists, tuples, dictionaries and objects with such attributes."""
     found = []
     for leaf in torch.utils._pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):

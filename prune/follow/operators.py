@@ -1,8 +1,8 @@
 """How each tensor operation treats channels: the rules applied to each one in a forward pass.
 
 A rule gets the nodes, the operation's name, all its arguments in its own order, and its result. Names are those of
-torch's ATen library, in which every model is written at last, whatever Python spelled it; operations that act on
-elements need no entry.
+torch's ATen library, to which every operation of a model is reduced, however Python spells it; elementwise operations
+need no entry.
 """
 
 import math
@@ -36,7 +36,7 @@ def _unknown(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> No
 
 
 def _pointwise(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
-    """Broadcast from the right; channels that meet in one place go together."""
+    """Broadcast from the right; channels at the same position go together."""
     tensors = [a for a in args if isinstance(a, Tensor)]
     out = out if isinstance(out, Tensor) else tensors[0]
     dims: list[Tensor | None] = [None] * out.ndim
@@ -117,7 +117,7 @@ def _normalization(channels: ChannelNodes, name: str, args: list[Any], out: Any)
 
 
 def _reduction(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
-    """Reduced dimensions vanish or become 1; channels reduced to one figure are pinned."""
+    """Reduced dimensions vanish or become 1; channels reduced to one number are pinned."""
     tensor, dims = args[0], _dims(channels, args[0])
     over = args[1] if len(args) > 1 and not isinstance(args[1], bool | torch.dtype) else None
     over = range(tensor.ndim) if over is None or over == [] else [over] if isinstance(over, int) else over
@@ -131,7 +131,7 @@ def _reduction(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> 
 
 
 def _across(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
-    """Softmax and its like mix what lies along one dimension."""
+    """Softmax and cumsum mix the values along one dimension."""
     channels.pin(_dims(channels, args[0])[args[1]], f"combined with other channels by {name}")
     _same(channels, name, args, out)
 
@@ -299,4 +299,4 @@ RULES: dict[str, Rule] = {
     **_named(_cat, "cat"),
     **_named(_stack, "stack"),
 }
-"""ATen operation -> rule. What only renames or moves no channel is not listed when torch tags it as pointwise."""
+"""ATen operation -> rule. Operations that torch tags as pointwise need no entry."""

@@ -1,7 +1,7 @@
 """Which channels belong together: every channel of every layer is followed through one real forward pass.
 
 An operation joins the nodes that must go together, carries them on, or pins them with a reason; one that is not known
-pins all that pass through it, so nothing is ever tied wrongly in silence.
+pins all that pass through it, so channels are never tied wrongly without notice.
 """
 
 from typing import Any
@@ -59,7 +59,7 @@ class _Following(TorchDispatchMode):
         return out
 
     def _check_in_place(self, func: Any, values: list[Any], tensors: list[Tensor]) -> None:
-        """Channels written into a tensor that has none would be lost to whatever else looks at its memory."""
+        """Pin channels written into a tensor that has none: other views of its memory would not carry them."""
         for argument, value in zip(func._schema.arguments, values, strict=True):
             written = tensors_in(value) if argument.alias_info and argument.alias_info.is_write else []
             if any(not self._channels.nodes(tensor) for tensor in written):
@@ -73,7 +73,7 @@ class _Following(TorchDispatchMode):
         rule = RULES["unknown"] if torch.Tag.inplace_view in func.tags else _rule(func, plain)
         try:
             rule(self._channels, plain, values, out)
-        except (LookupError, TypeError, ValueError, RuntimeError):  # a form that the rule was not made for
+        except (LookupError, TypeError, ValueError, RuntimeError):  # a form that the rule does not handle
             RULES["unknown"](self._channels, name, values, out)
 
 

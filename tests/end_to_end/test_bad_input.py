@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs/experiment"
 
 @pytest.fixture
 def espalier(monkeypatch, capsys):
-    """Runs the command in this process: importing mmdet anew for every test would take minutes."""
+    """Runs the command in this process: importing mmdet again for every test would take minutes."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
@@ -38,7 +38,7 @@ def quickstart(espalier, tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A correct set of two photographs in COCO format, to be spoilt."""
+    """A correct set of two photographs in COCO format, for tests to damage."""
     folder = tmp_path / "photos"
     (folder / "images").mkdir(parents=True)
     for name in ("a.png", "b.png"):

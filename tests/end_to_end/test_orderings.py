@@ -22,7 +22,7 @@ def row(results, name):
     return next(row for row in results["rows"] if row["name"] == name)
 
 
-def test_a_run_gives_one_row_per_ordering_and_budget_with_the_dense_one_first(finished):
+def test_a_run_has_one_row_per_ordering_and_budget_dense_first(finished):
     assert [row["name"] for row in finished[1]["rows"]] == NAMES
 
 
@@ -117,7 +117,7 @@ def test_results_are_also_a_table_and_a_page(finished):
     folder, _ = finished
     assert (folder / "results.csv").read_text().count("\n") == len(NAMES) + 1
     page = (folder / "report.html").read_text()
-    assert "not on a GPU" in page
+    assert "not a GPU" in page
     assert all(name in page for name in ("prune_transfer", "transfer_prune", "scratch_transfer"))
 
 

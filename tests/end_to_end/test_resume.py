@@ -8,7 +8,7 @@ def dense_figures(folder):
     return {key: row[key] for key in ("name", "map", "map50", "map_framework", "top1", "macs", "params")}
 
 
-def test_a_run_killed_while_training_goes_on_and_ends_with_the_same_result(finished, tiny_run, tmp_path):
+def test_a_run_killed_while_training_resumes_to_the_same_result(finished, tiny_run, tmp_path):
     killed, (whole, _) = tmp_path / "killed", finished
     only_dense = "orderings=()"
     first = tiny_run(killed, only_dense, kill_when=(killed, "stages/train_detector-*.partial/checkpoints/epoch_1.pth"))

@@ -1,4 +1,4 @@
-"""What the rules look at: the text of every Python file git would keep, by its path from the project's root."""
+"""Input of the rules: the text of every Python file git would keep, by its path from the project's root."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What no file may do and ruff does not look for: run code on load, silence the rule against catching all errors."""
+"""Forbidden code that ruff does not find: run code on load, silence the rule against catching all errors."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 OUTERMOST = "command/errors.py"
-"""The one place where any error ends."""
+"""The one place that may catch every error."""
 SILENCED = re.compile(
     r"#\s*(?:ruff:\s*|flake8:\s*)?noqa(?!:)|#\s*(?:ruff:\s*)?noqa:[\s\w,]*\b(?:BLE001|E722)\b", re.IGNORECASE
 )

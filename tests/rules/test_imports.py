@@ -35,7 +35,7 @@ ONLY_IN = {
     "tensorrt_rtx": ("deploy/",),
     "torch_pruning": ("tests/",),
 }
-"""Package -> beginnings of the paths that may import it; whatever is only for type checkers may import it too."""
+"""Package -> beginnings of the paths that may import it; imports for type checkers only are allowed anywhere."""
 
 
 def imports(path: str, text: str, *, typing: bool = True) -> Iterator[tuple[int, str]]:

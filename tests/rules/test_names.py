@@ -1,4 +1,4 @@
-"""Files have names of their own, which say what is in them."""
+"""File names are unique and describe the content."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ ROOMS = {
     *("cli", "deploy_cli", "commands", "config", "data", "synthetic", "train", "evaluate", "losses", "pruning"),
     *("sensitivity", "explain", "export", "__init__", "__main__"),
 }
-"""What several folders have, each its own."""
+"""File names that several folders may have."""
 ODDS_AND_ENDS = {"util", "utils", "helper", "helpers", "common"}
 
 
@@ -30,7 +30,7 @@ def namesakes(paths: Iterable[str]) -> list[str]:
     return [f"{', '.join(paths)}: one name; rename all but one" for paths in by_name.values() if len(paths) > 1]
 
 
-def test_no_file_collects_odds_and_ends(sources):
+def test_no_file_has_a_catch_all_name(sources):
     found = odds_and_ends(sources)
     assert not found, "\n".join(found)
 
@@ -41,7 +41,7 @@ def test_no_two_modules_share_a_name(package_sources):
 
 
 @pytest.mark.parametrize("path", ["detect/utils.py", "tests/unit/common/test_x.py", "prune/helpers/trace.py"])
-def test_name_for_odds_and_ends_is_found(path):
+def test_catch_all_name_is_found(path):
     assert odds_and_ends([path, "prune/trace.py"]) == [
         f"{path}:1: a name for odds and ends; name it after what it does"
     ]
@@ -54,5 +54,5 @@ def test_shared_name_is_found(other):
     ]
 
 
-def test_parallel_rooms_may_share_a_name():
+def test_parallel_folders_may_share_a_name():
     assert namesakes(["classify/train.py", "detect/train.py", "prune/__init__.py", "prune/cut/__init__.py"]) == []

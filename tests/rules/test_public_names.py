@@ -1,4 +1,4 @@
-"""Every module says in __all__ what others may use."""
+"""Every module lists in __all__ what others may use."""
 
 import ast
 from collections.abc import Iterator, Mapping

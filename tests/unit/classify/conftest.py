@@ -9,7 +9,7 @@ from classify.synthetic import write_shapes
 
 
 class TinyNet(nn.Module):
-    """Two convolutions with all that a resumed training could get wrong: BatchNorm statistics and dropout."""
+    """Two convolutions with the state that a resumed training could get wrong: BatchNorm statistics and dropout."""
 
     def __init__(self, num_classes=6):
         super().__init__()

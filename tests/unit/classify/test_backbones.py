@@ -266,7 +266,7 @@ def test_other_base_channels_are_refused_but_for_resnets(name):
 
 
 def test_base_channels_too_few_for_a_resnexts_groups_are_refused():
-    message = "base_channels: do not fill 32 groups, got 24; expected a multiple of 16"
+    message = "base_channels: not divisible into 32 groups, got 24; expected a multiple of 16"
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build_classifier(Architecture("resnext50_32x4d", 5, base_channels=24))
 

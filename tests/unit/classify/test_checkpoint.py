@@ -29,7 +29,7 @@ CARD = ModelCard("classifier", ARCH, ("a", "b", "c"))
 
 
 class MakesFolder:
-    """Unpickled carelessly, this runs code."""
+    """Runs code when it is unpickled without restrictions."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -142,7 +142,7 @@ def test_wrappers_around_foreign_weights_are_removed(tmp_path, wrapped):
 @pytest.mark.parametrize("obj", [torch.zeros(2), [torch.zeros(2)], {"state_dict": None}, None, 3])
 def test_file_without_names_is_refused(tmp_path, obj):
     torch.save(obj, tmp_path / "m.pth")
-    with pytest.raises(ValueError, match=r"m\.pth: no weights by name inside, got a (Tensor|list|NoneType|int)"):
+    with pytest.raises(ValueError, match=r"m\.pth: no named weights inside, got a (Tensor|list|NoneType|int)"):
         read_weights(tmp_path / "m.pth")
 
 
@@ -243,7 +243,7 @@ def test_published_cifar_resnet20_opens():
         pytest.skip(f"{REAL} is absent: the shared data folder does not lie beside this checkout")
     weights = read_weights(REAL)
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    # the README beside the file and the file's own project both say 269,722
+    # the README beside the file and the file's own project both give 269,722
     assert sum(w.numel() for name, w in weights.items() if not name.endswith(buffers)) == 269_722
     assert weights["conv1.weight"].shape == (16, 3, 3, 3)
     assert not any(name.startswith("module.") for name in weights)

@@ -33,7 +33,7 @@ def photographs():
 
 
 @pytest.mark.parametrize(("name", "params", "gmacs"), [(name, *figures) for name, figures in MODELS.items()])
-def test_networks_cost_what_the_papers_say(name, params, gmacs):
+def test_networks_have_the_published_cost(name, params, gmacs):
     with torch.device("meta"):
         cost = cost_of(build_classifier(Architecture(name, 10)), (torch.zeros(1, 3, 32, 32),))
     assert cost.params == params

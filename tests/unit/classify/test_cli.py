@@ -41,12 +41,12 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(config, tmp_path_factory):
-    """A model file and what the command that wrote it said."""
+    """A model file and what the command that wrote it printed."""
     out = tmp_path_factory.mktemp("trained") / "net.safetensors"
     return out, invoke("train", config, "--out", out)
 
 
-def test_train_writes_a_model_file_and_says_what_to_do_next(trained):
+def test_train_writes_a_model_file_and_prints_the_next_command(trained):
     out, result = trained
     net, card = load_classifier(out)
     assert result.exit_code == 0
@@ -56,7 +56,7 @@ def test_train_writes_a_model_file_and_says_what_to_do_next(trained):
     assert card.preprocessing.image_hw == (32, 32)
 
 
-def test_train_says_how_far_it_is(trained):
+def test_train_prints_its_progress(trained):
     assert "train done in" in trained[1].stderr
 
 
@@ -136,7 +136,7 @@ def test_eval_prints_figures(trained):
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "macs", "params"]
 
 
-def test_json_leaves_figures_alone_on_standard_output(trained):
+def test_json_prints_only_figures_on_standard_output(trained):
     result = invoke("eval", trained[0], trained[0].parent / "shapes-32px-12-6-seed0", "--json")
     figures = json.loads(result.stdout)
     assert figures["top1"] == read_card(trained[0]).provenance["metrics"]["top1"]
@@ -178,7 +178,7 @@ def test_another_training_does_not_resume_in_a_killed_ones_folder(tmp_path, chan
         assert not (folder / "last_checkpoint").exists()
 
 
-def test_a_parent_made_anew_is_noticed(trained, config, tmp_path):
+def test_a_retrained_parent_is_noticed(trained, config, tmp_path):
     parent, out = tmp_path / "parent.safetensors", tmp_path / "net.safetensors"
     shutil.copy(trained[0], parent)
     path = start_from(config, parent, "finetune")

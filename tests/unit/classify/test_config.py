@@ -86,7 +86,7 @@ def test_a_config_that_is_not_python_is_refused_in_one_line(read):
         read("inner = dict(")
 
 
-def test_an_unknown_key_names_the_nearest_of_its_own_place():
+def test_an_unknown_key_lists_the_nearest_of_its_own_level():
     assert refused("schedule.epoch=3") == "unknown key schedule.epoch; nearest valid ones: epochs"
     assert refused("start.nme=3") == "unknown key start.nme; nearest valid ones: name"
 
@@ -95,7 +95,7 @@ def test_an_unknown_key_in_a_chosen_kind_names_that_kinds_keys():
     assert refused("data.num_trian=3") == "unknown key data.num_trian; nearest valid ones: num_train, num_val"
 
 
-def test_an_unknown_key_like_no_other_names_all_of_its_place():
+def test_an_unknown_key_like_no_other_lists_all_of_its_level():
     assert refused("xyz=3") == "unknown key xyz; nearest valid ones: start, data, image_size, schedule, seed"
 
 

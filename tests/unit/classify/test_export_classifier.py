@@ -30,8 +30,8 @@ def exported(invoke):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 0.01)])
 def test_a_classifier_is_exported_in_a_precision(exported, classifier, tmp_path, precision, tolerance):
-    told, err = exported(classifier, tmp_path / "d", *sets(f"precision={precision}", "batch=2", "image=uint8"))
-    assert told["precision"] == precision
+    description, err = exported(classifier, tmp_path / "d", *sets(f"precision={precision}", "batch=2", "image=uint8"))
+    assert description["precision"] == precision
     runner = OnnxRunner(tmp_path / "d/model.onnx")
     inputs = random_inputs(runner.inputs)
     assert (inputs["image"].shape, inputs["image"].dtype) == ((2, 3, 32, 32), np.uint8)
@@ -51,8 +51,8 @@ def test_no_weight_of_a_half_classifier_stays_fp32(exported, classifier, tmp_pat
 
 
 def test_a_classifier_is_exported_in_bf16(exported, classifier, tmp_path):
-    told, _ = exported(classifier, tmp_path / "d", *sets("precision=bf16"))
-    assert (told["precision"], told["parity"]) == ("bf16", None)
+    description, _ = exported(classifier, tmp_path / "d", *sets("precision=bf16"))
+    assert (description["precision"], description["parity"]) == ("bf16", None)
     onnx.checker.check_model(str(tmp_path / "d/model.onnx"), full_check=True)
 
 

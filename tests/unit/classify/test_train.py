@@ -17,7 +17,7 @@ def equal_weights(one, other):
 
 
 class KilledError(Exception):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 @pytest.fixture

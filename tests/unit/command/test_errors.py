@@ -1,4 +1,4 @@
-"""What a command that fails says, and with which exit code it ends."""
+"""Messages and exit codes of commands that fail."""
 
 import errno
 from pathlib import Path

@@ -32,7 +32,7 @@ def test_part_is_imported_when_a_name_is_used(package):
     assert package.first is sys.modules["lazy_example.part"].first
 
 
-def test_name_may_be_another_than_that_of_the_part(package):
+def test_public_name_may_differ_from_that_in_the_module(package):
     assert package.renamed is importlib.import_module("lazy_example.part").second
     assert not hasattr(package, "second")
 

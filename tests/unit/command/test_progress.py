@@ -34,13 +34,13 @@ def test_time_left_follows_from_the_costs_and_the_speed_so_far(output):
         assert progress.left_s(1.0) == pytest.approx(0.0)
 
 
-def test_nothing_is_promised_before_anything_is_known(output):
+def test_no_time_left_is_estimated_before_any_progress(output):
     progress = run_progress(output, [1.0], Clock())
     with progress.stage("only"):
         assert progress.left_s(0.5) is None
 
 
-def test_where_there_is_no_terminal_a_line_comes_every_fifteen_seconds(output):
+def test_without_a_terminal_a_line_comes_every_fifteen_seconds(output):
     clock = Clock()
     progress = run_progress(output, [1.0], clock)
     with progress.stage("only"):
@@ -52,7 +52,7 @@ def test_where_there_is_no_terminal_a_line_comes_every_fifteen_seconds(output):
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(59, "59 s"), (61, "1 min 01 s"), (3660, "1 h 01 min")])
-def test_durations_read_well(output, seconds, text):
+def test_durations_are_human_readable(output, seconds, text):
     clock = Clock()
     progress = run_progress(output, [1.0], clock)
     with progress.stage("only"):

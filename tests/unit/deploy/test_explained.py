@@ -121,7 +121,7 @@ def test_figures_say_on_what_they_were_measured(pair):
 def test_the_text_begins_with_the_device_and_ends_with_what_to_try(pair):
     result = invoke("deploy", "explain", *pair, "--rounds", 3)
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("measured on a CPU: ")
+    assert lines[0].startswith("measured on a CPU (")
     assert lines[0].endswith(", onnxruntime, fp32, batch 2, 3 rounds in alternating order")
     assert "MAC reduction 1.77: " in lines[1]  # (128 x (27 + 32) x 16 + 320) / (128 x (27 + 32) x 9 + 320)
     assert lines[lines.index("What to try") + 1].startswith("- ")

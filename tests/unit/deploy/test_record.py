@@ -67,9 +67,9 @@ def test_table_says_first_that_it_is_not_a_gpus(record):
     # images: 2 / 6 ms = 333.3 a second, 2 / 4 ms = 500
     title = "| name | runtime | precision | batch | latency_ms, median | p90 | p99 | images_per_s "
     assert table_from_record(record) == (
-        "measured on a CPU (Some CPU), not a GPU\n"
+        "measured on a CPU (Some CPU, 1 thread), not a GPU\n"
         "\n"
-        "1 CPU thread(s), batch 2 (image 2x3x8x8), 3 rounds in alternating order after 1 of warm-up, "
+        "batch 2 (image 2x3x8x8), 3 rounds in alternating order after 1 of warm-up, "
         "2026-01-02, commit abc-dirty\n"
         "\n"
         f"{title}| speedup (95 % interval) | mac_reduction |\n"

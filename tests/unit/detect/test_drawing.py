@@ -91,9 +91,10 @@ def test_a_film_shows_the_boxes(invoke, deployed, detector, video, tmp_path):
     plain = list(open_video(video).frames())
     shown = list(open_video(tmp_path / "out/film.mp4").frames())
     for frame, film, things in zip(plain, shown, detector(plain, 0.1), strict=True):
-        expected = np.asarray(draw(Image.fromarray(frame), things)).astype(int)
-        print(np.abs(film - expected).mean(), np.abs(film - frame.astype(int)).mean())
-        assert np.abs(film - expected).mean() < 2  # of 255: the codec loses some
+        drawn = np.asarray(draw(Image.fromarray(frame), things))
+        off_drawn, off_plain = (np.abs(film - picture.astype(int)).mean() for picture in (drawn, frame))
+        assert len(things) > 0
+        assert off_drawn < min(off_plain, 20)  # of 255: the codec loses some
 
 
 @pytest.mark.parametrize("fps", [29.97, 25.0])

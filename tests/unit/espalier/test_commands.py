@@ -1,4 +1,4 @@
-"""What the command does where only the deployer's packages are installed."""
+"""The command where only the packages for deployed models are installed."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ def check_line(ran, missing):
         "deploy sweep sweep_resnet18",
     ],
 )
-def test_command_that_needs_more_says_which_extra(command, tmp_path):
+def test_command_that_needs_more_names_the_extra(command, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     check_line(run_without(TRAINING, *command.split(), folder=tmp_path), "torch")
 

@@ -32,7 +32,7 @@ def in_fresh_process(code):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_public_names_are_those_that_editors_see(package):
+def test_public_names_match_those_for_editors(package):
     assert sorted(named_for_editors(package)) == sorted(__import__(package).__all__)
 
 
@@ -42,7 +42,7 @@ def test_every_public_name_resolves(package):
     assert all(getattr(module, name) is not None for name in module.__all__)
 
 
-def test_face_hands_out_what_the_folders_have():
+def test_public_names_are_the_objects_of_the_folders():
     import deploy
     import prune
 

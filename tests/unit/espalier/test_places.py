@@ -17,7 +17,7 @@ USERS = {
     "folder": ["experiment/cli.py", "command/errors.py", "deploy/cli.py"],
     "configs": ["configs/experiment/quickstart.py", "configs/__init__.py", "espalier/configs/experiment/quickstart.py"],
 }
-"""What users have beside their work."""
+"""Names that users give to files of their own."""
 STARTS = {
     "script": [str(Path(sys.executable).with_name("espalier"))],
     "module": [sys.executable, "-m", "espalier"],
@@ -45,7 +45,7 @@ def run(command, folder, **environment):
 
 @pytest.mark.parametrize("kind", USERS)
 @pytest.mark.parametrize("start", STARTS)
-def test_command_takes_no_file_of_the_user_for_ours(start, kind, users):
+def test_command_imports_no_user_file_instead_of_ours(start, kind, users):
     folder = users(USERS[kind])
     ran = run([*STARTS[start], "deploy", "build", "none.onnx"], folder)
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -53,7 +53,7 @@ def test_command_takes_no_file_of_the_user_for_ours(start, kind, users):
 
 
 @pytest.mark.parametrize("kind", USERS)
-def test_command_takes_nothing_on_pythonpath_for_ours(kind, users, tmp_path):
+def test_command_imports_nothing_on_pythonpath_instead_of_ours(kind, users, tmp_path):
     folder = users([name for name in USERS[kind] if not name.startswith("espalier/")])
     ran = run([*STARTS["script"], "deploy", "build", "none.onnx"], tmp_path, PYTHONPATH=str(folder))
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -76,7 +76,7 @@ def test_config_of_the_user_is_not_taken_by_its_name(users):
         ("command/errors.py", "command", "command"),
     ],
 )
-def test_script_beside_a_hiding_file_ends_with_what_to_do(name, hiding, hidden, users):
+def test_script_beside_a_hiding_file_ends_with_the_remedy(name, hiding, hidden, users):
     folder = users([name])
     (folder / "script.py").write_text(SCRIPT)
     ran = run([sys.executable, "script.py"], folder)
@@ -87,7 +87,7 @@ def test_script_beside_a_hiding_file_ends_with_what_to_do(name, hiding, hidden, 
     )
 
 
-def test_script_that_hides_a_folder_itself_says_so(tmp_path):
+def test_script_that_hides_a_folder_itself_is_named(tmp_path):
     (tmp_path / "deploy.py").write_text(SCRIPT)
     ran = run([sys.executable, "deploy.py"], tmp_path)
     assert ran.returncode == 1

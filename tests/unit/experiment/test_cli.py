@@ -45,7 +45,7 @@ def write_detector(path, classes, name="resnet18", base_channels=16):
 
 
 def pruned(config, model, out, *overrides):
-    """Return the figures that `prune` tells, and the card of what it wrote."""
+    """Return the figures that `prune` prints, and the card of what it wrote."""
     result = invoke("prune", PRUNE / config, model, "--out", out, "--json", *sets(*overrides))
     return json.loads(result.stdout), read_card(out)
 
@@ -82,7 +82,7 @@ def resnet34(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slim(classifier):
-    """The slim classifier's file, and what `prune` said."""
+    """The slim classifier's file, and what `prune` printed."""
     result = invoke("prune", HALF, classifier)
     return classifier.with_name("net-l1-0.5.safetensors"), result
 
@@ -229,7 +229,7 @@ def test_a_limit_on_macs_is_kept_and_used_up(classifier, tmp_path):
         ("detector", "detector_half.py", ["parts=('head',)"], "parts: unknown, got 'head'; expected one of backbone,"),
     ],
 )
-def test_what_cannot_be_pruned_so_is_one_line(command, request, tmp_path, model, config, overrides, message):
+def test_a_wrong_prune_request_is_one_line(command, request, tmp_path, model, config, overrides, message):
     path = request.getfixturevalue(model)
     code, out, err = command("prune", PRUNE / config, path, "--out", tmp_path / "s.safetensors", *sets(*overrides))
     assert (code, out) == (2, "")
@@ -380,6 +380,6 @@ def test_help_names_every_command_without_loading_torch():
         ("deploy", {"export", "build", "bench"}),
     ],
 )
-def test_every_room_lists_its_commands(room, commands):
+def test_every_group_of_commands_lists_them(room, commands):
     named = {line.split()[1] for line in invoke(room, "--help").stdout.splitlines() if line.startswith("│ ")}
     assert commands <= named

@@ -43,7 +43,7 @@ def test_overrides_reach_every_depth():
         ("pruning.prune_ratoi=0.5", "pruning.prune_ratoi; nearest valid ones: prune_ratio, prune_ratios, round_to"),
     ],
 )
-def test_an_unknown_key_tells_the_nearest_of_its_place(override, message):
+def test_an_unknown_key_lists_the_nearest_keys_of_its_level(override, message):
     assert refused(override) == f"unknown key {message}"
 
 
@@ -51,8 +51,8 @@ def test_an_unknown_key_tells_the_nearest_of_its_place(override, message):
     ("override", "message"),
     [
         ("pruning.prune_ratios=(0.5, 1)", "pruning.prune_ratios.1: prune_ratio: would remove all channels or more"),
-        ("pruning.prune_ratio=0.5", "pruning.prune_ratio: of no use in an experiment, got 0.5; give prune_ratios"),
-        ("pruning.max_macs=5", "pruning.max_macs: of no use in an experiment, got 5; give prune_ratios"),
+        ("pruning.prune_ratio=0.5", "pruning.prune_ratio: not used in an experiment, got 0.5; give prune_ratios"),
+        ("pruning.max_macs=5", "pruning.max_macs: not used in an experiment, got 5; give prune_ratios"),
         ("pruning.criterion=l9", "pruning.criterion: unknown, got 'l9'; expected one of"),
         ("orderings=('prune',)", "orderings: unknown, got 'prune'; expected one of dense, prune_transfer,"),
         ("budgets=('scratch',)", "budgets.0: Input should be 'scratch_e' or 'scratch_b', got 'scratch'"),
@@ -64,7 +64,7 @@ def test_an_unknown_key_tells_the_nearest_of_its_place(override, message):
         ("name='a/b'", "name: String should match pattern"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_key(override, message):
+def test_a_wrong_value_is_reported_with_its_key_path(override, message):
     assert refused(override).startswith(message)
 
 
@@ -97,7 +97,7 @@ def test_a_file_is_named_after_criterion_and_amount(overrides, label):
     assert prune_config(*overrides).label == label
 
 
-def test_a_preset_says_every_width_and_names_the_file():
+def test_a_preset_sets_every_width_and_names_the_file():
     config = read_config(ROOT / "configs/prune/resnet34_a.py", ["preset=resnet34-B"], PruneConfig)
     assert config.label == "resnet34-B"
     assert config.recipe.widths == PRESETS["resnet34-B"].kept
@@ -116,10 +116,10 @@ def test_a_preset_says_every_width_and_names_the_file():
         (["preset=resnet34A", "prune_ratio=None"], "preset: unknown, got 'resnet34A'; expected one of resnet110-A,"),
         (
             ["preset=resnet34-A", "prune_ratio=None", "round_to=16"],
-            "round_to: of no use, got one with a preset; expected none, resnet34-A decides all widths",
+            "round_to: not used with a preset, got preset resnet34-A; expected none, as it sets all widths",
         ),
         (["criterion=taylor"], "data: taylor measures on training images, got none; expected data=dict(type=...)"),
-        (["data={'type': 'shapes'}"], "data: of no use, got shapes; expected none, l1 looks at no images"),
+        (["data={'type': 'shapes'}"], "data: not used with l1, got shapes; expected none"),
         (["data={'type': 'shape'}"], "data.type: unknown, got 'shape'; expected one of 'shapes', 'folder', 'scenes',"),
         (["calibration.num_batches=0"], "calibration.num_batches: Input should be greater than or equal to 1, got 0"),
         (["calibration.batches=3"], "unknown key calibration.batches; nearest valid ones: num_batches"),

@@ -43,7 +43,7 @@ def found(subject: str) -> Finding:
 
 
 def change_versions(monkeypatch, **changed: str | None) -> None:
-    """Let distributions have another version, or None for not installed; `_` stands for `-`."""
+    """Let distributions have another version, or None for not installed; `_` replaces `-`."""
     real = metadata.version
 
     def version(name: str) -> str:
@@ -75,7 +75,7 @@ def test_this_machine_has_what_the_tests_need():
     assert [one for one in findings.values() if one.status != "ok" and one.subject not in optional] == []
 
 
-def test_whatever_is_not_ok_says_what_to_do():
+def test_every_finding_that_is_not_ok_has_a_remedy():
     assert all((finding.status == "ok") == (finding.fix == "") for finding in examine())
 
 
@@ -154,7 +154,7 @@ def test_missing_detector_library_is_missing(monkeypatch):
         (SimpleNamespace(), "not compiled; nms and RoIAlign come from torchvision (detect.ops)"),
     ],
 )
-def test_compiled_operators_differ_from_the_stand_in(monkeypatch, operators, detail):
+def test_compiled_operators_differ_from_the_substitute(monkeypatch, operators, detail):
     monkeypatch.setitem(sys.modules, "mmcv._ext", operators)
     assert found("mmcv operators").detail == detail
 

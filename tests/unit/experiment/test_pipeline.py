@@ -29,7 +29,7 @@ def names(stages):
 
 
 def changed(*overrides, before=()):
-    """Names of the stages that a change of the config makes anew."""
+    """Names of the stages that a change of the config repeats."""
     known = {stage.hash for stage in plan(*before).stages}
     return {stage.name for stage in plan(*before, *overrides).stages if stage.hash not in known}
 
@@ -71,11 +71,11 @@ def test_rows_are_named_apart_by_ratio_and_seed():
         ("name=other", set()),
     ],
 )
-def test_a_change_makes_anew_only_what_depends_on_it(override, again):
+def test_a_change_repeats_only_what_depends_on_it(override, again):
     assert changed(override) == again
 
 
-def test_another_seed_of_the_data_makes_everything_anew():
+def test_another_data_seed_repeats_everything():
     assert changed("detection.data.seed=7") == set(names(plan().stages)) - {"shapes"}
 
 
@@ -95,13 +95,13 @@ def test_costs_are_positive():
         "skip=('layer1.*',)",
     ],
 )
-def test_another_pruning_prunes_anew_and_trains_no_dense_model_again(override):
+def test_another_pruning_trains_no_dense_model_again(override):
     again = changed(f"pruning.{override}")
     assert again >= {"prune_classifier", "finetune_classifier", "scratch_classifier", "prune_detector", "latency"}
     assert "train_classifier" not in again
 
 
-def test_the_calibration_counts_for_criteria_that_measure_on_data_alone():
+def test_calibration_matters_only_for_criteria_that_use_data():
     calibration = "pruning.calibration.num_batches=3"
     assert changed(calibration) == set()
     assert changed(calibration, before=["pruning.criterion=taylor"]) >= {"prune_classifier", "prune_detector"}
@@ -111,7 +111,7 @@ def test_the_check_before_any_work_needs_no_data(tmp_path):
     check_experiment(read_config(QUICKSTART, ["pruning.criterion=taylor"], ExperimentConfig), tmp_path)
 
 
-def test_a_criterion_that_cannot_rank_the_backbone_is_refused_before_any_work(tmp_path):
+def test_a_criterion_that_cannot_rank_the_backbone_is_refused_early(tmp_path):
     backbone = "backbone={'name': 'convnext_tiny', 'base_channels': 64}"  # without BatchNorm
     with pytest.raises(ValueError, match=r"^features\.\S+: BatchNormScale cannot rank this group"):
         check_experiment(read_config(QUICKSTART, [backbone, "pruning.criterion=bn_scale"], ExperimentConfig), tmp_path)

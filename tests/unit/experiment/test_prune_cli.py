@@ -50,7 +50,7 @@ def test_the_dense_model_is_not_written_over(refused, classifier):
 
 def test_parts_of_a_classifier_are_refused(refused, classifier):
     message = refused(classifier, "--set", "parts=('neck',)")
-    assert f"parts: of no use for {classifier}, which holds a classifier; expected none" in message
+    assert f"parts: not used with a classifier, got {classifier}; expected none" in message
 
 
 @pytest.mark.parametrize("own", ["ratios={'neck.*': 0.5}", "widths={'neck.*': 8}"])
@@ -67,7 +67,7 @@ def test_weight_that_is_not_finite_is_named(refused, tmp_path):
     assert "layer2.0.conv1.weight: a weight is not finite, got nan; expected a trained model" in message
 
 
-def test_table_says_when_nothing_was_cut(classifier, tmp_path):
+def test_table_warns_when_nothing_was_cut(classifier, tmp_path):
     figures = {
         ratio: prune_file(classifier, PruneConfig(prune_ratio=ratio, round_to=1), tmp_path / f"{ratio}.safetensors")
         for ratio in (0.0, 0.5)

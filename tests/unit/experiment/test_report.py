@@ -50,7 +50,7 @@ def make_results(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "dataset": {"name": "shapes", "num_train": 8, "num_val": 4, "classes": ["circle", NASTY]},
         "rows": rows,
         "latency": {
-            "device": "cpu: AMD EPYC 7B13 (2 threads)", "is_gpu": False, "runtime": "onnxruntime 1.31",
+            "device": "a CPU (AMD EPYC 7B13, 2 threads), not a GPU", "is_gpu": False, "runtime": "onnxruntime 1.31",
             "precision": "fp32", "input_shape": [1, 3, 256, 256], "warmup": 5, "rounds": 50, "order": "alternating",
         },
         "pictures": [], "notes": [],
@@ -112,7 +112,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
         (json.dumps(make_results([{key: DENSE[key] for key in DENSE if key not in ("map", "macs")}])), "macs, map"),
     ],
 )
-def test_what_is_no_result_of_a_run_is_refused_in_one_line(tmp_path: Path, text: str, missing: str) -> None:
+def test_other_files_than_results_are_refused_in_one_line(tmp_path: Path, text: str, missing: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     line = f"{path}: not results of a run, got no {missing}; expected results.json of espalier run"
@@ -129,14 +129,14 @@ def test_page_loads_nothing_from_outside(page: str) -> None:
     assert all(image.startswith("data:") for image in images)
 
 
-def test_page_says_first_that_it_was_a_cpu(page: str) -> None:
-    sentence = "Latency was measured on a CPU (AMD EPYC 7B13, 2 threads), not on a GPU."
+def test_page_starts_by_naming_a_cpu_measurement(page: str) -> None:
+    sentence = "Latency was measured on a CPU (AMD EPYC 7B13, 2 threads), not a GPU."
     assert page.index(sentence) < page.index("<h1>")
 
 
 def test_gpu_is_named_without_the_cpu_sentence() -> None:
     results = make_results([DENSE])
-    results["latency"] |= {"device": "gpu: NVIDIA H100", "is_gpu": True}
+    results["latency"] |= {"device": "NVIDIA H100", "is_gpu": True}
     assert report.table_markdown(results).startswith("Latency was measured on NVIDIA H100.\n")
 
 
@@ -170,7 +170,7 @@ def test_missing_picture_does_not_spoil_the_report(tmp_path: Path) -> None:
 
 
 def test_a_turned_photograph_is_drawn_upright(tmp_path: Path) -> None:
-    # red above blue, stored on its left side; orientation 6 says: turn right by a quarter to see it
+    # red above blue, stored on its left side; orientation 6: a viewer turns it right by a quarter
     upright = Image.new("RGB", (48, 64), "red")
     upright.paste("blue", (0, 32, 48, 64))
     exif = Image.Exif()
@@ -233,11 +233,11 @@ def test_finding_names_the_slim_row_with_the_highest_map() -> None:
 
 
 @pytest.mark.parametrize(("low", "is_doubted"), [(0.97, True), (1.01, False)])
-def test_finding_claims_no_gain_that_the_interval_does_not_show(low: float, is_doubted: bool) -> None:
-    assert ("no gain by the clock" in finding([DENSE, SLIM | {"speedup_low": low}])) == is_doubted
+def test_finding_claims_no_gain_within_the_interval(low: float, is_doubted: bool) -> None:
+    assert ("no measured gain" in finding([DENSE, SLIM | {"speedup_low": low}])) == is_doubted
 
 
-def test_finding_without_a_slim_row_says_so() -> None:
+def test_finding_without_a_slim_row_reports_dense_only() -> None:
     assert finding([DENSE]) == "Only the dense detector was run."
 
 

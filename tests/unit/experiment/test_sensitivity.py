@@ -67,7 +67,7 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(classifier, tmp_path_factory):
-    """A study's folder, and what the command said."""
+    """A study's folder, and what the command printed."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "study.py").write_text(STUDY)
     return folder / "out", invoke("prune", "sensitivity", folder / "study.py", classifier, "--out", folder / "out")
@@ -81,7 +81,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detector(scenes, tmp_path_factory):
-    """The file of a detector that has seen these scenes often enough to find something in them."""
+    """The file of a detector that was trained on these scenes long enough to find something in them."""
     folder = tmp_path_factory.mktemp("detector")
     net, card = new_detector(Architecture("resnet18", 1, 16), SHAPES, SETTINGS, seed=0)
     train_detector(net, card, scenes, Schedule(epochs=30, batch_size=4, lr=5e-3, warmup_iters=2), folder / "work", 0)
@@ -154,7 +154,7 @@ def test_the_dense_score_is_that_of_an_evaluation(config, classifier, tmp_path):
     assert (figures["macs"], figures["params"]) == (evaluated["macs"], evaluated["params"])
 
 
-def test_a_killed_study_goes_on_and_ends_with_the_same_result(config, classifier, finished, tmp_path, evaluations):
+def test_a_killed_study_resumes_to_the_same_result(config, classifier, finished, tmp_path, evaluations):
     out = tmp_path / "out"
     evaluations.stop_after = 4
     CliRunner().invoke(app, ["prune", "sensitivity", str(config), str(classifier), "--out", str(out)])
@@ -309,7 +309,7 @@ def test_a_detector_that_finds_nothing_has_nothing_to_lose(command, tmp_path):
     config.write_text('data = dict(type="scenes", num_val=2)\n')
     code, _, err = command("prune", "sensitivity", config, model)
     assert code == 2
-    assert err.endswith("det.safetensors: has nothing to lose, got map 0; expected a trained model\n")
+    assert err.endswith("det.safetensors: has no accuracy to lose, got map 0; expected a trained model\n")
 
 
 def test_images_without_objects_are_refused(detector, scenes, command, tmp_path):
@@ -366,7 +366,7 @@ def test_names_in_the_picture_cover_neither_each_other_nor_the_edge(drop):
     for axes, num in zip(figure.axes, (NUM_LABELS // 2, NUM_LABELS), strict=False):
         boxes = [text.get_window_extent() for text in axes.texts]
         assert len(boxes) == num
-        # an annotation's extent holds its line, so the texts alone are compared by where they stand
+        # an annotation's extent holds its line, so the texts alone are compared by position
         heights = sorted(text.xyann[1] for text in axes.texts)
         assert min(b - a for a, b in itertools.pairwise(heights)) > 0.03
         assert all(figure.bbox.contains(box.x1, box.y1) for box in boxes)

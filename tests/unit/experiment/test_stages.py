@@ -26,7 +26,7 @@ def test_a_finished_stage_is_found_again(tmp_path):
     [stage(name="prune"), stage(settings={"lr": 1}), stage(inputs=(stage(name="data"),))],
     ids=["name", "settings", "inputs"],
 )
-def test_whatever_goes_into_a_stage_changes_its_hash(other):
+def test_every_input_of_a_stage_changes_its_hash(other):
     assert other.hash != stage().hash
 
 
@@ -41,7 +41,7 @@ def test_the_order_of_settings_does_not_matter():
     assert stage(settings={"a": 1, "b": 2}).hash == stage(settings={"b": 2, "a": 1}).hash
 
 
-def test_a_failing_stage_is_not_finished_and_keeps_what_it_needs_to_go_on(tmp_path):
+def test_a_failing_stage_stays_unfinished_and_can_resume(tmp_path):
     def work(folder, progress):
         checkpoint = folder / CHECKPOINTS / "epoch_1.pth"
         if not checkpoint.exists():

@@ -36,7 +36,7 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A sweep's folder, and what the command said."""
+    """A sweep's folder, and what the command printed."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "tiny.py").write_text(TINY)
     return folder / "out", invoke("deploy", "sweep", folder / "tiny.py", "--out", folder / "out")
@@ -81,9 +81,9 @@ def test_equal_widths_are_measured_once(finished, figures):
     assert (figures["rows"][1]["speedup"], figures["rows"][1]["speedup_low"]) == (1.0, None)
 
 
-def test_the_command_says_on_what_it_measured_and_what_it_wrote(finished):
+def test_the_command_prints_the_device_and_the_written_files(finished):
     folder, result = finished
-    assert "measured on a CPU: " in result.stdout
+    assert "measured on a CPU (" in result.stdout
     assert "resnet18 at 32 pixels, random weights" in result.stdout
     assert result.stderr.splitlines()[-2] == f"wrote {folder}/sweep.png, and its figures beside it"
     assert sorted(path.name for path in folder.iterdir()) == ["latency.json", "sweep.json", "sweep.png"]
@@ -104,7 +104,7 @@ def test_existing_output_is_replaced_only_with_force(finished, config, refusal):
     assert line == f"espalier: {finished[0]}/sweep.json: exists already; give another --out, or --force to replace it"
 
 
-def test_json_leaves_figures_alone_on_standard_output(figures, config, tmp_path, monkeypatch):
+def test_json_prints_only_figures_on_standard_output(figures, config, tmp_path, monkeypatch):
     monkeypatch.setattr("experiment.sweep.measure_sweep", lambda *_: figures)
     result = invoke("deploy", "sweep", config, "--out", tmp_path / "out", "--json")
     assert json.loads(result.stdout) == figures
@@ -128,7 +128,7 @@ def test_a_wrong_config_is_refused_before_any_work(change, line, config, refusal
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
 @pytest.mark.parametrize("runtime", ["tensorrt_rtx", "tensorrt_rtx_graph"])
 def test_engines_without_a_gpu_are_refused_before_any_work(config, tmp_path, runtime):
     options = ("--out", tmp_path / "out", "--set", f"runtime={runtime}")

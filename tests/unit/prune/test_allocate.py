@@ -72,7 +72,7 @@ def ranked(scores):
         ([1.0, 4.0, 2.0, 3.0], 2, [1, 3]),
         ([1.0, 3.0, 3.0, 3.0, 0.0], 2, [1, 2]),  # of the three equal ones the last goes
         ([2.0] * 40, 3, [0, 1, 2]),  # sorts that are not stable fail from 17 elements on
-        ([0.0, 0.0, 1.0], 2, [0, 2]),  # ascending, whatever the rank
+        ([0.0, 0.0, 1.0], 2, [0, 2]),  # ascending, regardless of rank
     ],
 )
 def test_highest_scores_are_kept_and_ties_keep_the_lower_index(scores, num, expected):
@@ -142,7 +142,7 @@ def test_of_equal_scores_those_of_earlier_groups_go_first():
         (33, {"min_channels": 3}, {"a": 3, "b": 3}),
     ],
 )
-def test_global_limit_removes_the_lowest_scores_and_fills_with_the_highest(max_macs, options, expected):
+def test_global_limit_removes_the_lowest_scores_and_refills_from_the_top(max_macs, options, expected):
     assert kept_of(two_groups(), {"max_macs": max_macs, "ranking": "global", **options}, ten_and_one) == expected
 
 
@@ -156,24 +156,24 @@ def test_global_limit_removes_the_lowest_scores_and_fills_with_the_highest(max_m
         (20, {"a": 1, "b": 8}),
     ],
 )
-def test_uniform_limit_takes_the_exact_floors_and_fills_the_smallest_share_first(max_macs, expected):
+def test_uniform_limit_takes_exact_floors_and_fills_smallest_share_first(max_macs, expected):
     groups = [Group("a", 4, ()), Group("b", 8, ())]
     scores = {"a": torch.ones(4), "b": torch.arange(8.0)}
     assert kept_of(groups, {"max_macs": max_macs}, ten_and_one, scores) == expected
 
 
 @pytest.mark.parametrize("ranking", ["uniform", "global"])
-def test_limit_below_the_least_names_it_and_the_least_works(ranking):
-    def asked(max_macs):
+def test_limit_below_the_minimum_names_the_minimum_which_works(ranking):
+    def recipe_of(max_macs):
         return {"max_macs": max_macs, "min_channels": 2, "ranking": ranking}
 
     with pytest.raises(ValueError, match=r"max_macs: below what can be reached, got 21; expected at least 22$"):
-        kept_of(two_groups(), asked(21), ten_and_one)
-    assert kept_of(two_groups(), asked(22), ten_and_one) == {"a": 2, "b": 2}
+        kept_of(two_groups(), recipe_of(21), ten_and_one)
+    assert kept_of(two_groups(), recipe_of(22), ten_and_one) == {"a": 2, "b": 2}
 
 
 @pytest.mark.parametrize("ranking", ["uniform", "global"])
-def test_nothing_to_share_out_is_no_error(ranking):
+def test_no_groups_to_prune_is_no_error(ranking):
     assert allocate([], {}, Recipe(0.5, ranking=ranking), dict) == {}
     assert allocate([], {}, Recipe(max_macs=5, ranking=ranking), lambda kept: {"macs": 5}) == {}
 

@@ -34,26 +34,26 @@ def test_slim_equals_masked_and_is_rebuilt_from_its_spec(backbone):
         expected = pruned.model(image)
         masked = masked_model(dense, pruned.spec)(image)
         assert difference(expected, masked) < 1e-5
-        assert difference(masked, dense(image)) > 1e-3  # else the comparison says nothing
+        assert difference(masked, dense(image)) > 1e-3  # else the comparison proves nothing
         spec = PruneSpec.from_json(pruned.spec.to_json())
         rebuilt = narrowed_model(dense, spec.widths())
         rebuilt.load_state_dict(pruned.model.state_dict())
         assert torch.equal(rebuilt(image), expected)
 
 
-def test_pruning_half_wins_macs_and_tells_of_every_layer(backbone):
+def test_pruning_half_saves_macs_and_reports_every_layer(backbone):
     _, dense, image = backbone
     pruned = prune_model(dense, (image[:1],), 0.5)
     dense_cost, slim_cost = (cost_of(model, (image[:1],)) for model in (dense, pruned.model))
     assert slim_cost.macs < 0.75 * dense_cost.macs
     assert slim_cost.params < 0.75 * dense_cost.params
-    told = {layer for decision in pruned.decisions for layer in decision.layers}
-    assert told >= {layer for layer, module in dense.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    decided = {layer for decision in pruned.decisions for layer in decision.layers}
+    assert decided >= {layer for layer, module in dense.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     for decision in pruned.decisions:
         assert (decision.num_kept == decision.num_channels) == bool(decision.reason)
 
 
-def test_nothing_but_outputs_and_what_is_known_stays_whole(backbone):
+def test_only_outputs_and_known_exceptions_stay_whole(backbone):
     name, dense, image = backbone
     reasons = {group.obstacle for group in find_groups(dense, (image,))} - {None}
     allowed = WHOLE.get(name, set()) | (WHOLE["cifar"] if name.startswith("resnet") and "cifar" in name else set())

@@ -37,7 +37,7 @@ def test_cost_is_torchvision_s_published_figure(name):
     assert round(cost.macs / 1e9, 3) == pytest.approx(published["_ops"], abs=0.002)
 
 
-def test_resnet34_and_resnet50_cost_what_the_papers_say():
+def test_resnet34_and_resnet50_have_the_published_cost():
     with torch.device("meta"):
         costs = [cost_of(models.get_model(n), (torch.zeros(1, 3, 224, 224),)) for n in ("resnet34", "resnet50")]
     assert [round(cost.params / 1e6, 3) for cost in costs] == [21.798, 25.557]

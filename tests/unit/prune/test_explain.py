@@ -26,7 +26,7 @@ def net_of(**layers):
 
 def explained(net, image=MAPS, **widths):
     slim = prune_model(net, (image,), 0.0, widths=widths).model
-    return explain(net, slim, (image,), untouched_reasons(net, (image,), "not asked for"))
+    return explain(net, slim, (image,), untouched_reasons(net, (image,), "not requested"))
 
 
 def layer_explained(layer, maps, widths):
@@ -81,12 +81,12 @@ def test_totals_are_the_hand_counts(four):
     assert four.padded_macs == 64 * (3 * 16 + 16 * 8 + 80 + 100)  # 12 channels run as 16
 
 
-def test_the_multiple_is_the_largest_of_32_16_and_8_that_divides_the_outputs():
+def test_the_multiple_is_the_largest_of_32_16_8_dividing_the_outputs():
     net = net_of(a=conv(3, 64), b=conv(64, 64), c=conv(64, 64), d=conv(64, 10))
     assert [row.multiple_of for row in explained(net, b=48, c=40).layers] == [32, 16, 8, 1]
 
 
-def test_a_width_that_leaves_the_grid_of_8_is_misaligned_for_its_writer_and_its_reader(four):
+def test_a_width_off_the_grid_of_8_misaligns_writer_and_reader(four):
     a, b, c, d = four.layers
     text = "12 channels run as 16: 25 % of its work is padding"
     assert (a.padding, a.slow) == (0.25, "12 channels run as 16, as before pruning: 25 % of its work is padding")
@@ -109,7 +109,7 @@ def test_a_grouped_layer_is_padded_once_as_its_inputs_are_its_groups():
     assert (row.type, row.padding) == ("depthwise 3x3", 0.25)
 
 
-def test_a_layer_below_the_threshold_is_memory_bound_if_its_bytes_fall_less_than_its_macs(four):
+def test_a_layer_below_the_threshold_is_memory_bound_if_bytes_lag(four):
     b, c = four.layers[1:3]
     # b: 2.2 MACs per byte; MACs 256 -> 96; bytes 4608 -> 2752.  c: MACs 160 -> 80; bytes 3648 -> 2464
     assert b.findings[0] == Finding(
@@ -123,7 +123,7 @@ def test_a_layer_below_the_threshold_is_memory_bound_if_its_bytes_fall_less_than
     [
         (conv(32, 32, 3, groups=32), (8, 8), (16, 16)),  # depthwise: all of it falls by half
         (conv(512, 512, 3), (7, 7), (256, 512)),  # weights outweigh activations 47 to 1
-        (nn.Conv2d(64, 64, 3, padding=1), (56, 56), (32, 32)),  # from 132 to 66 MACs per byte: hardly bound at last
+        (nn.Conv2d(64, 64, 3, padding=1), (56, 56), (32, 32)),  # from 132 to 66 MACs per byte: just below the threshold
     ],
 )
 def test_a_layer_whose_time_falls_as_its_macs_do_is_not_slow(layer, maps, widths):
@@ -131,7 +131,7 @@ def test_a_layer_whose_time_falls_as_its_macs_do_is_not_slow(layer, maps, widths
 
 
 @pytest.mark.parametrize("widths", [(32, 64), (64, 32)])
-def test_a_layer_cut_on_one_side_moves_much_of_what_it_did(widths):
+def test_a_layer_cut_on_one_side_still_moves_many_bytes(widths):
     row = layer_explained(conv(64, 64, 3), (56, 56), widths)
     # activations 2 x 200704 -> 200704 + 100352, weights 36864 -> 18432: 438272 -> 319488 elements
     assert row.findings == (Finding("half_cut", "cut on one side: bytes moved fell by 27 %, MACs by 50 %"),)
@@ -145,17 +145,17 @@ def test_a_layer_that_was_not_cut_at_all_is_slow_for_its_reason(four):
     assert four.slow == four.layers
 
 
-def test_reasons_stand_at_layers_whose_outputs_are_whole(four):
-    assert [row.reason for row in four.layers] == [None, None, "not asked for", OUTPUT]
+def test_layers_with_whole_outputs_have_reasons(four):
+    assert [row.reason for row in four.layers] == [None, None, "not requested", OUTPUT]
 
 
 def test_where_nothing_was_pruned_nothing_is_slow(tiny):
     net = tiny("residual")
-    told = explain(net, net, (MAPS,), untouched_reasons(net, (MAPS,), "not asked for"))
-    assert (told.slow, told.mac_reduction) == ((), 1)
+    unpruned = explain(net, net, (MAPS,), untouched_reasons(net, (MAPS,), "not requested"))
+    assert (unpruned.slow, unpruned.mac_reduction) == ((), 1)
 
 
-def test_reasons_tell_what_is_tied_and_what_cannot_be_cut(tiny):
+def test_reasons_distinguish_tied_layers_from_uncuttable_ones(tiny):
     assert untouched_reasons(tiny("residual"), (MAPS,), "left") == {
         "a": "left, tied to other layers",
         "b": "left",
@@ -184,7 +184,7 @@ def test_types_name_the_kernel():
     assert types == ["conv 3x3", "conv 1x1 in 2 groups", "transposed conv 2x2", "linear"]
 
 
-def test_all_of_it_is_json(four):
+def test_an_explanation_becomes_json(four):
     data = json.loads(json.dumps(four.to_dict()))
     assert data["mac_reduction"] == four.mac_reduction
     first = data["layers"][0]
@@ -196,7 +196,7 @@ def test_all_of_it_is_json(four):
 def test_the_models_may_be_on_the_meta_device(four):
     net = net_of(a=conv(3, 16), b=conv(16, 16), c=conv(16, 10), d=conv(10, 10))
     slim = prune_model(net, (MAPS,), 0.0, widths={"a": 12, "b": 8}).model
-    reasons = untouched_reasons(net, (MAPS,), "not asked for")
+    reasons = untouched_reasons(net, (MAPS,), "not requested")
     assert explain(net.to("meta"), slim.to("meta"), (MAPS.to("meta"),), reasons) == four
 
 

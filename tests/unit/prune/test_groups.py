@@ -71,7 +71,7 @@ def test_finding_groups_changes_no_weight(tiny, x, same_state):
     assert [name for name, _ in net.named_modules()] == ["", "0", "1", "2", "3"]
 
 
-def test_grouped_convolution_goes_by_its_own_groups_with_all_they_read_and_write(tiny, x):
+def test_grouped_convolution_is_cut_by_whole_convolution_groups(tiny, x):
     group = find_groups(tiny("grouped"), (x,))[0]
     written, read, grouped, after = group.members
     assert (group.num_channels, group.unit, group.width) == (3, 2, 6)

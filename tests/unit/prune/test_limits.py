@@ -1,4 +1,4 @@
-"""Budgets through the real path: what is kept is checked by the cost of slim models that are really built."""
+"""Limits in `prune_model`: kept channels are checked by the cost of slim models that are really built."""
 
 import math
 from fractions import Fraction
@@ -89,9 +89,9 @@ def test_limit_is_kept_and_no_group_has_room_for_one_step_more(mixed, limit, ran
     dense = space.cost_at({})
     options = {"ranking": ranking, "round_to": round_to, "min_channels": min_channels}
     for share in (0.0, 0.15, 0.5, 0.85):
-        asked = least + int(share * (dense - least))
-        pruned = prune_model(space.model, (space.image,), **{limit: asked}, **options)
-        check_met(space, pruned, asked, round_to, min_channels)
+        allowed = least + int(share * (dense - least))
+        pruned = prune_model(space.model, (space.image,), **{limit: allowed}, **options)
+        check_met(space, pruned, allowed, round_to, min_channels)
     with pytest.raises(ValueError, match=f"{limit}: below .*, got {least - 1}; expected at least {least}$"):
         prune_model(space.model, (space.image,), **{limit: least - 1}, **options)
 
@@ -103,9 +103,9 @@ def test_limits_are_met_in_every_kind_of_net(tiny, x, name, ranking, limit):
     space = Space(tiny(name), x[:1], limit)
     dense = space.cost_at({})
     least = space.cost_at(dict.fromkeys(space.groups, 1))
-    for asked in range(least, dense, max(1, (dense - least) // 5)):
-        pruned = prune_model(space.model, (space.image,), **{limit: asked}, ranking=ranking)
-        check_met(space, pruned, asked)
+    for allowed in range(least, dense, max(1, (dense - least) // 5)):
+        pruned = prune_model(space.model, (space.image,), **{limit: allowed}, ranking=ranking)
+        check_met(space, pruned, allowed)
 
 
 @pytest.mark.parametrize(
@@ -115,28 +115,28 @@ def test_limits_are_met_in_every_kind_of_net(tiny, x, name, ranking, limit):
 def test_limits_are_met_in_backbones(name, round_to, ranking):
     torch.manual_seed(0)
     space = Space(build_classifier(Architecture(name, 10)), torch.zeros(1, 3, 32, 32), "max_macs")
-    asked = int(0.6 * space.cost_at({}))
-    pruned = prune_model(space.model, (space.image,), max_macs=asked, ranking=ranking, round_to=round_to)
-    check_met(space, pruned, asked, round_to)
+    allowed = int(0.6 * space.cost_at({}))
+    pruned = prune_model(space.model, (space.image,), max_macs=allowed, ranking=ranking, round_to=round_to)
+    check_met(space, pruned, allowed, round_to)
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_limit_is_for_one_image_whatever_the_batch(tiny, x, limit):
+def test_limit_is_for_one_image_at_any_batch_size(tiny, x, limit):
     assert len(x) > 1
     space = Space(tiny("residual"), x[:1], limit)
-    asked = int(0.6 * space.cost_at({}))
-    one, many = (prune_model(space.model, (images,), **{limit: asked}) for images in (x[:1], x))
+    allowed = int(0.6 * space.cost_at({}))
+    one, many = (prune_model(space.model, (images,), **{limit: allowed}) for images in (x[:1], x))
     assert one.spec == many.spec
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("ranking", ["uniform", "global"])
-def test_limit_of_the_dense_cost_or_above_keeps_all_and_says_so(tiny, x, same_state, limit, ranking):
+def test_limit_of_the_dense_cost_or_above_keeps_all_with_a_reason(tiny, x, same_state, limit, ranking):
     dense = Space(tiny("residual"), x[:1], limit).cost_at({})
-    for asked in (dense, 10 * dense):
-        pruned = prune_model(tiny("residual"), (x,), **{limit: asked}, ranking=ranking)
+    for allowed in (dense, 10 * dense):
+        pruned = prune_model(tiny("residual"), (x,), **{limit: allowed}, ranking=ranking)
         assert same_state(pruned.model, tiny("residual"))
-        reasons = [f"{limit} {asked} keeps all {num} channels" for num in (4, 6)]
+        reasons = [f"{limit} {allowed} keeps all {num} channels" for num in (4, 6)]
         assert [d.reason for d in pruned.decisions] == [*reasons, "its channels are an output of the model"]
     assert prune_model(tiny("residual"), (x,), **{limit: dense - 1}, ranking=ranking).spec.layers
 
@@ -149,12 +149,12 @@ def test_limit_where_nothing_may_be_cut_names_the_dense_cost(tiny, x):
 
 def test_own_ratios_and_widths_hold_under_a_limit_and_the_rest_is_filled(mixed):
     space = Space(*mixed, "max_macs")
-    asked = space.cost_at({}) // 5
+    allowed = space.cost_at({}) // 5
     own = {"ratios": {"stem": 0.5}, "widths": {"expand": 37}}
-    kept = space.kept(prune_model(space.model, (space.image,), max_macs=asked, round_to=8, **own))
+    kept = space.kept(prune_model(space.model, (space.image,), max_macs=allowed, round_to=8, **own))
     assert (kept["stem"], kept["expand"]) == (32, 37)
     assert kept["wide"] < 16  # of its 16 blocks
-    assert space.cost_at(kept) <= asked < space.cost_at({**kept, "wide": kept["wide"] + 2})
+    assert space.cost_at(kept) <= allowed < space.cost_at({**kept, "wide": kept["wide"] + 2})
 
 
 @pytest.mark.parametrize("name", ["residual", "squeeze_excite", "fpn"])
@@ -165,9 +165,9 @@ def test_uniform_limit_is_the_smallest_ratio_that_fits_and_then_is_filled(tiny, 
     ratios = sorted({Fraction(gone, size) for size in sizes.values() for gone in range(size)})
     floors = [{name: max(1, math.floor(size * (1 - p))) for name, size in sizes.items()} for p in ratios]
     costs = [space.cost_at(kept) for kept in floors]
-    for asked in range(costs[-1], costs[0] + 1, max(1, (costs[0] - costs[-1]) // 7)):
-        kept = space.kept(prune_model(space.model, (space.image,), **{limit: asked}))
-        fits = next(i for i, cost in enumerate(costs) if cost <= asked)
+    for allowed in range(costs[-1], costs[0] + 1, max(1, (costs[0] - costs[-1]) // 7)):
+        kept = space.kept(prune_model(space.model, (space.image,), **{limit: allowed}))
+        fits = next(i for i, cost in enumerate(costs) if cost <= allowed)
         assert all(kept[name] >= num for name, num in floors[fits].items())
         assert fits == 0 or any(kept[name] < num for name, num in floors[fits - 1].items())
 
@@ -212,7 +212,7 @@ def two_layers():
     [
         # over the means 2.5 and 35: 0.4 1.6 1.2 0.8 and 1.71 1.43 1.14 0.86 0.57 0.29; five of ten go
         ("l1", {}, (1, 2), (0, 1, 2)),
-        ("l1", {"min_channels": 3}, (1, 2, 3), (0, 1, 2)),  # 0.8 stays, and nothing goes in its place but 0.86
+        ("l1", {"min_channels": 3}, (1, 2, 3), (0, 1, 2)),  # 0.8 stays, and 0.86 goes instead
         # as they are: 1 2 3 go, 4 is the last of its layer, then 10 20
         ("bn_scale", {}, (1,), (0, 1, 2, 3)),
         ("bn_scale", {"min_channels": 2}, (1, 2), (0, 1, 2)),
@@ -308,7 +308,7 @@ def test_minimum_goes_before_the_ratio(tiny, x, amount, expected):
     assert pruned.num_rounded == (2 if "round_to" in amount else 0)
 
 
-def test_group_whole_for_the_minimum_says_so(tiny, x):
+def test_group_kept_whole_by_min_channels_gives_it_as_reason(tiny, x):
     pruned = prune_model(tiny("residual"), (x,), 0.9, min_channels=5)
     assert pruned.untouched[0].reason == "min_channels 5 keeps all 4 channels"
 
@@ -318,7 +318,7 @@ def test_group_whole_for_the_minimum_says_so(tiny, x):
 def test_layer_that_writes_part_of_a_group_keeps_its_minimum_too(tiny, x, ranking, min_channels):
     net = tiny("concat_added")
     for weight in (net.a.weight, net.c.weight[:4]):
-        weight.data.mul_(1e-3)  # else the layer a would lose all of its 4 channels
+        weight.data.mul_(1e-3)  # otherwise layer a would lose all of its 4 channels
     for amount in ({"prune_ratio": 0.5}, {"max_params": 60}):
         slim = prune_model(net, (x,), **amount, ranking=ranking, min_channels=min_channels).model
         assert slim.a.out_channels == min_channels

@@ -13,7 +13,7 @@ def member(layer, num, side):
 
 
 def batches_of(*batches, loss=torch.sum):
-    """Losses of the model's answers to these batches."""
+    """Losses of the model's outputs on these batches."""
     return lambda model: (loss(model(batch)) for batch in batches)
 
 
@@ -36,14 +36,14 @@ def two_filters():
     return net, lambda outputs: (outputs * torch.tensor([1.0, 10.0])).sum()
 
 
-def test_taylor_is_the_mean_over_batches_of_absolute_gradient_times_weight(two_filters):
+def test_taylor_is_the_batch_mean_of_absolute_gradient_times_weight(two_filters):
     net, loss = two_filters
     losses = batches_of(torch.tensor([[1.0, 1.0]]), torch.tensor([[-2.0, -2.0]]), loss=loss)
     # filter 0: 1 (1 + 2) = 3, then 1 (-2 - 4) = -6; filter 1: 10 (3 - 4) = -10, then 10 (-6 + 8) = 20
     assert side_scores("taylor", net, losses, "0", 2) == [4.5, 15.0]
 
 
-def test_taylor_sums_within_the_filter_and_the_batch_before_the_absolute_value(two_filters):
+def test_taylor_sums_filter_and_batch_before_the_absolute_value(two_filters):
     net, loss = two_filters
     losses = batches_of(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), loss=loss)
     # images together are (2, 0): filter 0: 2 * 1, filter 1: 10 * 2 * 3
@@ -120,7 +120,7 @@ def test_average_rank_is_the_mean_rank_of_the_maps():
     assert side_scores("average_rank", net, losses, "0", 4) == [3.0, 0.5, 0.0, 1.5]
 
 
-def test_average_rank_of_a_linear_layer_s_input_is_how_often_it_is_not_zero():
+def test_average_rank_of_a_linear_input_is_its_share_of_nonzeros():
     net = nn.Sequential(nn.Linear(3, 1))
     inputs = torch.tensor([[5.0, 0.0, 0.0], [1.0, 0.0, -1e-3]])
     assert side_scores("average_rank", net, batches_of(inputs), "0", 3) == [1.0, 0.0, 0.5]
@@ -141,7 +141,7 @@ def test_one_image_without_a_batch_axis_is_one_image(conv, num_dims):
 
 
 def half_frozen():
-    """Trains but for one BatchNorm on purpose, has frozen weights, a gradient, and a Dropout."""
+    """In train mode except one BatchNorm, with frozen weights, a gradient, and a Dropout."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     net.train()
     net[1].eval()
@@ -151,7 +151,7 @@ def half_frozen():
 
 
 def traces(net):
-    """All that a measurement could leave behind, but for the weights."""
+    """All that a measurement could leave behind, except weights."""
     hooks = [len(hooks) for m in net.modules() for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_hooks)]
     gradients = [None if p.grad is None else p.grad.tolist() for p in net.parameters()]
     return hooks, gradients, [p.requires_grad for p in net.parameters()], [m.training for m in net.modules()]

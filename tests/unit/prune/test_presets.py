@@ -46,7 +46,7 @@ def applied(entry):
 
 
 def count_as_authors(entry, slim, image):
-    """Parameters and MACs as the preset's `source` says they were counted."""
+    """Parameters and MACs counted as the preset's `source` describes."""
     if entry.name.startswith("resnet50-thinet"):
         for block in slim.modules():
             if isinstance(block, Bottleneck):
@@ -133,7 +133,7 @@ def test_ratios_round_down_to_the_published_widths(name, widths):
         ("vgg16-thinet-conv", {0: 32, 2: 32, 5: 64, 7: 64, 10: 128, 12: 128, 14: 128, 17: 256, 19: 256, 21: 256}),
     ],
 )
-def test_vgg_widths_stand_at_the_convolutions_indices(name, kept):
+def test_vgg_widths_have_the_indices_of_the_convolutions(name, kept):
     assert preset(name).kept == {f"features.{index}": width for index, width in kept.items()}
 
 

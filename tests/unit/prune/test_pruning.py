@@ -25,7 +25,7 @@ def test_ratio_zero_changes_nothing(tiny, x, same_state):
     assert pruned.spec.layers == {}
 
 
-def test_decisions_say_what_happened_and_why(tiny, x):
+def test_decisions_give_channels_kept_and_reason(tiny, x):
     assert prune_model(tiny("depthwise"), (x,), 0.5, skip=["2"]).decisions == (
         Decision("0", ("0", "1"), 4, 2, None, 2),
         Decision("2", ("2",), 2, 2, "its channels are an output of the model"),
@@ -38,7 +38,7 @@ def test_untouched_groups_are_those_with_a_reason(tiny, x):
     assert reasons == {"b": "skipped by the recipe (b)", "d": "its channels are an output of the model"}
 
 
-def test_group_whole_after_rounding_says_so(tiny, x):
+def test_group_kept_whole_by_rounding_gives_it_as_reason(tiny, x):
     pruned = prune_model(tiny("residual"), (x,), 0.5, round_to=8)
     assert pruned.untouched[0].reason == "prune_ratio 0.5 rounded to a multiple of 8 keeps all 4 channels"
 
@@ -120,7 +120,7 @@ class AddsItsInput(nn.Module):
         return self.second(self.first(images) + images)
 
 
-def test_channels_tied_to_the_input_stay_and_say_so():
+def test_channels_tied_to_the_input_stay_with_a_reason():
     pruned = prune_model(AddsItsInput(), (torch.zeros(1, 4, 2, 2),), 0.5)
     assert pruned.untouched[0].reason == "tied to the model's input or to a constant"
 
@@ -141,12 +141,12 @@ def test_model_whose_slim_copy_does_not_run_is_refused():
         prune_model(CutsAtAFixedPlace(), (torch.zeros(1, 3, 2, 2),), 0.5)
 
 
-def test_width_asked_of_a_layer_that_cannot_be_cut_is_refused(tiny, x):
+def test_width_for_a_layer_that_cannot_be_cut_is_refused(tiny, x):
     with pytest.raises(ValueError, match=r"widths\['b'\]: cannot be cut, its channels are an output of the model"):
         prune_model(tiny("two_outputs"), (x,), 0.0, widths={"b": 1})
 
 
-def test_pattern_of_a_norm_behind_a_concatenation_does_not_reach_the_layers_before_it():
+def test_pattern_of_a_norm_after_concatenation_skips_earlier_layers():
     pruned = prune_model(models.densenet121(), (torch.zeros(1, 3, 32, 32),), 0.5, skip=["features.transition1.*"])
     skipped = [d.group for d in pruned.untouched if d.reason.startswith("skipped")]
     assert skipped == ["features.transition1.conv"]

@@ -13,19 +13,19 @@ def kept(pruned):
 
 
 @pytest.mark.parametrize(
-    ("asked", "got"),
+    ("amounts", "got"),
     [
         ({}, "none"),
         ({"prune_ratio": 0.5, "max_macs": 9}, "prune_ratio and max_macs"),
         ({"max_params": 9, "max_macs": 9}, "max_macs and max_params"),
-        ({"prune_ratio": 0.0, "max_activations": 0}, "prune_ratio and max_activations"),  # zero is asked for too
+        ({"prune_ratio": 0.0, "max_activations": 0}, "prune_ratio and max_activations"),  # zero is an amount too
     ],
 )
-def test_exactly_one_ratio_or_limit_is_expected(asked, got):
+def test_exactly_one_ratio_or_limit_is_expected(amounts, got):
     with pytest.raises(
         ValueError, match=f"recipe: how much to cut is not clear, got {got}; expected one of prune_ratio, max_macs"
     ):
-        Recipe(**asked)
+        Recipe(**amounts)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_exactly_one_ratio_or_limit_is_expected(asked, got):
         ({"ratios": {"a": 1.5}}, r"ratios\['a'\]: .* got 1.5; expected a share"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(options, message):
+def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**{"prune_ratio": 0.5, **options})
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_limit_has_its_name_and_value(name):
+def test_limit_is_returned_as_name_and_value(name):
     assert Recipe(**{name: 0}).limit == (name, 0)
     assert Recipe(0.5).limit is None
 
@@ -66,11 +66,11 @@ def test_limit_has_its_name_and_value(name):
         ({"widths": {"b": 1}, "round_to": 2, "min_channels": 3}, {"a": 4, "b": 1}),  # widths are exact
     ],
 )
-def test_exceptions_go_before_the_budget_in_their_order(tiny, x, options, expected):
+def test_own_widths_and_ratios_override_the_amount_in_order(tiny, x, options, expected):
     assert kept(prune_model(tiny("residual"), (x,), 0.5, **options)) == {**expected, "d": 2}
 
 
-def test_reasons_name_what_was_asked(tiny, x):
+def test_reasons_name_the_requested_amount(tiny, x):
     def reasons(**options):
         return [d.reason for d in prune_model(tiny("residual"), (x,), 0.5, **options).decisions[:2]]
 
@@ -119,7 +119,7 @@ def test_pattern_without_a_layer_is_refused_with_the_nearest(tiny, x, options, a
         prune_model(tiny("fpn"), (x,), **amount, **options)
 
 
-def test_pattern_like_no_layer_says_that_none_is_near(tiny, x):
+def test_pattern_like_no_layer_lists_no_near_names(tiny, x):
     with pytest.raises(ValueError, match="zzz: no layer of the model matches; nearest names: none"):
         prune_model(tiny("fpn"), (x,), 0.5, skip=["zzz"])
 
@@ -129,5 +129,5 @@ def test_nearest_names_are_different_ones():
     with pytest.raises(ValueError, match="nearest names") as caught:
         Recipe(0.5, skip=["features.norm6"]).check_patterns(groups)
     near = str(caught.value).partition("nearest names: ")[2].split(", ")
-    assert near[0] == "features.norm0"  # norm5 stands behind every block: no group's own
+    assert near[0] == "features.norm0"  # norm5 comes after every block: no group's own
     assert len(set(near)) == len(near) == 3

@@ -20,7 +20,7 @@ def copying_net():
 
 
 def copied(model):
-    """Share of the image's channels that come out as they went in."""
+    """Share of the image's channels that leave the model unchanged."""
     with torch.no_grad():
         return (model(IMAGE) == IMAGE).all(-1).all(-1).double().mean().item()
 
@@ -44,7 +44,7 @@ def study(ratios=RATIOS, **options):
     return sensitivity(trials_of(copying_net(), IMAGE, ratios, **options), copied)
 
 
-def test_what_each_group_loses_alone_is_measured():
+def test_loss_of_each_group_cut_alone_is_measured():
     result = study()
     drops = {curve.group: [point.drop for point in curve.points] for curve in result.curves}
     assert result.score == 1
@@ -52,7 +52,7 @@ def test_what_each_group_loses_alone_is_measured():
     assert drops["1"] == [0.0, 0.0, 0.5]  # half of the channels are empty
 
 
-def test_what_each_group_wins_alone_is_counted():
+def test_macs_saved_by_each_group_cut_alone_are_counted():
     result = study()
     first, second = (curve.at(0.5) for curve in result.curves)
     assert result.macs == 4 * (4 * 4 + 4 * 8 + 8 * 4)
@@ -85,12 +85,12 @@ def test_a_loss_of_just_the_limit_is_not_too_much():
     assert skip_list(result, 0.5, 0.05) == ("1",)
 
 
-def test_a_skip_list_is_not_read_off_a_ratio_that_was_not_measured():
+def test_a_skip_list_needs_a_measured_ratio():
     with pytest.raises(ValueError, match=r"prune_ratio: not measured, got 0.6; expected one of \[0.25, 0.5, 0.75\]"):
         skip_list(study(), 0.6, 0.1)
 
 
-def test_equal_numbers_of_channels_are_evaluated_once_and_all_of_them_never():
+def test_equal_widths_are_evaluated_once_and_full_width_never():
     trials, evaluate = trials_of(copying_net(), IMAGE, (0.0, *RATIOS), round_to=4), Counting()
     result = sensitivity(trials, evaluate)
     points = result.curves[0].points
@@ -116,7 +116,7 @@ def test_a_trial_is_what_pruning_that_group_alone_gives(declared, x, same_state)
 
 
 @pytest.mark.parametrize("num", range(7))
-def test_interrupted_and_resumed_is_the_same_as_never_interrupted(num):
+def test_a_resumed_study_equals_an_uninterrupted_one(num):
     trials, known = trials_of(copying_net(), IMAGE, RATIOS), {}
     with pytest.raises(KeyboardInterrupt):
         sensitivity(trials, Counting(stop_after=num), known, known.__setitem__)
@@ -170,12 +170,12 @@ def broken_net():
         (CutsAtAFixedPlace, (0.5,), {}, "first: cut alone, the model does not run, .*; skip this layer"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_evaluated(build, ratios, options, message):
+def test_wrong_settings_are_refused_before_any_evaluation(build, ratios, options, message):
     with pytest.raises(ValueError, match=message):
         trials_of(build(), IMAGE, ratios, **options)
 
 
-def test_a_score_that_is_no_number_stops_the_study():
+def test_a_score_that_is_not_finite_stops_the_study():
     trials = trials_of(copying_net(), IMAGE, (0.5,))
     scores = iter([1.0, float("nan")])
     with pytest.raises(RuntimeError, match="0: its score is not finite, got nan"):

@@ -43,7 +43,7 @@ def test_slim_equals_masked(name, prune_ratio, side, randomize):
     pruned = prune_model(dense, (image,), prune_ratio)
     masked = masked_model(dense, pruned.spec)
     assert difference(pruned.model, masked, image) < 1e-5
-    assert difference(masked, dense, image) > 1e-3  # else the comparison says nothing
+    assert difference(masked, dense, image) > 1e-3  # else the comparison proves nothing
 
 
 def test_slim_layers_know_their_widths(tiny, x):

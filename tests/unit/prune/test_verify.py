@@ -136,7 +136,7 @@ def test_check_leaves_every_weight_as_it_was_when_the_model_fails(tiny, x, same_
     assert same_state(net, tiny("tied_weights"))
 
 
-def test_check_draws_no_number_of_the_caller_s(tiny, x):
+def test_check_leaves_the_callers_random_state(tiny, x):
     net = tiny("plain")
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -171,10 +171,10 @@ def test_channels_that_nothing_reads_stay(x):
     class Aside(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.seen = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), None
+            self.a, self.b, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), None
 
         def forward(self, x):
-            self.seen = self.a(x)
+            self.last = self.a(x)
             return self.b(x)
 
     assert obstacle_of(Aside(), x) == "read by no layer that could be cut with it"
