@@ -1,11 +1,11 @@
 """Measure deployed Faster R-CNNs R50-FPN on a CPU: ours, torchvision's and mmdet's own, with the same weights.
 
 Run:     python benchmarks/detector_speed.py RECORD.json [--size-hw 800 1344] [--rounds 10] [--threads 2]
-Writes:  a measurement record; `espalier deploy` reads and tables it like any other
+Writes:  a measurement record, which `espalier deploy` reads like any other
 
-All hold the same weights, look at the same image and at 1000 proposals in it; torchvision's reads RoIs half a feature
-aside (aligned=False), else all is alike. Weights are random; the heads' are scaled so that scores and boxes differ as a
-trained detector's do. torchvision's network is written by torch's own exporter and run by the same runtimes as ours.
+All have the same weights, the same image and 1000 proposals in it. The only difference: torchvision's samples RoIs half
+a feature off (aligned=False). Weights are random; the heads' are scaled so that scores and boxes vary as in a trained
+detector. torchvision's network is written by torch's own exporter and run in the same runtimes as ours.
 """
 
 import argparse
@@ -60,7 +60,7 @@ TORCHVISION_NAMES = {
     "roi_head.bbox_head.fc_cls.": "roi_heads.box_predictor.cls_score.",
     "roi_head.bbox_head.fc_reg.": "roi_heads.box_predictor.bbox_pred.",
 }
-"""mmdet's beginning of a parameter's name -> torchvision's; {} counts the levels."""
+"""Prefix of a parameter's name in mmdet -> in torchvision; {} is the level."""
 
 
 class MmdetPredict(nn.Module):
@@ -83,7 +83,7 @@ class MmdetPredict(nn.Module):
 
 
 class TorchvisionRunner:
-    """torchvision's exported file behind our inputs and outputs."""
+    """torchvision's exported file, with our inputs and outputs."""
 
     def __init__(self, runner: Any) -> None:
         """Keep the runner of the file."""
@@ -93,7 +93,7 @@ class TorchvisionRunner:
         self.file_sha256 = runner.file_sha256
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Return boxes, scores and labels, ours counting classes from 0."""
+        """Return boxes, scores and labels, with classes numbered from 0."""
         found = self.runner.run(_theirs(inputs))
         return {
             "boxes_xyxy": found["boxes"][None],
@@ -111,19 +111,19 @@ def _theirs(inputs: Arrays) -> Arrays:
 
 
 def random_detector(size_hw: tuple[int, int]) -> Any:
-    """Return mmdet's Faster R-CNN R50-FPN with heads whose outputs are spread as `SPREADS` says."""
+    """Return mmdet's Faster R-CNN R50-FPN with heads whose outputs have the standard deviations in `SPREADS`."""
     settings = DetectorSettings(image_size_hw=size_hw)
     classes = tuple(f"class {i}" for i in range(NUM_CLASSES))
     detector, _ = new_detector(Architecture("resnet50", 1), classes, settings, seed=0)
     graph = FixedShapeDetector(detector.eval(), size_hw)
     heads = {name: detector.get_submodule(name) for name in SPREADS}
     for name, head in heads.items():  # in order: later heads see what earlier ones propose
-        seen: list[Tensor] = []
+        outputs: list[Tensor] = []
         part = name.replace("rpn_head", "proposals.head").replace("roi_head.bbox_head", "detections.head")
-        hook = graph.get_submodule(part).register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
+        hook = graph.get_submodule(part).register_forward_hook(lambda _, __, out, outputs=outputs: outputs.append(out))
         with torch.no_grad():
             graph(*graph.example_inputs())
-            spread = torch.cat([out.flatten() for out in seen]).std()
+            spread = torch.cat([out.flatten() for out in outputs]).std()
             head.weight.mul_(SPREADS[name] / spread)
         hook.remove()
         graph = FixedShapeDetector(detector, size_hw)
@@ -155,7 +155,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.startswith(ours) and ".fc." not in key
     }
     for key in ("weight", "bias"):
-        # they hold the background first, we last; they move boxes for the background too
+        # torchvision has the background first, ours last; it has box deltas for the background too
         scores = renamed[f"roi_heads.box_predictor.cls_score.{key}"]
         renamed[f"roi_heads.box_predictor.cls_score.{key}"] = scores.roll(1, 0)
         deltas = renamed[f"roi_heads.box_predictor.bbox_pred.{key}"]
@@ -164,7 +164,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def files_of(detector: Any, size_hw: tuple[int, int], folder: Path) -> dict[str, Path]:
-    """Export ours, for each runtime in its own form, and torchvision's."""
+    """Export ours, in one form for each runtime, and torchvision's."""
     torch.manual_seed(1)
     graphs = {
         target: FixedShapeDetector(detector, size_hw, runtime=target) for target in ("any", "onnxruntime", "openvino")
@@ -174,7 +174,7 @@ def files_of(detector: Any, size_hw: tuple[int, int], folder: Path) -> dict[str,
     for target, graph in graphs.items():
         example = dict(zip(graph.input_names, inputs, strict=True))
         files[target] = folder / f"{target}.onnx"
-        # nothing is compared: random heads leave near-equal boxes, of which rounding keeps one or the other
+        # nothing is compared: with random heads, rounding decides which of nearly equal boxes are kept
         onnx_from_module(graph, example, files[target], graph.output_names, tolerance=None)
     files["int8"] = folder / "int8.onnx"
     calibration = [{name: tensor.numpy() for name, tensor in example.items()}]
@@ -189,7 +189,7 @@ def files_of(detector: Any, size_hw: tuple[int, int], folder: Path) -> dict[str,
 
 
 def runners_of(detector: Any, files: dict[str, Path], threads: int) -> dict[str, Runner]:
-    """Return what is timed, the reference first."""
+    """Return the runners to time, the reference first."""
 
     def in_openvino(name: str, hint: str) -> Any:
         return OpenVinoRunner(files[name], num_threads=threads, precision_hint=hint)

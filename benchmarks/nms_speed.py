@@ -1,9 +1,9 @@
-"""Measure the fixed-shape detector's NMS: rounds of arithmetic beside ONNX's NonMaxSuppression, on the same boxes.
+"""Measure the fixed-shape detector's NMS: rounds of arithmetic against ONNX's NonMaxSuppression, on the same boxes.
 
 Run:     python benchmarks/nms_speed.py RECORD.json [--rounds 50] [--threads 2]
-Writes:  a record: times of both in ONNX Runtime and in OpenVINO, all four alternately, and the boxes that both keep
+Writes:  a record: times of both in ONNX Runtime and in OpenVINO, measured alternately, and how many boxes both keep
 
-Boxes lie as proposals do: many around each of few objects, best first. Both must keep the same ones.
+Boxes are distributed like proposals: many around each of a few objects, best first. Both must keep the same boxes.
 """
 
 import argparse
@@ -30,22 +30,22 @@ RUNTIMES = {"ONNX Runtime": OnnxRunner, "OpenVINO": OpenVinoRunner}
 
 
 class Nms(nn.Module):
-    """Suppression alone, as float32: every box is valid."""
+    """NMS alone, with float32 outputs; every box is valid."""
 
     def __init__(self, suppress: Suppress) -> None:
-        """Keep how to suppress."""
+        """Set the form of NMS."""
         super().__init__()
         self.suppress = suppress
 
     def forward(self, boxes_1X4: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which boxes (1, X, 4) are kept, float32 (1, X), and whether the rounds sufficed (1,)."""
+        """Return which boxes (1, X, 4) are kept, float32 (1, X), and whether the rounds were enough (1,)."""
         valid_1X = boxes_1X4[..., 2] > boxes_1X4[..., 0]
         keep_1X, converged_1 = self.suppress(boxes_1X4, valid_1X, IOU_THRESHOLD)
         return keep_1X.float(), converged_1.float()
 
 
 def crowded_boxes(num_boxes: int) -> Tensor:
-    """Return boxes (1, X, 4) in 800 x 1344 pixels, each somewhere near one of the objects."""
+    """Return boxes (1, X, 4) in an image of 800 x 1344 pixels, each near one of the objects."""
     generator = torch.Generator().manual_seed(0)
     centre = torch.rand(NUM_OBJECTS, 2, generator=generator) * torch.tensor([1344.0, 800.0])
     size = 30 + 200 * torch.rand(NUM_OBJECTS, 2, generator=generator)
@@ -69,11 +69,11 @@ def timed(num_boxes: int, rounds: int, threads: int) -> tuple[Measurement, int]:
 
 
 def num_kept(runners: dict[str, Runner], inputs: Arrays) -> int:
-    """Return how many boxes are kept; raises if the runners disagree or the rounds did not suffice."""
+    """Return how many boxes are kept; raises if the runners disagree or the rounds were too few."""
     found = [runner.run(inputs) for runner in runners.values()]
     for outputs in found:
         if not outputs["converged"].all() or not np.array_equal(outputs["keep"], found[0]["keep"]):
-            raise RuntimeError(f"NMS: {', '.join(runners)} do not keep the same boxes; expected them to")
+            raise RuntimeError(f"NMS: {', '.join(runners)} disagree, got different boxes; expected the same ones")
     return int(found[0]["keep"].sum())
 
 

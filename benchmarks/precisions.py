@@ -1,8 +1,8 @@
-"""Measure what each precision costs in mAP and buys in time: one trained detector, the same files for both.
+"""Measure mAP and time of each precision, for one trained detector and with the same files.
 
 Run:     python benchmarks/precisions.py RECORD.json MODEL --root FOLDER [--rounds 50] [--threads 1]
-Expects: FOLDER/instances_train.json, which calibrates int8, FOLDER/instances_val.json, which is scored, FOLDER/images
-Writes:  a record: mAP of every exported file in ONNX Runtime, that of the model in PyTorch, and times, all alternately
+Expects: FOLDER/instances_train.json to calibrate int8, FOLDER/instances_val.json to score on, FOLDER/images
+Writes:  a record: mAP of every exported file in ONNX Runtime and of the model in PyTorch, and times, taken alternately
 """
 
 import argparse
@@ -26,7 +26,7 @@ FORMS = {
     "int8": {"precision": "int8"},
     "int8, for ONNX Runtime": {"precision": "int8", "runtime": "onnxruntime"},
 }
-"""Row -> keys of an export config; what says nothing else is built by every engine."""
+"""Row -> keys of an export config; those without a runtime are built by every engine."""
 
 
 def exported(model: Path, root: Path, work: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Count the literature's predefined slim networks and set the published figures beside them.
+"""Count the predefined slim networks of the literature, for comparison with the published figures.
 
 Run:     python benchmarks/presets.py RECORD.json
 Writes:  a record of the table in docs/pruning.md; `macs` and `params` as `prune.cost_of` counts them
@@ -19,7 +19,7 @@ COLUMNS = ["preset", "backbone", "params (M)", "MACs (G)", "MAC reduction", "pub
 
 
 def row(entry: Preset) -> list[str]:
-    """Return the preset's line: built from random weights, counted on its own image size."""
+    """Return the preset's row: built with random weights, counted at its own image size."""
     dense = build_classifier(Architecture(entry.backbone, 1000 if entry.image_side == 224 else 10))
     image = torch.zeros(1, 3, entry.image_side, entry.image_side)
     before, after = (

@@ -1,12 +1,11 @@
 """Measure pruning itself against torch-pruning's pruner: the same network, the same criterion, alternately.
 
 Run:     python benchmarks/prune_speed.py RECORD.json [--rounds 5] [--threads 2]
-Writes:  a record: seconds of either (tracing, L1 norm, surgery; half of every group), whether both kept the same
-         channels, and the peak of memory in a process of its own, in sizes of the dense model
+Writes:  a record: seconds of each (tracing, L1 norm, surgery; half of every group), whether both kept the same
+         channels, and the peak memory of a separate process, in sizes of the dense model
 
-Both end with a slim model and the dense one as it was: torch-pruning cuts in place, so its time holds the copy that it
-works on. Ours is timed without and with the check that it makes unless told otherwise, of the slim model's outputs
-against the dense one's.
+Both return a slim model and leave the dense one unchanged: torch-pruning cuts in place, so its time includes the copy
+that it works on. Ours is timed without and with its default check of the slim model's outputs against the dense one's.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def faster_rcnn() -> tuple[nn.Module, Any]:
 
 
 class FilterNorm(torch_pruning.importance.Importance):
-    """The L1 norm of the filters that write a channel, summed over layers: our criterion in torch-pruning's terms."""
+    """The L1 norm of the filters that write a channel, summed over layers: our criterion as a torch-pruning class."""
 
     writes = (torch_pruning.prune_conv_out_channels, torch_pruning.prune_linear_out_channels)
 
@@ -58,7 +57,7 @@ class FilterNorm(torch_pruning.importance.Importance):
 
 
 def theirs(dense: nn.Module, image: Tensor) -> nn.Module:
-    """Return a copy that torch-pruning's high-level pruner cut."""
+    """Return a copy, cut by torch-pruning's high-level pruner."""
     model = copy.deepcopy(dense)
     outputs = [m for n, m in model.named_modules() if n.endswith(("fc", "classifier.6", "_cls", "_reg"))]
     pruner = torch_pruning.pruner.BasePruner(
@@ -69,9 +68,9 @@ def theirs(dense: nn.Module, image: Tensor) -> nn.Module:
 
 
 def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module | None, Callable[[bool], nn.Module], Tensor]]]:
-    """Return, per network: what gives (dense model, what torch-pruning cuts if it can, our pruning, image).
+    """Return, per network, a function that returns (dense model, model for torch-pruning or None, our pruning, image).
 
-    Our pruning is asked whether to verify.
+    Our pruning takes whether to verify.
     """
 
     def classifier(name: str) -> Any:
@@ -101,7 +100,7 @@ def networks() -> dict[str, Callable[[], tuple[nn.Module, nn.Module | None, Call
 
 
 def measured(name: str, rounds: int) -> dict[str, Any]:
-    """Time all in turn; the first round of each is warm-up. torch-pruning cannot rebuild a detector from a config."""
+    """Time all in turn; the first round is warm-up. torch-pruning cannot rebuild a detector from a config."""
     _, traced, prune, image = networks()[name]()
     seconds: dict[str, list[float]] = {"ours": [], "verified": []} | ({"theirs": []} if traced else {})
     for _ in range(rounds + 1):
@@ -127,18 +126,18 @@ def _timed(work: Callable[[], nn.Module], seconds: list[float]) -> nn.Module:
 
 
 def peak_of(name: str) -> float:
-    """Return the peak of this process's memory while pruning, in sizes of the dense model."""
+    """Return the peak memory of this process during pruning, in sizes of the dense model."""
     prune_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), (torch.zeros(1, 3, 8, 8),), RATIO)
     dense, _, prune, _ = networks()[name]()
     size = sum(p.numel() * p.element_size() for p in dense.parameters())
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak in the kernel
     before = _resident("VmRSS")
     prune(True)
     return round((_resident("VmHWM") - before + size) / size, 2)
 
 
 def _resident(field: str) -> int:
-    """Return a line of this process's memory status, in bytes."""
+    """Return a field of this process's memory status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 

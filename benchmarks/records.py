@@ -1,4 +1,4 @@
-"""What the records of these measurements have in common; tables.py reads `columns` and `table`."""
+"""The common part of the records of these measurements; tables.py reads `columns` and `table`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def write_cpu_record(
     columns: Sequence[str],
     table: Sequence[Sequence[str]],
 ) -> None:
-    """Write what was measured on this machine's CPU, and print its table."""
+    """Write a record measured on this machine's CPU, and print its table."""
     record = {
         "kind": f"{what}, measured on a CPU",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
-"""Write the tables in the documents from their records: nobody types a figure.
+"""Write the tables in the documents from their records, so that no figure is typed by hand.
 
 Run:     python benchmarks/tables.py
-A table stands between `<!-- table: RECORD.json -->` and `<!-- end of table -->` in any Markdown file.
+A table is between `<!-- table: RECORD.json -->` and `<!-- end of table -->` in any Markdown file.
 """
 
 import json
@@ -16,7 +16,7 @@ BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DO
 
 
 def with_tables(text: str) -> str:
-    """Return the document with every table made anew from its record; records are relative to the project's root."""
+    """Return the document with every table rewritten from its record; record paths are relative to the project root."""
     return BLOCK.sub(lambda match: f"{match[1]}{_table(ROOT / match[2]).strip()}\n{match[3]}", text)
 
 

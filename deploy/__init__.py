@@ -1,4 +1,4 @@
-"""Files -> engines -> times -> boxes: deploy knows files and clocks.
+"""Deployed files: ONNX files and engines, written, run, timed and packaged.
 
 Importing it, or `Detector` from it, loads neither torch nor mmdet.
 """

@@ -1,4 +1,4 @@
-"""Detections of an exported file held against those of the module it was exported from, one to one."""
+"""Compares the detections of an exported file with those of the module it was exported from, one to one."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ def agreement(
     score_tolerance: float = 1e-4,
     box_tolerance: float = 0.1,
 ) -> tuple[int, int]:
-    """Return how many expected detections a graph found too, and how many there are, over the batch.
+    """Return how many detections of both sides match, and how many there are, over the batch.
 
-    There are as many as the larger of both counts, so that what a graph finds beyond the expected ones counts against
-    it. Found too: the same label, score and box nearly the same, and each found one stands for one expected one alone.
-    Order does not count: two whose scores agree to the last digits may come in either order.
+    The second number is the larger of the two counts, so that extra detections of the file count against it. Two match
+    if they have the same label and nearly the same score and box; each is matched at most once. Order does not matter:
+    two detections with nearly equal scores may come in either order.
 
     Args:
         expected: {"boxes_xyxy", "scores", "labels"} of the module, with their batch dimension.
         actual: The same of the exported file.
-        score_tolerance: Scores may differ by it, in [0, 1]; rounding in float32 stays below the defaults.
-        box_tolerance: Corners may be so far apart, in pixels.
+        score_tolerance: Largest difference of scores, in [0, 1]; rounding in fp32 stays below the defaults.
+        box_tolerance: Largest distance of corners, in pixels.
     """
-    from scipy.optimize import linear_sum_assignment  # which running a deployed file does not need
+    from scipy.optimize import linear_sum_assignment  # imported here: running a deployed file does not need scipy
 
     boxes, scores, labels = (
         np.abs(expected[name][:, :, None].astype(np.float64) - actual[name][:, None])

@@ -1,4 +1,4 @@
-"""Files measured against each other on the same random inputs: what `espalier deploy bench` does."""
+"""Measures files against each other on the same random inputs, for `espalier deploy bench`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def bench_files(
     Args:
         models: ONNX files, engines and, with `open_model`, model files; the first of a batch is the reference.
         runtimes: Names in `deploy.runtimes.registry.RUNTIMES`; each runs the files of its kind. Files that none of
-            them runs get the default of their kind.
-        warmup: Rounds that are run first and not kept.
+            them can run use the default runtime of their kind.
+        warmup: Rounds that are run first and discarded.
         rounds: Measured rounds.
         num_threads: CPU threads of a runtime.
         console: Shows progress.
@@ -60,7 +60,7 @@ def bench_files(
 
 
 def figures_from_record(record: Record) -> dict[str, Any]:
-    """Return a record's figures and conditions as JSON takes them, without the samples."""
+    """Return a record's figures and conditions as JSON values, without the samples."""
     return {
         "is_gpu": record.is_gpu,
         "device": record.device.name,
@@ -74,13 +74,13 @@ def figures_from_record(record: Record) -> dict[str, Any]:
 
 def _refuse_repeated(what: str, expected: str, got: Sequence[object]) -> None:
     if len(set(got)) != len(got):
-        raise RequestError(f"bench: {what} twice, got {' '.join(map(str, got))}; expected {expected}")
+        raise RequestError(f"bench: {what} is given twice, got {' '.join(map(str, got))}; expected {expected}")
 
 
 def _runners(
     models: Sequence[Path], named: Sequence[str], num_threads: int, open_model: OpenModel | None
 ) -> dict[str, FileRunner]:
-    """Open every file in its runtimes; rows are called after the file, and the runtime too where they have several."""
+    """Open every file in its runtimes; rows are named after the file, and the runtime if there are several."""
     pairs = runtimes_of(models, named)
     is_plain = len({runtime for _, runtime in pairs}) == 1
     return {
@@ -90,14 +90,14 @@ def _runners(
 
 
 def _inputs(runners: Mapping[str, FileRunner]) -> dict[str, Arrays]:
-    """Return random inputs for every runner, the same but for batch and type, in which alone files may differ."""
+    """Return random inputs for every runner; only the batch and the dtype may differ between files."""
     wanted = _sizes(next(iter(runners.values())))
     for name, runner in runners.items():
         if (got := _sizes(runner)) != wanted:
-            raise RequestError(f"{name}: other inputs than the first file's, got {got}; expected {wanted}, any batch")
+            raise RequestError(f"{name}: inputs differ from the first file's, got {got}; expected {wanted}, any batch")
     return {name: random_inputs(runner.inputs) for name, runner in runners.items()}
 
 
 def _sizes(runner: FileRunner) -> dict[str, tuple[int | None, ...]]:
-    """Return what is left of the input shapes without the batch."""
+    """Return the input shapes without the batch."""
     return {name: spec.shape[1:] for name, spec in runner.inputs.items()}

@@ -1,4 +1,4 @@
-"""The commands of `espalier deploy` that need nothing but deployed files: `build`, `package`, `explain`."""
+"""The commands of `espalier deploy` that need only deployed files: `build`, `package`, `explain`."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ __all__ = ["build", "explain", "package"]
 
 def build(
     onnx: Annotated[Path, typer.Argument(help="ONNX file with fixed shapes.")],
-    backend: Annotated[str, typer.Option(help="Who builds: tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
+    backend: Annotated[str, typer.Option(help="Builder: tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
     compute_capability: Annotated[
         list[str] | None, typer.Option(help="GPU generation to build for, such as 8.6; may be repeated.")
     ] = None,
@@ -26,12 +26,12 @@ def build(
         typer.Option(help="Engines to build, NAME-1, NAME-2, ...: TensorRT chooses its kernels anew for each.", min=1),
     ] = 1,
     workspace_mib: Annotated[int | None, typer.Option(help="Limit of a layer's scratch memory.", min=1)] = None,
-    optimization_level: Annotated[int | None, typer.Option(help="How much the builder tries.", min=0, max=5)] = None,
+    optimization_level: Annotated[int | None, typer.Option(help="Builder effort, 0 to 5.", min=0, max=5)] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="Kernel times of earlier builds, made or brought up to date; tensorrt only.")
+        Path | None, typer.Option(help="File of kernel times from earlier builds, created or updated; tensorrt only.")
     ] = None,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Let products of fp32 round to TensorFloat-32.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Engine to write; beside the ONNX file unless given.")] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow tf32 (TensorFloat-32) in fp32 products.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Engine to write; default: beside the ONNX file.")] = None,
     force: Force = False,
 ) -> None:
     """Build an engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
@@ -41,7 +41,7 @@ def build(
     if repeat > 1 and timing_cache:
         raise RequestError(
             f"--repeat {repeat}: all engines would get the first one's kernels, got --timing-cache {timing_cache}; "
-            f"leave one out"
+            f"drop one of the two options"
         )
     refuse_existing(force, *engines)
     for engine in engines:
@@ -64,18 +64,18 @@ def package(
     folder: Annotated[Path, typer.Argument(help="Folder that deploy export wrote, or the ONNX file in it.")],
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Model repository; the folder's name with .triton unless given."),
+        typer.Option(file_okay=False, help="Model repository to write; default: the folder's name with .triton."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the model; the folder's name unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; default: the folder's name.")] = None,
     engine: Annotated[
-        Path | None, typer.Option(help="Engine that TensorRT built; the one in the folder that fits unless given.")
+        Path | None, typer.Option(help="Engine built by TensorRT; default: the one in the folder that fits.")
     ] = None,
     force: Force = False,
 ) -> None:
     """Write a detector as a model repository of Triton Inference Server, with a client for it."""
     from deploy.triton.package import package_detector
 
-    place = (folder if folder.is_dir() else folder.parent).resolve()  # "." has no name
+    place = (folder if folder.is_dir() else folder.parent).resolve()  # Path(".").name is empty
     out, name = out or place.with_suffix(".triton"), name or place.stem
     refuse_existing(force, out)
     packaged = package_detector(folder, out, name, engine)
@@ -91,7 +91,7 @@ def explain(
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 30,
     as_json: AsJson = False,
 ) -> None:
-    """Find out why a slim network is not faster: the time of every layer, dense and slim, beside its MACs."""
+    """Find out why a slim network is not faster: time and MACs of every layer, dense and slim."""
     with loading("ONNX Runtime"):
         from deploy.explain.advice import WIDTH, advice, explained_text
         from deploy.explain.explained import explain_deployed
@@ -108,7 +108,7 @@ def explain(
 def _engine_names(out: Path, repeat: int) -> list[Path]:
     """Return net.engine, or net-1.engine, net-2.engine and so on."""
     if out.suffix != ENGINE:
-        raise RequestError(f"--out {out}: not an engine's name, got {out.suffix or 'no ending'}; expected {ENGINE}")
+        raise RequestError(f"--out {out}: not an engine file, got {out.suffix or 'no suffix'}; expected {ENGINE}")
     if repeat == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(1, repeat + 1)]

@@ -18,13 +18,13 @@ __all__ = ["DEPLOYMENT", "INPUTS", "ONNX_NAME", "OUTPUTS", "Deployed", "Deployme
 
 ONNX_NAME = "model.onnx"
 DEPLOYMENT = "deploy.json"
-"""How to feed the ONNX file beside it."""
+"""File that describes how to feed the ONNX file beside it."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 INPUTS = ("image", "image_hw")
 OUTPUTS = ("boxes_xyxy", "scores", "labels")
-"""What every deployed detector takes and gives."""
+"""Input and output names of every deployed detector."""
 _DEBUG = {"nms_converged"}
 _REMEDY = "expected a folder that espalier deploy export wrote, or the ONNX file or an engine in it"
 
@@ -37,28 +37,29 @@ class Deployment(BaseModel):
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     preprocessing: str
-    """For people."""
+    """Human-readable."""
     classes: tuple[str, ...]
     precision: Precision
     versions: dict[str, str]
-    """Of the libraries that wrote the file."""
+    """Versions of the libraries that wrote the file."""
     sha256: dict[str, str]
-    """Of the ONNX file, by its name."""
+    """Hash of the ONNX file, by its name."""
     model: str
-    """The model file it was made from: its name, or its path from the folder's parent where it is below that."""
+    """The model file it was exported from: its path relative to the folder's parent if it is below that, else its
+    name."""
     model_sha256: str
     parity: dict[str, Any] | None
-    """How the file compares with PyTorch; None where nothing could be compared."""
+    """Comparison with PyTorch; None where nothing could be compared."""
     compared_on: str
-    """What both were run on."""
+    """The images of that comparison, human-readable."""
     config: dict[str, Any]
     """The settings of the export."""
     mmdet: str | None = None
-    """Name of mmdet's config, where the model is none of ours."""
+    """Name of mmdet's config, for a checkpoint of mmdet."""
     nms_rounds: int | None = None
-    """Rounds of suppression, where it is arithmetic."""
+    """Rounds of NMS, where it is computed as arithmetic."""
     network_hw: tuple[int, int] | None = None
-    """What the detector sees, where that is not the input: images are scaled inside the graph then."""
+    """Height and width that the detector works at, if not those of the input: the graph scales images then."""
 
 
 @dataclass(frozen=True)
@@ -70,45 +71,45 @@ class Deployed:
 
     @property
     def inputs(self) -> dict[str, TensorSpec]:
-        """What the file takes."""
+        """Inputs of the file."""
         return self.deployment.inputs
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
-        """What the file gives."""
+        """Outputs of the file."""
         return self.deployment.outputs
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Height and width of the image that the file takes."""
+        """Height and width of the input image."""
         height, width = self.inputs["image"].fixed_shape("image")[2:]
         return height, width
 
     @property
     def network_hw(self) -> tuple[int, int]:
-        """Height and width that the detector inside sees."""
+        """Height and width that the detector inside works at."""
         return self.deployment.network_hw or self.size_hw
 
     @property
     def is_as_exported(self) -> bool:
-        """Whether the file, or what the engine was built from, is what `deploy.json` describes."""
+        """Whether the file, or the ONNX file that the engine was built from, is the one in `deploy.json`."""
         made_from = read_engine_info(self.file).onnx_sha256 if self.file.suffix == ENGINE else sha256_of(self.file)
         return made_from in self.deployment.sha256.values()
 
     def runner(self, runtime: str | None = None) -> FileRunner:
-        """Return what runs the file, on all CPU cores of this process.
+        """Return a runner of the file, on all CPU cores of this process.
 
         Args:
-            runtime: A name in `deploy.runtimes.registry.RUNTIMES`; that of the file's kind unless given.
+            runtime: A name in `deploy.runtimes.registry.RUNTIMES`; default: the one for this kind of file.
 
         Raises:
-            RequestError: If inputs or outputs are not those in `deploy.json`; else as `runner_for`.
+            RequestError: If inputs or outputs differ from those in `deploy.json`, and for the reasons of `runner_for`.
             WorkError: If the runtime needs a GPU and finds none.
         """
         runner = runner_for(self.file, runtime, _num_cores())
         for got, expected in ((runner.inputs, self.inputs), (runner.outputs, self.outputs)):
             if got != expected:
-                raise RequestError(f"{self.file}: not what its {DEPLOYMENT} describes, got {got}; expected {expected}")
+                raise RequestError(f"{self.file}: does not match its {DEPLOYMENT}, got {got}; expected {expected}")
         return runner
 
 
@@ -116,12 +117,12 @@ def open_deployment(path: str | Path, *, may_differ: bool = False) -> Deployed:
     """Return the detector in a folder; nothing is run yet.
 
     Args:
-        path: The folder, whose ONNX file is taken, or an ONNX file or engine with their `deploy.json` beside it.
-        may_differ: Whether an ONNX file that was changed after its export will do.
+        path: The folder (its ONNX file is used), or an ONNX file or engine with `deploy.json` beside it.
+        may_differ: Whether to accept an ONNX file that was changed after its export.
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If it is no detector, not what its `deploy.json` describes, or an engine of another file.
+        RequestError: If it is not a detector, does not match its `deploy.json`, or is an engine of another file.
     """
     path = Path(path)
     file = existing_file(path / ONNX_NAME if path.is_dir() else path, _REMEDY)
@@ -131,8 +132,10 @@ def open_deployment(path: str | Path, *, may_differ: bool = False) -> Deployed:
         _check_names(file, {*info.inputs, *info.outputs})
     _check_names(file, {*deployment.inputs, *deployment.outputs})
     deployed = Deployed(file, deployment)
-    if not (may_differ or deployed.is_as_exported):  # another detector's classes would have these names
-        raise RequestError(f"{file}: not as exported, its {DEPLOYMENT} records another sha256; export it again")
+    if not (may_differ or deployed.is_as_exported):  # else another detector would get this one's class names
+        raise RequestError(
+            f"{file}: changed since its export, got another sha256 than in its {DEPLOYMENT}; export it again"
+        )
     return deployed
 
 
@@ -140,7 +143,7 @@ def _check_names(file: Path, names: set[str]) -> None:
     expected = {*INPUTS, *OUTPUTS}
     if names - _DEBUG != expected:
         raise RequestError(
-            f"{file}: not a detector of ours, got inputs and outputs {', '.join(sorted(names - _DEBUG))}; "
+            f"{file}: not an Espalier detector, got inputs and outputs {', '.join(sorted(names - _DEBUG))}; "
             f"expected {', '.join(sorted(expected))}"
         )
 

@@ -1,4 +1,4 @@
-"""A deployed detector in three lines of Python: load it, give it images, get what is in them."""
+"""A deployed detector in three lines of Python: load it, pass it images, get the objects in them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Found:
     """One object, in pixels of its image."""
 
     name: str
-    """Of its class."""
+    """Name of its class."""
     score: float
     box_xyxy: tuple[float, ...]
 
@@ -38,7 +38,7 @@ class Detector:
     """A detector that `espalier deploy export` wrote, run in the batches of its file.
 
     Args:
-        deployed: What `open_deployment` gives; `Detector.load` does that.
+        deployed: Result of `open_deployment`; `Detector.load` calls it.
         runtime: See `Detector.load`.
     """
 
@@ -51,43 +51,44 @@ class Detector:
         """Return the detector in a folder, or of the ONNX file or an engine in it.
 
         Args:
-            path: The folder, whose ONNX file is taken, or a file in it.
-            runtime: A name in `deploy.runtimes.registry.RUNTIMES`; ONNX Runtime on the CPU, or what built the engine,
-                unless given.
+            path: The folder (its ONNX file is used), or a file in it.
+            runtime: A name in `deploy.runtimes.registry.RUNTIMES`; default: ONNX Runtime on the CPU, for an engine the
+                backend that built it.
 
         Raises:
             MissingFileError: If a file is missing.
-            RequestError: If it is no detector of ours, not what its `deploy.json` describes, or not for that runtime;
-                if that is not installed.
+            RequestError: If it is not an Espalier detector, does not match its `deploy.json`, or is not for that
+                runtime; if the runtime is not installed.
             WorkError: If the runtime needs a GPU and finds none.
         """
         return cls(open_deployment(path), runtime)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names that may be found."""
+        """Names of all classes, in the order of their labels."""
         return self._deployed.deployment.classes
 
     def __call__(self, images: Iterable[ImageLike], min_score: float = 0.3) -> list[list[Found]]:
-        """Return what is in each image, in pixels of that image, highest score first.
+        """Return the objects in each image, in pixels of that image, highest score first.
 
         Args:
-            images: Any number. Files are turned upright as their EXIF entry says; PIL images are taken as they lie.
+            images: Any number. Files are rotated by their EXIF orientation; PIL images are not.
             min_score: Boxes below it are left out, in [0, 1].
 
         Raises:
             MissingFileError: If a file is missing.
-            RequestError: If one is not an image; nothing is run then, unless it is a file that does not decode.
+            RequestError: If one is not an image. This is checked before anything is run, except for image files that
+                do not decode.
         """
         if isinstance(images, str | Path) or _is_pil(images) or getattr(images, "ndim", 4) < 4:
-            raise RequestError(f"images: a single image, got {_kind(images)}; expected a list of them")
-        images = list(images)  # it may be a generator, and is gone through twice
+            raise RequestError(f"images: a single image, got {_kind(images)}; expected a list of images")
+        images = list(images)  # it may be a generator, and is iterated over twice
         for i, image in enumerate(images):
             _check(image, f"images[{i}]")
         return list(self.stream(images, min_score))
 
     def stream(self, images: Iterable[ImageLike], min_score: float = 0.3) -> Iterator[list[Found]]:
-        """Yield what calling returns, image by image: for videos and sets that memory does not hold."""
+        """Yield the objects of each image, one image at a time: for videos and sets too large for memory."""
         image, size_hw = self._deployed.inputs["image"], self._deployed.size_hw
         batch_size = image.fixed_shape("image")[0]
         pixels = (_pixels(image, f"images[{i}]") for i, image in enumerate(images))
@@ -111,7 +112,7 @@ def _pixels(image: ImageLike, subject: str) -> NDArray[np.uint8]:
 
 
 def _check(image: Any, subject: str) -> None:
-    """Raise if it is no image; what only decoding tells is not seen."""
+    """Raise if it is not an image; files are not decoded here."""
     if isinstance(image, str | Path):
         if not Path(image).is_file():
             raise MissingFileError(f"{image}: no such file; expected an image")
@@ -123,7 +124,7 @@ def _check(image: Any, subject: str) -> None:
 
 
 def _is_pil(image: Any) -> bool:
-    """Return whether it is a PIL image, without importing PIL, which a user may not have."""
+    """Return whether it is a PIL image, without importing PIL, which may not be installed."""
     return hasattr(image, "convert") and hasattr(image, "getbands")
 
 

@@ -1,6 +1,6 @@
 """ONNX files to engines, by TensorRT or TensorRT-RTX: the two modules share one API.
 
-Only strongly typed networks: precision is what the ONNX file says. Running an engine lives in runtime.py.
+Only strongly typed networks: the precision is that of the ONNX file. Engines are run in `deploy.runtimes.tensorrt`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["BACKENDS", "EngineInfo", "engine_from_onnx", "last_error", "load_eng
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
-"""What goes into an engine and comes out of it; float64 would be read as float32."""
+"""Dtypes of an engine's inputs and outputs; float64 would be read as float32."""
 
 
 class EngineInfo(BaseModel):
-    """What an engine was built from and for; stands beside it as `<engine>.json`."""
+    """What an engine was built from and for; its sidecar, `<engine>.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,21 +40,21 @@ class EngineInfo(BaseModel):
     """Either "tensorrt" or "tensorrt_rtx"."""
     backend_version: str
     compute_capabilities: tuple[str, ...]
-    """Such as "8.6"; empty means what the backend chooses itself."""
+    """Such as "8.6"; empty for the backend's own choice."""
     precision: str
-    """As `deploy.precision_of` tells it; "tf32" where fp32 may be rounded to TensorFloat-32."""
+    """As `deploy.onnx_file.precision_of` returns it; "tf32" where fp32 may be rounded to tf32 (TensorFloat-32)."""
     onnx_file: str | None = None
-    """Its name, without folders; this and the following are None in sidecars of earlier versions."""
+    """Its name, without folders. The fields with default None are missing in sidecars of earlier versions."""
     onnx_sha256: str
     engine_sha256: str
-    """Tells an engine from one that replaced it after the sidecar was written."""
+    """Detects an engine that was replaced after the sidecar was written."""
     build_s: float | None = None
     gpu: str | None = None
-    """The one it was built on; None for an engine built without any."""
+    """The GPU it was built on; None if it was built without one."""
     driver: str | None = None
     optimization_level: int | None = None
     workspace_mib: int | None = None
-    """The limit; None where the backend's own stood."""
+    """The limit; None for the backend's default."""
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
 
@@ -70,27 +70,27 @@ def engine_from_onnx(
     timing_cache: str | Path | None = None,
     tf32: bool = False,
 ) -> EngineInfo:
-    """Build an engine and its sidecar, and return what the sidecar says.
+    """Build an engine and its sidecar, and return the sidecar's content.
 
     TensorRT-RTX needs no GPU for this; TensorRT builds for the GPU it finds.
 
     Args:
         onnx_path: A file with fixed shapes.
-        engine_path: Where the engine goes; nothing is left there when the build fails.
-        backend: Which of the two modules builds.
-        compute_capabilities: GPU generations to build for, such as ("8.6", "8.9"); TensorRT-RTX only. Empty
-            leaves the choice to the backend.
-        workspace_mib: Limit, >= 1, of the scratch memory a layer may take, in MiB; None leaves the backend's own.
-        optimization_level: 0 to 5, how much the builder tries; None leaves the backend's own.
-        timing_cache: File of the kernel times that TensorRT measured in earlier builds; made or brought up to date.
-        tf32: Whether products of float32 may round what they multiply to TensorFloat-32, 10 bits of mantissa. The
-            backends do so unless told not to; here fp32 means fp32 in every runtime.
+        engine_path: Engine to write; nothing is left there if the build fails.
+        backend: A name in `BACKENDS`.
+        compute_capabilities: GPU generations to build for, such as ("8.6", "8.9"); TensorRT-RTX only. Empty for the
+            backend's own choice.
+        workspace_mib: Limit, >= 1, of a layer's scratch memory in MiB; None for the backend's default.
+        optimization_level: Builder effort, 0 to 5; None for the backend's default.
+        timing_cache: File of the kernel times that TensorRT measured in earlier builds; created or updated.
+        tf32: Whether fp32 products may round their factors to tf32 (TensorFloat-32, 10 bits of mantissa). The backends
+            do so by default; here fp32 means fp32 in every runtime.
 
     Raises:
         MissingFileError: If the ONNX file does not exist.
-        RequestError: If it is no ONNX file, or has a free dimension, NaN in a weight or a type the backend lacks; if
-            the backend is not installed, knows no such compute capability or has no timing cache, or the cache is of
-            another GPU or version.
+        RequestError: If it is not an ONNX file, or has a free dimension, NaN in a weight or a dtype the backend lacks;
+            if the backend is not installed, does not support a compute capability or has no timing cache, or the cache
+            is for another GPU or version.
         WorkError: If the backend cannot read a node or cannot build the engine.
     """
     trt = _backend_module(backend)
@@ -147,7 +147,7 @@ def read_engine_info(engine_path: str | Path) -> EngineInfo:
     path = existing_file(engine_path, _REBUILD)
     info = model_from_json(EngineInfo, _sidecar(path), _REBUILD)
     if sha256_of(path) != info.engine_sha256:
-        raise RequestError(f"{path}: not the engine its sidecar describes, got another sha256; {_REBUILD}")
+        raise RequestError(f"{path}: does not match its sidecar, got another sha256; {_REBUILD}")
     return info
 
 
@@ -155,9 +155,9 @@ def load_engine(engine_path: str | Path) -> Any:
     """Return the backend's engine object, ready to run on this machine's GPU.
 
     Raises:
-        RequestError: If another version built it, or TensorRT on another GPU, or the ONNX file beside it is not the one
-            it was built from.
-        WorkError: If there is no GPU, or the backend refuses it.
+        RequestError: If another version built it, or TensorRT built it on another GPU, or the ONNX file beside it has
+            changed since.
+        WorkError: If there is no GPU, or the backend cannot load it.
     """
     import torch
 
@@ -170,14 +170,14 @@ def load_engine(engine_path: str | Path) -> Any:
             f"expected the installed {trt.__version__}, {_REBUILD}"
         )
     if not torch.cuda.is_available():
-        raise WorkError(f"{engine_path}: no GPU to run it, got a machine without CUDA; measure the ONNX file instead")
+        raise WorkError(f"{engine_path}: needs a GPU, got a machine without CUDA; use the ONNX file instead")
     gpu = current_gpu()
-    if info.backend == "tensorrt" and gpu and info.gpu not in (None, gpu.name):  # it would only warn, and be slow
+    if info.backend == "tensorrt" and gpu and info.gpu not in (None, gpu.name):  # TensorRT only warns, and runs slowly
         raise RequestError(f"{engine_path}: built for another GPU, got {info.gpu}; expected {gpu.name}, {_REBUILD}")
     _errors(info.backend).clear()
     engine = _runtime(info.backend).deserialize_cuda_engine(Path(engine_path).read_bytes())
     if engine is None:
-        raise WorkError(f"{engine_path}: {info.backend} refuses it, got {last_error(info.backend)}; {_REBUILD}")
+        raise WorkError(f"{engine_path}: {info.backend} cannot load it, got {last_error(info.backend)}; {_REBUILD}")
     return engine
 
 
@@ -203,17 +203,17 @@ def _backend_module(backend: str) -> Any:
 
 @cache
 def _errors(backend: str) -> list[str]:
-    """Return the list that the backend's logger fills."""
+    """Return the list to which the backend's logger appends."""
     return []
 
 
 @cache
 def _logger(backend: str) -> Any:
-    """Return the one logger of a backend: it ignores a second one with a warning."""
+    """Return the one logger of a backend, which would ignore a second one with a warning."""
     trt = _backend_module(backend)
     errors = _errors(backend)
 
-    class ErrorLog(trt.ILogger):  # type: ignore[name-defined]  # its base is known at run time only
+    class ErrorLog(trt.ILogger):  # type: ignore[name-defined]  # its base class is known at run time only
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
                 errors.append(" ".join(message.split()))
@@ -223,12 +223,12 @@ def _logger(backend: str) -> Any:
 
 @cache
 def _runtime(backend: str) -> Any:
-    """Return the one runtime of a backend, which must outlive its engines."""
+    """Return the only runtime of a backend; it must outlive its engines."""
     return _backend_module(backend).Runtime(_logger(backend))
 
 
 def last_error(backend: str) -> str:
-    """Return what a backend said of its last failure."""
+    """Return a backend's last error message."""
     return _errors(backend)[-1] if _errors(backend) else "no reason"
 
 
@@ -241,43 +241,46 @@ def _check_options(
         raise RequestError(f"optimization_level: out of range, got {optimization_level}; expected 0 to 5")
     if timing_cache and backend != "tensorrt":
         raise RequestError(
-            f"timing_cache: {backend} has none, it times no kernels while it builds, got {timing_cache}; leave it out"
+            f"timing_cache: not used with {backend}, which times no kernels, got {timing_cache}; drop this option"
         )
 
 
 def _check_graph(onnx_path: str | Path, model: ModelProto) -> None:
-    """Refuse what a backend would build into an engine that computes nonsense."""
+    """Refuse graphs of which a backend would build an engine with wrong results."""
     from onnx import numpy_helper
 
     for name, spec in {**input_specs(model), **output_specs(model)}.items():
         if spec.dtype not in DTYPES:
             raise RequestError(
-                f"{onnx_path}: {name!r} has a type no engine takes or gives, got {spec.dtype}; "
+                f"{onnx_path}: {name!r} has a dtype that no engine supports, got {spec.dtype}; "
                 f"expected one of {', '.join(DTYPES)}"
             )
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if "float" in array.dtype.name and bool((array != array).any()):
-            raise RequestError(f"{onnx_path}: weight {tensor.name!r} got NaN; expected numbers, train anew")
+            raise RequestError(
+                f"{onnx_path}: weight {tensor.name!r} is not finite, got NaN; expected numbers, train again"
+            )
 
 
 def _builder(trt: Any, backend: str) -> Any:
     try:
         return trt.Builder(_logger(backend))
-    except TypeError as error:  # pybind11's word for a null pointer
+    except TypeError as error:  # pybind11 raises it for a null pointer
         raise WorkError(
-            f"{backend} cannot start, got {last_error(backend)}; it needs an NVIDIA GPU, or build with tensorrt_rtx"
+            f"{backend}: cannot start, got {last_error(backend)}; use a machine with an NVIDIA GPU, or "
+            f"--backend tensorrt_rtx"
         ) from error
 
 
 def _refuse_stale(engine_path: Path, info: EngineInfo) -> None:
     source = engine_path.parent / info.onnx_file if info.onnx_file else None
     if source and source.is_file() and sha256_of(source) != info.onnx_sha256:
-        raise RequestError(f"{engine_path}: built from another file, got a {source} that has changed since; {_REBUILD}")
+        raise RequestError(f"{engine_path}: outdated, got a {source} that was changed since; {_REBUILD}")
 
 
 def _fixed_specs(specs: Mapping[str, TensorSpec], tensors: Sequence[Any]) -> dict[str, TensorSpec]:
-    """Return the file's dtypes with the shapes the backend found: a file need not say those of its outputs."""
+    """Return the file's dtypes with the shapes that the backend found: a file may lack those of its outputs."""
     found = {}
     for tensor in tensors:
         shape = tuple(None if size < 0 else int(size) for size in tensor.shape)
@@ -288,10 +291,10 @@ def _fixed_specs(specs: Mapping[str, TensorSpec], tensors: Sequence[Any]) -> dic
 
 def _parser_fault(onnx_path: str | Path, backend: str, parser: Any) -> str:
     fault = parser.get_error(0)
-    reason = " ".join(fault.desc().split()).partition(" [checkMacros")[0]  # what follows is about a missing GPU
+    reason = " ".join(fault.desc().split()).partition(" [checkMacros")[0]  # the rest is about a missing GPU
     return (
         f"{onnx_path}: {backend} cannot read node {fault.node_name()!r} ({fault.node_operator()}), "
-        f"got {reason}; write it with other operators"
+        f"got {reason}; rewrite it with other operators"
     )
 
 
@@ -316,22 +319,22 @@ def _config(
 
 
 def _use_timing_cache(config: Any, backend: str, path: Path) -> None:
-    """Give the builder the kernel times in a file, none where there is no file yet."""
+    """Pass the kernel times in a file to the builder; none if the file does not exist yet."""
     known = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise RequestError(
-            f"{path}: not for this GPU and version, got {last_error(backend)}; name another file, it will be made"
+            f"{path}: not for this GPU and version, got {last_error(backend)}; give a new file name, it is created"
         )
 
 
 def _targets(trt: Any, compute_capabilities: Sequence[str]) -> list[Any]:
-    """Return the backend's own values for "8.6" and the like."""
+    """Return the backend's own values for names such as "8.6"."""
     known = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     by_number = {f"{name[2:-1]}.{name[-1]}": value for name, value in known.items() if name.startswith("SM")}
     for number in compute_capabilities:
         if number not in by_number:
-            expected = f"one of {', '.join(by_number)}" if by_number else "none: it builds for the GPU it finds"
+            expected = f"one of {', '.join(by_number)}" if by_number else "none, it builds for this machine's GPU"
             raise RequestError(
                 f"compute_capability: {trt.__name__} cannot build for it, got {number}; expected {expected}"
             )

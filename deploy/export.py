@@ -1,6 +1,6 @@
-"""Modules to ONNX files that hold standard operators only and give what the module gives.
+"""Modules to ONNX files of standard operators only, checked against the module's outputs.
 
-Precision is the module's own; engines are built in engine.py.
+The precision is that of the module; engines are built in engine.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["onnx_from_module"]
 
-# protobuf's own limit for one message
+# protobuf's limit for one message
 MAX_FILE_BYTES = 2 * 1024**3
 
 
@@ -45,21 +45,21 @@ def onnx_from_module(
     """Write the module as one ONNX file and return the largest difference of each output from the module's.
 
     Args:
-        module: Gives a tensor or a sequence of tensors. Exported in eval mode; left in the mode it was in.
-        inputs: Example tensors by input name, in the order of the module's arguments. Their shapes become the
-            file's only shapes, and the file is checked on their values: random ones, not zeros. A detector that
-            finds nothing in them gives empty outputs, which check nothing.
-        path: Where the file goes; nothing is left there when anything fails.
-        output_names: One name for each tensor the module gives.
-        tolerance: Largest difference allowed, in units of max(1, largest absolute value of that output), so
-            that pixels and probabilities share it. Integer and boolean outputs must be equal. None runs neither and
-            returns no difference, and onnx's own checker reads the file: for what no CPU runs, and for modules that
-            choose between near-equals, which the caller must compare in his own way.
-        opset: ONNX operator set. torch's exporter writes 18 itself and converts to any other.
-        reference: In eval mode, compared with in the module's place: the same in float32 for one in half precision.
+        module: Returns a tensor or a sequence of tensors. Exported in eval mode; its mode is restored.
+        inputs: Example tensors by input name, in the order of the module's arguments. Their shapes become the file's
+            only shapes, and the file is checked on their values: use random ones, not zeros. A detector that finds
+            nothing in them returns empty outputs, which check nothing.
+        path: File to write; nothing is left there if anything fails.
+        output_names: One name for each tensor the module returns.
+        tolerance: Largest difference allowed, in units of max(1, largest absolute value of that output), so that it
+            fits pixels and probabilities alike. Integer and boolean outputs must be equal. None compares nothing and
+            only runs onnx's checker on the file: for graphs that no CPU runs, and for modules that choose between
+            nearly equal values, whose outputs the caller must compare.
+        opset: ONNX operator set. torch's exporter writes 18 and converts to any other.
+        reference: Module in eval mode to compare with instead: the fp32 version of a half-precision module.
 
     Raises:
-        RequestError: If names and tensors do not pair, or the weights do not fit in one file.
+        RequestError: If names and tensors do not match, or the weights do not fit in one file.
         WorkError: If the module cannot be exported, needs an operator outside the ONNX standard, or an
             output of ONNX Runtime differs from the module's.
     """
@@ -71,7 +71,8 @@ def onnx_from_module(
         model = _exported(module, inputs, output_names, opset)
     if foreign := foreign_operators(model):
         raise WorkError(
-            f"{path}: operators outside the ONNX standard, got {', '.join(foreign)}; write them with plain tensors"
+            f"{path}: has operators outside the ONNX standard, got {', '.join(foreign)}; rewrite them with "
+            f"plain tensor operations"
         )
     with written_atomically(path) as beside:
         beside.write_bytes(model.SerializeToString())
@@ -91,7 +92,7 @@ def _check_size(module: nn.Module) -> None:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold the module in eval mode; each submodule's own mode comes back, as train() would not bring it back."""
+    """Hold the module in eval mode; restore each submodule's own mode, which train() would not."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -119,7 +120,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], output_names: Seq
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise WorkError(
-                f"{type(module).__name__}: cannot be written as ONNX, got {reason}; "
+                f"{type(module).__name__}: cannot be exported to ONNX, got {reason}; "
                 f"expected a forward of tensors with fixed shapes"
             ) from error
     assert program is not None, "torch.onnx.export with dynamo=True returns a program"
@@ -128,7 +129,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], output_names: Seq
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's remarks on its own operators from users, who can do nothing about them."""
+    """Hide the exporter's messages about its own operators, which users can do nothing about."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -140,7 +141,7 @@ def _silence() -> Iterator[None]:
 
 
 def _without_metadata(model: ModelProto) -> ModelProto:
-    """Drop the stack traces torch writes on every node: they hold paths of this machine."""
+    """Drop the stack traces that torch writes on every node: they contain paths of this machine."""
     graph = model.graph
     for part in [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]:
         del part.metadata_props[:]
@@ -155,7 +156,7 @@ def _checked_by_onnx(path: str | Path, written: Path) -> dict[str, float]:
         onnx.checker.check_model(str(written), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise WorkError(f"{path}: not a sound graph, got {reason}; expected what onnx's checker passes") from error
+        raise WorkError(f"{path}: invalid graph, got {reason}; expected one that onnx's checker accepts") from error
     return {}
 
 
@@ -164,7 +165,7 @@ def _checked_differences(path: str | Path, expected: Arrays, actual: Arrays, tol
     for name, difference in differences.items():
         is_exact = not np.issubdtype(expected[name].dtype, np.floating)
         limit = 0.0 if is_exact and np.isfinite(tolerance) else tolerance * max(1.0, _largest(expected[name]))
-        if not difference <= limit:  # written so that NaN fails
+        if not difference <= limit:  # so written that NaN fails
             raise WorkError(
                 f"{path}: output {name!r} of ONNX Runtime differs from the module's, got {difference:.3g}; "
                 f"expected at most {limit:.3g}, raise `tolerance` only if the difference is harmless"
@@ -173,7 +174,7 @@ def _checked_differences(path: str | Path, expected: Arrays, actual: Arrays, tol
 
 
 def _largest(array: npt.NDArray[np.generic]) -> float:
-    """Return the largest finite absolute value, 0 if there is none."""
+    """Return the largest finite absolute value, or 0."""
     return float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))
 
 

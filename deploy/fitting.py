@@ -1,6 +1,6 @@
-"""Pictures of any size through a graph of one: they are scaled into its shape, and their boxes back.
+"""Images of any size through a graph of one shape: images are scaled to fit it, and boxes are scaled back.
 
-`espalier deploy package` hands out this very file beside the graph, so numpy and OpenCV are all that it may import.
+`espalier deploy package` copies this file into the package, so it may import only numpy and OpenCV.
 """
 
 import itertools
@@ -24,10 +24,10 @@ Boxes = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 def boxes_by_graph(
     graph: Graph, images: Iterable[NDArray[np.uint8]], size_hw: tuple[int, int], batch_size: int, dtype: str
 ) -> Iterator[Boxes]:
-    """Yield what a graph finds in each RGB image, height x width x 3.
+    """Yield the boxes that a graph finds in each RGB image, height x width x 3.
 
-    The graph always gets `batch_size` images of that type: the last one is repeated to fill the last batch, and
-    counted once.
+    The graph always gets `batch_size` images of dtype `dtype`: the last one is repeated to fill the last batch, and
+    counts once.
     """
     fitted = (fit_image(image, size_hw, dtype) for image in images)
     while batch := list(itertools.islice(fitted, batch_size)):
@@ -39,7 +39,7 @@ def boxes_by_graph(
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Return an image file as RGB, height x width x 3, turned upright as its EXIF entry says.
+    """Return an image file as RGB, height x width x 3, rotated by its EXIF orientation.
 
     Raises:
         ValueError: If it does not decode.
@@ -48,7 +48,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def decode_image(data: bytes, subject: str) -> NDArray[np.uint8]:
-    """Return the content of an image file as `read_image` does; `subject` is what the error speaks of."""
+    """Return the content of an image file as `read_image` does; `subject` begins the error message."""
     image_HW3 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image_HW3 is None:
         raise ValueError(f"{subject}: does not decode; expected an image")
@@ -58,14 +58,14 @@ def decode_image(data: bytes, subject: str) -> NDArray[np.uint8]:
 def fit_image(
     image_HW3: NDArray[np.uint8], size_hw: tuple[int, int], dtype: str = "float32"
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
-    """Scale an RGB image into a fixed shape, ratio kept, padded right and below.
+    """Scale an RGB image into a fixed shape, keeping its ratio, padded on the right and below.
 
     Returns:
-        The graph's inputs (batch 1: `image` RGB 0..255 of that type, `image_hw` the part that is image), and the
-        factors by which x0, y0, x1, y1 grew.
+        The graph's inputs (batch 1: `image` RGB 0..255 of dtype `dtype`, `image_hw` its size without padding), and the
+        factors by which x0, y0, x1, y1 were scaled.
     """
     (height, width), (h0, w0) = size_hw, image_HW3.shape[:2]
-    # the shape is never turned to portrait or landscape as the image is; of a thin image a pixel is left
+    # the shape stays as it is for portrait and landscape images; a thin image keeps at least one pixel
     factor = min(height / h0, width / w0)
     h, w = max(1, int(h0 * factor + 0.5)), max(1, int(w0 * factor + 0.5))
     scaled = cv2.resize(image_HW3, (w, h), interpolation=cv2.INTER_LINEAR)
@@ -77,6 +77,6 @@ def fit_image(
 
 
 def stacked(inputs: Sequence[dict[str, NDArray[Any]]], batch_size: int) -> dict[str, NDArray[Any]]:
-    """Return the inputs of single images as those of one batch, filled up with the last."""
+    """Return the inputs of single images as one batch, filled up with the last image."""
     filled = [*inputs, *[inputs[-1]] * (batch_size - len(inputs))]
     return {name: np.concatenate([one[name] for one in filled]) for name in filled[0]}

@@ -1,4 +1,4 @@
-"""Image files read as a detector takes them."""
+"""Reads image files for detectors."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ __all__ = ["image_from_file"]
 
 
 def image_from_file(path: str | Path) -> NDArray[np.uint8]:
-    """Return an image file as RGB, height x width x 3, turned upright as its EXIF entry says.
+    """Return an image file as RGB, height x width x 3, rotated by its EXIF orientation.
 
     Raises:
         RequestError: If it does not decode.
     """
     try:
         return read_image(Path(path))
-    except ValueError as error:  # fitting.py, which is handed out alone, knows no errors of ours
+    except ValueError as error:  # fitting.py is copied into packages, without our error classes
         raise RequestError(str(error)) from error

@@ -1,6 +1,6 @@
-"""Times of several runners, taken so that they can be compared, and their statistics.
+"""Comparable latencies of several runners, and their statistics.
 
-What runs lives in runtime.py; under which conditions, in record.py.
+Runners are in `deploy.runtimes`, the conditions of a measurement in record.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Latency:
-    """Every sample of one candidate, in the order of the rounds, and its statistics; milliseconds per batch."""
+    """All samples of one candidate, in the order of the rounds, and their statistics; milliseconds per batch."""
 
     samples_ms: tuple[float, ...]
     median_ms: float
@@ -49,7 +49,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Transfers:
-    """What the copies between host and GPU took, beside the latency; milliseconds per batch."""
+    """Times of the copies between host and GPU, not part of the latency; milliseconds per batch."""
 
     host_to_device: Latency
     device_to_host: Latency
@@ -66,22 +66,22 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `measure` found."""
+    """Result of `measure`."""
 
     warmup: int
     rounds: int
     latencies: dict[str, Latency]
     """By candidate, in the order given."""
     transfers: dict[str, Transfers]
-    """By candidate; without those that copy nothing, on a CPU."""
+    """By candidate; without those on a CPU, which copy nothing."""
     batches: dict[str, int]
-    """By candidate, the images per run."""
+    """By candidate, images per run."""
     references: dict[str, str]
-    """By candidate, the one it is compared with: the first of its batch, maybe itself."""
+    """By candidate, the one it is compared with: the first with the same batch, possibly itself."""
     speedups: dict[str, Speedup]
     """By candidate, without the references."""
     gpu: GpuLog | None
-    """None on a CPU, and where NVML is not there."""
+    """None on a CPU, and without NVML."""
 
 
 def measure(
@@ -97,17 +97,18 @@ def measure(
 ) -> Measurement:
     """Return the latency of every runner, and its speedup over the first one of its batch.
 
-    A round runs each of them once, in alternating order, so that heat, clocks and neighbours meet all alike.
+    A round runs each of them once, in alternating order, so that heat, clocks and other processes affect all alike.
 
     Args:
         runners: By candidate name; the first is the reference, the dense one.
-        inputs: Fed to all of them, or by candidate, where batches differ. The first size of the first is the batch.
-        warmup: Rounds, >= 0, that are run and not kept.
-        rounds: Rounds, >= 1, of which every sample is kept.
-        seed: Of the bootstrap.
-        clock: Nanoseconds that only grow; used where a runner has no device clock of its own.
+        inputs: Arrays for all of them, or by candidate where batches differ. The first size of the first input is the
+            batch.
+        warmup: Rounds, >= 0, that are run and discarded.
+        rounds: Rounds, >= 1, that are kept.
+        seed: Seed of the bootstrap.
+        clock: Monotonic, in nanoseconds; used where a runner has no device clock.
         on_round: Called after each round, outside the timed steps.
-        watch: Reads the GPU's clocks between rounds; one over the runners' GPU unless given.
+        watch: Reads the GPU's clocks between rounds; default: one for the runners' GPU.
 
     Raises:
         RequestError: If there is no runner or no round, the runners are on different devices or threads, or the inputs
@@ -149,7 +150,7 @@ def measure_with_progress(
     rounds: int,
     progress: Callable[[int, int], object],
 ) -> Measurement:
-    """Return what `measure` does; `progress` is called after every round with how many are done, and of how many."""
+    """Return the result of `measure`; `progress` is called after every round with rounds done and rounds in all."""
     ticks = itertools.count(1)
     return measure(
         runners,
@@ -161,16 +162,16 @@ def measure_with_progress(
 
 
 def inputs_by_name(names: Sequence[str], inputs: Arrays | Mapping[str, Arrays]) -> dict[str, Arrays]:
-    """Return each candidate's inputs, where they may be the same for all."""
+    """Return each candidate's inputs, given for all or by candidate."""
     own = {name: value for name, value in inputs.items() if isinstance(value, Mapping)}
     shared = {name: value for name, value in inputs.items() if not isinstance(value, Mapping)}
     return {name: own.get(name, shared) for name in names}
 
 
 def order_of_round(names: Sequence[str], round_index: int) -> list[str]:
-    """Return the names rotated by the round, backwards in every other cycle: for two AB, BA, BA, AB, AB, ...
+    """Return the names rotated by the round, reversed in every other cycle: for two AB, BA, BA, AB, AB, ...
 
-    Each goes first equally often, and a steady drift over the rounds favours none.
+    Each is first equally often, and a steady drift over the rounds favours none.
     """
     cycle, shift = divmod(round_index, len(names))
     rotated = [*names[shift:], *names[:shift]]
@@ -191,12 +192,12 @@ def latency_from_samples(samples_ms: Sequence[float]) -> Latency:
 
 
 def speedup_from_samples(reference_ms: Sequence[float], other_ms: Sequence[float], *, seed: int = 0) -> Speedup:
-    """Return median reference / median other and the interval of that ratio when whole rounds are drawn again.
+    """Return median reference / median other and its bootstrap interval, from resampled whole rounds.
 
     Args:
         reference_ms: Samples of the reference, one per round.
         other_ms: Samples of the candidate in the same rounds.
-        seed: Of the draws.
+        seed: Seed of the resampling.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, sec. 13.3 (percentile interval).
     """
@@ -209,7 +210,7 @@ def speedup_from_samples(reference_ms: Sequence[float], other_ms: Sequence[float
 def _common_device(runners: Mapping[str, Runner]) -> str:
     places = {(runner.device, runner.num_threads) for runner in runners.values()}
     if len(places) > 1:
-        raise RequestError(f"runners: on different devices or threads, got {places}; expected the same for all")
+        raise RequestError(f"runners: devices or threads differ, got {places}; expected the same for all")
     return places.pop()[0]
 
 
@@ -221,20 +222,20 @@ def _timed(
     on_round: Callable[[], object],
     watch: GpuWatch | None,
 ) -> dict[str, list[StepTimes]]:
-    """Return the times of the rounds that are kept."""
+    """Return the times of the measured rounds."""
     times: dict[str, list[StepTimes]] = {name: [] for name in steps}
     if watch:
-        watch.see("before")
+        watch.sample("before")
     for round_index in range(-warmup, rounds):
         for name in order_of_round(list(steps), round_index):
             found = _step_times(steps[name], clock)
             if round_index >= 0:
                 times[name].append(found)
         if watch:
-            watch.see("measured" if round_index >= 0 else "warmup")
+            watch.sample("measured" if round_index >= 0 else "warmup")
         on_round()
     if watch:
-        watch.see("after")
+        watch.sample("after")
     return times
 
 

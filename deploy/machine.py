@@ -1,6 +1,6 @@
-"""What a measurement or an engine depends on outside this code: processor, GPU, driver, versions, commit.
+"""What a measurement or an engine depends on besides this code: processor, GPU, driver, versions, commit.
 
-What a GPU does while it is measured lives in nvml.py.
+The state of a GPU during a measurement is read in nvml.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VERSIONED = (
 
 
 class Device(BaseModel):
-    """Where it ran; clocks and power as the driver told them right after the last round, None where it did not."""
+    """The device of a run; clocks and power as the driver reported them right after the last round, or None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,14 +63,14 @@ class Device(BaseModel):
 
 
 def device_from_place(device: str, num_threads: int | None) -> Device:
-    """Return the device that a runner names "cpu" or "cuda:<index>"."""
+    """Return the device for a runner's "cpu" or "cuda:<index>"."""
     return Device(is_gpu=False, name=cpu_model(), num_threads=num_threads) if device == "cpu" else _gpu(device)
 
 
 def current_gpu() -> Device | None:
-    """Return the GPU that CUDA takes by default; None where there is none."""
+    """Return CUDA's default GPU; None if there is none."""
     if shutil.which("nvidia-smi") is None:
-        return None  # spares the import below, which takes seconds
+        return None  # avoids the import below, which takes seconds
     import torch
 
     return _gpu(f"cuda:{torch.cuda.current_device()}") if torch.cuda.is_available() else None
@@ -85,7 +85,7 @@ def cpu_model() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide results and times, of those that are installed."""
+    """Return the versions of the installed libraries that affect results and times."""
     installed = {}
     for name in VERSIONED:
         try:
@@ -96,10 +96,10 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit this code is of, ending in -dirty where files differ from it; None outside a checkout."""
+    """Return the commit of this code, ending in -dirty if files were changed; None outside a checkout."""
     in_code = ("git", "-C", str(Path(__file__).parent))
     if _command_line(*in_code, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # installed into an environment inside somebody else's checkout
+        return None  # installed into an environment inside another project's checkout
     return _command_line(*in_code, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
@@ -107,7 +107,7 @@ def _gpu(device: str) -> Device:
     import torch
 
     properties = torch.cuda.get_device_properties(device)
-    # asked by identity: the driver's own numbering knows nothing of CUDA_VISIBLE_DEVICES
+    # selected by UUID: the driver's numbering ignores CUDA_VISIBLE_DEVICES
     facts = _command_line(
         "nvidia-smi",
         f"--id=GPU-{properties.uuid}",
@@ -118,7 +118,7 @@ def _gpu(device: str) -> Device:
 
 
 def _gpu_from_facts(name: str, facts: str | None) -> Device:
-    """Return the device from one line of nvidia-smi, which writes "[N/A]" where it does not know."""
+    """Return the device from one line of nvidia-smi, which writes "[N/A]" for unknown values."""
     if facts is None:
         return Device(is_gpu=True, name=name)
     driver, *numbers = (fact.strip() for fact in facts.split(","))
@@ -135,7 +135,7 @@ def _gpu_from_facts(name: str, facts: str | None) -> Device:
 
 
 def _command_line(*command: str) -> str | None:
-    """Return what a command prints, None if it is missing or fails."""
+    """Return the output of a command; None if it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):

@@ -1,6 +1,6 @@
-"""What NVML tells of a GPU before, while and after it is measured: clocks, power, temperature, throttling.
+"""NVML's readings of a GPU before, during and after a measurement: clocks, power, temperature, throttling.
 
-A time taken while the clock fell is not the time of the network alone.
+A time measured while the clock dropped is not comparable.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ THROTTLING = {
     "HwThermalSlowdown": "temperature, in hardware",
     "HwPowerBrakeSlowdown": "external power brake",
 }
-"""NVML's names of the reasons that slow a GPU under load, and what they say."""
+"""NVML's names of the reasons for throttling under load, and their meaning."""
 
 
 class GpuSample(BaseModel):
-    """One reading; None where this GPU or driver does not tell."""
+    """One reading; None for values that this GPU or driver does not report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,7 @@ class GpuLog(BaseModel):
 
     @property
     def summary(self) -> str:
-        """What was seen while the kept rounds ran, in one line."""
+        """The readings during the measured rounds, in one line."""
         parts = [
             _range("SM clock", "MHz", [sample.sm_clock_mhz for sample in self._measured]),
             _range("power", "W", [sample.power_w for sample in self._measured]),
@@ -61,19 +61,20 @@ class GpuLog(BaseModel):
 
     @property
     def warning(self) -> str | None:
-        """Why these times are not to be trusted, in one line; None where nothing says so."""
+        """Why these times are not reliable, in one line; None if nothing was found."""
         clocks = [sample.sm_clock_mhz for sample in self._measured if sample.sm_clock_mhz]
         reasons = {reason: None for sample in self._measured for reason in sample.throttled_by}
-        faults = [f"throttled by {', '.join(reasons)}"] if reasons else []
+        faults = [f"throttling by {', '.join(reasons)}"] if reasons else []
         if clocks and min(clocks) < (1 - CLOCK_TOLERANCE) * max(clocks):
-            faults.insert(0, f"SM clock moved between {min(clocks)} and {max(clocks)} MHz")
+            faults.insert(0, f"an SM clock of {min(clocks)} to {max(clocks)} MHz")
         if not faults:
             return None
-        return f"GPU: not steady, {' and '.join(faults)}; lock its clocks (nvidia-smi -lgc), let it cool, measure again"
+        problems = " and ".join(faults)
+        return f"GPU: clocks not steady, got {problems}; lock them (nvidia-smi -lgc), let it cool, measure again"
 
     @property
     def _measured(self) -> list[GpuSample]:
-        """Without the idle GPU before, and the warm-up in which clocks rise."""
+        """The samples without the idle GPU before and the warm-up, in which clocks rise."""
         return [sample for sample in self.samples if sample.phase in ("measured", "after")]
 
 
@@ -83,8 +84,8 @@ class GpuWatch:
     Args:
         nvml: The `pynvml` module, initialised.
         handle: Its handle of the GPU.
-        interval_s: Least time between two readings of one phase: one takes a while, in which the GPU idles.
-        clock: Nanoseconds that only grow.
+        interval_s: Least time between two samples of one phase: the GPU idles while a sample is taken.
+        clock: Monotonic, in nanoseconds.
     """
 
     def __init__(
@@ -94,19 +95,19 @@ class GpuWatch:
         self._start_ns = clock()
         self._samples: list[GpuSample] = []
 
-    def see(self, phase: Phase) -> None:
-        """Take a sample, unless the last one is of this phase and fresh."""
+    def sample(self, phase: Phase) -> None:
+        """Take a sample, unless the last one is recent and of the same phase."""
         time_s = (self._clock() - self._start_ns) / 1e9
         last = self._samples[-1] if self._samples else None
         if last is None or last.phase != phase or time_s - last.time_s >= self._interval_s:
-            self._samples.append(self._sample(phase, time_s))
+            self._samples.append(self._new_sample(phase, time_s))
 
     @property
     def log(self) -> GpuLog:
-        """What was seen so far."""
+        """The samples so far."""
         return GpuLog(samples=tuple(self._samples))
 
-    def _sample(self, phase: Phase, time_s: float) -> GpuSample:
+    def _new_sample(self, phase: Phase, time_s: float) -> GpuSample:
         nvml = self._nvml
         power_mw = self._reading(nvml.nvmlDeviceGetPowerUsage)
         reasons = self._reading(nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
@@ -141,7 +142,7 @@ def gpu_watch(device: str) -> GpuWatch | None:
         return None
     try:
         nvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(device).uuid  # the driver's numbers are not CUDA's
+        uuid = torch.cuda.get_device_properties(device).uuid  # the driver's numbering is not CUDA's
         return GpuWatch(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
     except nvml.NVMLError:
         return None

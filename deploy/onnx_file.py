@@ -1,4 +1,4 @@
-"""What an ONNX file says about itself: inputs, outputs, precision, operators. Nothing is run here."""
+"""Inputs, outputs, precision and operators of an ONNX file. Nothing is run here."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ def load_onnx(path: str | Path) -> ModelProto:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
 
-    remedy = "expected a file that onnx_from_module wrote"
+    remedy = "expected an ONNX file with fixed shapes, as espalier deploy export writes"
     try:
         model = onnx.load(existing_file(path, remedy))
-    except (DecodeError, onnx.checker.ValidationError) as error:  # the second: weights in a file that is gone
+    except (
+        DecodeError,
+        onnx.checker.ValidationError,
+    ) as error:  # the second: its weights are in a file that is missing
         raise RequestError(f"{path}: not an ONNX file, got {error}; {remedy}") from error
     if not model.graph.output:
         raise RequestError(f"{path}: not an ONNX file, got a graph without outputs; {remedy}")
@@ -39,21 +42,21 @@ def load_onnx(path: str | Path) -> ModelProto:
 
 
 def input_specs(model: ModelProto) -> dict[str, TensorSpec]:
-    """Return what the caller must feed, in the file's order (old files list their weights as inputs too)."""
+    """Return the inputs without weights, in the file's order (old files list their weights as inputs too)."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return {value.name: _spec(value) for value in model.graph.input if value.name not in weights}
 
 
 def output_specs(model: ModelProto) -> dict[str, TensorSpec]:
-    """Return what the graph gives, in the file's order."""
+    """Return the outputs, in the file's order."""
     return {value.name: _spec(value) for value in model.graph.output}
 
 
 def precision_of(model: ModelProto) -> str:
     """Return the precision of a graph: "int8" where tensors are quantized, else that of most of its weights.
 
-    Where convolutions or matrix products have weights these alone count: anchors, which can be more, stay float32. A
-    graph without float weights has the precision of its first input, or output where it takes none.
+    If convolutions or matrix products have weights, only these count: anchors, which can be more, stay float32. A graph
+    without float weights has the precision of its first input, or of its first output if it has no inputs.
     """
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -70,7 +73,7 @@ def precision_of(model: ModelProto) -> str:
 
 
 def foreign_operators(model: ModelProto) -> list[str]:
-    """Return the operators outside the standard ONNX domain as sorted "domain::name"; empty is good."""
+    """Return the operators outside the standard ONNX domain as sorted "domain::name"."""
     graphs = [model.graph, *model.functions]
     foreign = {f"{node.domain}::{node.op_type}" for graph in graphs for node in _nodes(graph) if node.domain}
     return sorted(name for name in foreign if not name.startswith("ai.onnx::"))
@@ -89,7 +92,7 @@ def _spec(value: ValueInfoProto) -> TensorSpec:
 
 
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Yield every node, those inside If and Loop bodies too."""
+    """Yield every node, including those inside If and Loop bodies."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

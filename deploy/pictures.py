@@ -1,4 +1,4 @@
-"""Images and videos given to a detector, and pictures of what it found in them."""
+"""Finds the images and videos to predict on, and draws detections into them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,32 +15,32 @@ _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *VIDEO_EN
 
 
 def input_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the given images and videos and those directly in the given folders, checked before all is decoded.
+    """Return the given images and videos and those directly in the given folders, checked before any is processed.
 
     Raises:
         MissingFileError: If a path does not exist.
-        RequestError: If there is none, one does not decode, or two have the same name, as their pictures would.
+        RequestError: If there is none, one does not decode, or two would be drawn to the same file name.
     """
     files: dict[str, Path] = {}
     for path in paths:
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS) if path.is_dir() else [path]
         if not inside:
-            raise RequestError(f"{path}: holds no images; expected files ending in {', '.join(_ENDINGS)}")
+            raise RequestError(f"{path}: has no images, got none; expected files ending in {', '.join(_ENDINGS)}")
         for file in inside:
             _check_decodes(file)
             name = picture_name(file)
             if name in files:
-                raise RequestError(f"{file}: same name as {files[name]}; expected each name once")
+                raise RequestError(f"{file}: same name as another input, got {files[name]}; expected each name once")
             files[name] = file
     return list(files.values())
 
 
 def picture_name(file: Path) -> str:
-    """Return the name of the image or video that shows what was found in that file."""
+    """Return the name of the image or video with the detections of that file."""
     if is_video(file):
         return f"{file.stem}.mp4"
     is_known = Image.registered_extensions().get(file.suffix.lower()) in Image.SAVE
-    return file.name if is_known else f"{file.name}.png"  # the whole name: frame.001 and frame.002 are two
+    return file.name if is_known else f"{file.name}.png"  # keeps the whole name: frame.001 and frame.002 must differ
 
 
 def draw(image: Image.Image, found: Iterable[Found]) -> Image.Image:
@@ -72,6 +72,6 @@ def _check_decodes(file: Path) -> None:
 
 
 def _colour(name: str) -> tuple[int, ...]:
-    # the same colour in every picture; dark enough for white text
+    # the same colour in every image; dark enough for white text
     hue = sum(name.encode()) * 137 % 360
     return ImageColor.getrgb(f"hsl({hue}, 90%, 35%)")

@@ -1,7 +1,7 @@
-"""ONNX files to ONNX files in another precision; here int8, the convolutions alone.
+"""Quantizes the convolutions of an ONNX file to int8.
 
-Precision is written into the graph as QuantizeLinear and DequantizeLinear nodes, which is the only way TensorRT 11
-takes it. Calibration and the nodes are ONNX Runtime's; what half precision needs is decided where a module is made.
+int8 is written into the graph as QuantizeLinear and DequantizeLinear nodes, the only form that TensorRT 11 accepts.
+Calibration and nodes are ONNX Runtime's; half precision is set when a module is built.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["KEEP_FLOAT", "METHODS", "quantized_onnx"]
 
 _RUNTIMES = ("any", "onnxruntime", "openvino")
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-"""How the range of an activation is chosen, and ONNX Runtime's name for it."""
+"""Ways to choose the range of an activation, and ONNX Runtime's names for them."""
 KEEP_FLOAT = ("*rpn_cls*", "*rpn_reg*")
-"""The convolutions that give proposals their scores and places: few operations, and errors there move boxes."""
+"""The convolutions that score and place proposals: few operations, and their errors move boxes."""
 
 
 def quantized_onnx(
@@ -46,29 +46,29 @@ def quantized_onnx(
 ) -> list[str]:
     """Write a file whose convolutions compute in int8, and return the names of these nodes.
 
-    Weights are int8, symmetric, with a scale for each output channel; all but convolutions stays float32, but reads
-    the rounded values where it shares its input with a quantized convolution. What depends on the runtime:
+    Weights are int8, symmetric, with a scale for each output channel. Everything else stays fp32, but reads the rounded
+    values if it shares its input with a quantized convolution. Depending on the runtime:
 
-    - "any", which TensorRT builds: activations int8 with zero point 0, at the inputs of convolutions only, biases
-      float32. ONNX Runtime runs it too, slower than fp32: for checking what an engine will find.
-    - "onnxruntime" and "openvino", on a CPU: activations uint8 with a zero point, at the outputs too, with the ReLU
-      that follows taken into the range; biases int32, which TensorRT refuses. Weights have 7 bits: a CPU without VNNI
+    - "any", which TensorRT builds: activations int8 with zero point 0, only at the inputs of convolutions; biases
+      float32. ONNX Runtime runs it too, slower than fp32, to check an engine's detections.
+    - "onnxruntime" and "openvino", on a CPU: activations uint8 with a zero point, at the outputs too, with a following
+      ReLU merged into the range; biases int32, which TensorRT does not support. Weights have 7 bits: a CPU without VNNI
       adds pairs of products in 16 bits.
 
     Args:
-        source: A float32 file, as onnx_from_module writes it.
-        target: Where the quantized file goes; nothing is left there when anything fails.
-        batches: Inputs by name, from which the ranges of activations are found; all are held in memory, and pictures
-            like those to come are needed, not random ones.
-        runtime: What the file is written for.
-        method: "minmax" takes the whole range seen, "percentile" leaves out its outermost 0.001 %, "entropy" chooses
-            what distorts the distribution least.
+        source: An fp32 file, as onnx_from_module writes it.
+        target: File to write; nothing is left there if anything fails.
+        batches: Inputs by name, from which the ranges of activations are measured; all are held in memory. Use images
+            of the kind the detector will run on, not random ones.
+        runtime: The runtime that the file is for.
+        method: "minmax" takes the whole measured range, "percentile" leaves out its outermost 0.001 %, "entropy" takes
+            the range that distorts the distribution least.
         keep_float: Patterns, as for file names, of node or weight names whose convolutions stay float.
 
     Raises:
         MissingFileError: If there is no such source.
         RequestError: If the source is not an ONNX file, or weights, inputs or an argument do not fit.
-        WorkError: If the quantized file gives NaN, or needs an operator outside the ONNX standard.
+        WorkError: If the quantized file returns NaN, or needs an operator outside the ONNX standard.
     """
     _require_known("runtime", runtime, _RUNTIMES)
     _require_known("method", method, METHODS)
@@ -88,14 +88,14 @@ def _require_known(subject: str, got: str, known: Iterable[str]) -> None:
 
 
 def _with_named_nodes(model: ModelProto) -> ModelProto:
-    """Name what has no name, for nodes are chosen by it."""
+    """Name the nodes that have no name: nodes are selected by name."""
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     return model
 
 
 def _quantizable(source: str | Path, model: ModelProto, keep_float: Sequence[str]) -> list[str]:
-    """Return the names of the convolutions with constant float32 weights that no pattern keeps."""
+    """Return the names of the convolutions with constant float32 weights that match no pattern."""
     from onnx import TensorProto
 
     floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
@@ -110,7 +110,7 @@ def _quantizable(source: str | Path, model: ModelProto, keep_float: Sequence[str
     if not names:
         raise RequestError(
             f"{source}: nothing to quantize, got {len(convolutions)} convolutions with constant float32 weights, "
-            f"{len(convolutions)} of them kept; expected one more than is kept, in a float32 file"
+            f"all of them kept; expected an fp32 file with at least one that keep_float does not match"
         )
     return names
 
@@ -120,7 +120,7 @@ def _matches(node: NodeProto, patterns: Sequence[str]) -> bool:
 
 
 def _check_weights(source: str | Path, model: ModelProto, names: Sequence[str]) -> None:
-    """Refuse NaN in any weight, and infinity in those to be quantized; elsewhere it can be meant."""
+    """Refuse NaN in any weight, and infinity in those to be quantized; elsewhere infinity can be intended."""
     from onnx import numpy_helper
 
     finite = {name for node in model.graph.node if node.name in names for name in node.input[1:]}
@@ -128,7 +128,7 @@ def _check_weights(source: str | Path, model: ModelProto, names: Sequence[str]) 
         array = numpy_helper.to_array(tensor)
         if _has_nan(array) or (tensor.name in finite and not np.isfinite(array).all()):
             raise RequestError(
-                f"{source}: weight {tensor.name!r} got NaN or infinity; expected finite numbers, train anew"
+                f"{source}: weight {tensor.name!r} is not finite, got NaN or infinity; expected numbers, train again"
             )
 
 
@@ -141,13 +141,13 @@ def _checked_batches(
 ) -> list[Arrays]:
     checked, specs = [dict(batch) for batch in batches], input_specs(model)
     if not checked:
-        raise RequestError(f"batches: no calibration batch, got none; expected inputs {', '.join(specs)} for {source}")
+        raise RequestError(f"batches: no calibration data, got none; expected inputs {', '.join(specs)} for {source}")
     for index, batch in enumerate(checked):
         check_inputs(f"calibration batch {index}", specs, batch)
         for name, array in batch.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise RequestError(
-                    f"calibration batch {index}: input {name!r} got NaN or infinity; expected finite numbers"
+                    f"calibration batch {index}: input {name!r} is not finite, got NaN or infinity; expected numbers"
                 )
     return checked
 
@@ -160,8 +160,8 @@ def _write_quantized(
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     rectifiers = _rectifiers(model, names) if runtime != "any" else []
-    add_pre_process_metadata(model)  # else it logs advice to optimize the graph, which our exporter has done
-    # ONNX Runtime writes beside its input, and its histograms print
+    add_pre_process_metadata(model)  # else it logs advice to optimize the graph, which is already optimized
+    # ONNX Runtime writes files beside its input, and prints for its histograms
     with TemporaryDirectory(prefix="espalier-") as folder, redirect_stdout(StringIO()):
         onnx.save(model, Path(folder) / "source.onnx")
         quantize_static(
@@ -184,7 +184,7 @@ def _options(runtime: str) -> dict[str, Any]:
     is_tensorrt = runtime == "any"
     return {
         "ActivationSymmetric": is_tensorrt,
-        "CalibTensorRangeSymmetric": False,  # percentile's own default, which can lose a later batch's largest value
+        "CalibTensorRangeSymmetric": False,  # percentile's default, which can lose a later batch's largest value
         "CalibStridedMinMax": 1,  # one batch at a time, whatever the method: its activations fill the memory
         "OpTypesToExcludeOutputQuantization": ["Conv"] if is_tensorrt else [],
         "QuantizeBias": not is_tensorrt,
@@ -192,13 +192,13 @@ def _options(runtime: str) -> dict[str, Any]:
 
 
 def _rectifiers(model: ModelProto, names: Sequence[str]) -> list[str]:
-    """Return the ReLUs that read a quantized convolution: a range that begins at 0 does their work."""
+    """Return the ReLUs that read a quantized convolution: a range from 0 replaces them."""
     outputs = {node.output[0] for node in model.graph.node if node.name in names}
     return [node.name for node in model.graph.node if node.op_type == "Relu" and node.input[0] in outputs]
 
 
 def _reader(batches: Sequence[Arrays]) -> Any:
-    """Return the batches as ONNX Runtime's calibration takes them, range after range."""
+    """Return the batches as ONNX Runtime's calibration reads them, range by range."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
@@ -217,7 +217,7 @@ def _reader(batches: Sequence[Arrays]) -> Any:
 
 
 def _without_marks(model: ModelProto) -> bytes:
-    """Return the file without the marks that ONNX Runtime's quantizer makes on it."""
+    """Return the file without the metadata that ONNX Runtime's quantizer adds."""
     props = [prop for prop in model.metadata_props if not prop.key.startswith("onnx.")]
     del model.metadata_props[:]
     model.metadata_props.extend(props)
@@ -226,7 +226,9 @@ def _without_marks(model: ModelProto) -> bytes:
 
 def _check_result(target: str | Path, written: Path, batch: Arrays) -> None:
     if foreign := foreign_operators(load_onnx(written)):
-        raise WorkError(f"{target}: operators outside the ONNX standard, got {', '.join(foreign)}; keep them float")
+        raise WorkError(f"{target}: has operators outside the ONNX standard, got {', '.join(foreign)}; keep them float")
     for name, array in OnnxRunner(written).run(batch).items():
         if _has_nan(array):
-            raise WorkError(f"{target}: output {name!r} got NaN after quantization; check the float file's outputs")
+            raise WorkError(
+                f"{target}: output {name!r} is not finite, got NaN after quantization; check the fp32 file's outputs"
+            )

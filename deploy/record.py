@@ -1,4 +1,4 @@
-"""A measurement with the conditions it was taken under, as JSON; tables are made from records, never by hand."""
+"""A measurement with its conditions, as JSON; tables are made from records, never by hand."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Conditions(_Frozen):
     warmup: int
     rounds: int
     config: dict[str, Any] = Field(default_factory=dict)
-    """The configuration that led here, as the caller gives it."""
+    """The configuration of the caller."""
 
 
 class Candidate(_Frozen):
-    """What was measured, and its latency."""
+    """One measured file or module, and its latency."""
 
     runtime: str
     precision: str
@@ -57,36 +57,36 @@ class Candidate(_Frozen):
     """Images per run."""
     input_shapes: dict[str, tuple[int, ...]]
     reference: str
-    """The candidate whose latency is compared with this one's: the first of the same batch, maybe itself."""
+    """The candidate that this one is compared with: the first of the same batch, possibly itself."""
     file_sha256: str | None = None
-    """Of what ran: the same in `espalier deploy eval` for the same file; None for a network in memory."""
+    """Hash of the file, as in `espalier deploy eval`; None for a network in memory."""
     macs: int | None
-    """Multiply-adds per batch, if the caller knows them."""
+    """Multiply-adds per batch, if known."""
     latency: Latency
-    """Of the computation; on a CPU there is nothing else."""
+    """Time of the computation, without copies to and from a GPU."""
     transfers: Transfers | None = None
     """The copies to and from a GPU; None on a CPU."""
 
 
 class Record(_Frozen):
-    """One call of `measure`, with all one needs to judge it and to repeat it."""
+    """One call of `measure`, with everything needed to judge and repeat it."""
 
     version: Literal[1]
-    """Of this file format."""
+    """Version of this file format."""
     created: datetime
     device: Device
     gpu: GpuLog | None = None
-    """Clocks, power and temperature while it was measured; None on a CPU, and where NVML was not there."""
+    """Clocks, power and temperature during the measurement; None on a CPU, and without NVML."""
     versions: dict[str, str]
     git_commit: str | None
-    """Of the working directory; ends in "-dirty" if files were changed."""
+    """Commit of the working directory; ends in "-dirty" if files were changed."""
     conditions: Conditions
     candidates: dict[str, Candidate]
     speedups: dict[str, Speedup]
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the times are a GPU's."""
+        """Whether it was measured on a GPU."""
         return self.device.is_gpu
 
     @property
@@ -103,14 +103,14 @@ def record_from_measurement(
     macs: Mapping[str, int] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Return the record of a measurement just taken: device, versions and commit are looked up now.
+    """Return the record of a measurement just taken: device, versions and commit are read now.
 
     Args:
-        measurement: What `measure` returned.
-        runners: What it was given.
-        inputs: What it was given.
+        measurement: Result of `measure`.
+        runners: Its runners.
+        inputs: Its inputs.
         macs: Multiply-adds per batch by candidate, for the table's mac_reduction.
-        config: Kept as it is; JSON values only.
+        config: Stored as it is; JSON values only.
     """
     own_inputs = inputs_by_name(list(runners), inputs)
     first = next(iter(runners.values()))
@@ -141,7 +141,7 @@ def record_from_measurement(
 
 
 def save_record(record: Record, path: str | Path) -> None:
-    """Write the record as JSON; the file is complete or not there."""
+    """Write the record as JSON, completely or not at all."""
     with written_atomically(path) as beside:
         beside.write_text(record.model_dump_json(indent=2) + "\n")
 
@@ -157,9 +157,9 @@ def load_record(path: str | Path) -> Record:
 
 
 def rows_from_record(record: Record) -> list[dict[str, str | float | None]]:
-    """Return one row of plain figures per candidate, the first one first, for JSON and tables.
+    """Return one row of plain figures per candidate, in their order, for JSON and tables.
 
-    `latency_ms` is the computation alone; beside it stand `host_to_device_ms` and `device_to_host_ms`, None on a CPU.
+    `latency_ms` is the computation alone; `host_to_device_ms` and `device_to_host_ms` are the copies, None on a CPU.
     """
     rows: list[dict[str, str | float | None]] = []
     for name, candidate in record.candidates.items():
@@ -189,16 +189,16 @@ def rows_from_record(record: Record) -> list[dict[str, str | float | None]]:
 
 
 def table_from_record(record: Record) -> str:
-    """Return a Markdown table whose first line says on what it was measured."""
+    """Return a Markdown table whose first line names the device."""
     device, conditions = record.device, record.conditions
-    seen = [text for text in (record.gpu.summary, record.gpu.warning) if text] if record.gpu else []
+    gpu_lines = [text for text in (record.gpu.summary, record.gpu.warning) if text] if record.gpu else []
     lines = [
         f"measured on {device.text}",
         "",
         f"{_batches(record)}, {conditions.rounds} rounds in alternating order after "
         f"{conditions.warmup} of warm-up, {record.created:%Y-%m-%d}, commit {record.git_commit or 'unknown'}",
         "",
-        *(line for text in seen for line in (text, "")),
+        *(line for text in gpu_lines for line in (text, "")),
     ]
     rows = rows_from_record(record)
     columns = {title: text for title, text in _COLUMNS.items() if any(text(row) for row in rows)}
@@ -208,7 +208,7 @@ def table_from_record(record: Record) -> str:
 
 
 def _batches(record: Record) -> str:
-    """Return "batch 2 (image 2x3x8x8)" for each batch measured."""
+    """Return "batch 2 (image 2x3x8x8)" for each measured batch."""
     shapes = {candidate.batch: candidate.input_shapes for candidate in record.candidates.values()}
     sizes = {
         batch: ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs.items())
@@ -240,4 +240,4 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "speedup (95 % interval)": _speedup,
     "mac_reduction": _decimals("mac_reduction", 2),
 }
-"""Title, and a row's text; a column that says nothing in any row is left out."""
+"""Title, and a row's text; a column that is empty in all rows is left out."""

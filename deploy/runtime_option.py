@@ -1,4 +1,4 @@
-"""Options that the commands of deployed files share."""
+"""Options shared by the commands for deployed files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,6 @@ from deploy.runtimes.registry import RUNTIMES
 __all__ = ["DeployedPath", "RuntimeName"]
 
 RuntimeName = Annotated[
-    str | None, typer.Option("--runtime", help=f"One of {', '.join(RUNTIMES)}; that of the file's kind unless given.")
+    str | None, typer.Option("--runtime", help=f"One of {', '.join(RUNTIMES)}; default: by the kind of file.")
 ]
 DeployedPath = Annotated[Path, typer.Argument(help="Folder that deploy export wrote, or a file in it.")]

@@ -1,4 +1,4 @@
-"""The tensors that go into a network and come out of it: their names, shapes and types."""
+"""The input and output tensors of a network: names, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from command.errors import RequestError
 __all__ = ["PRECISIONS", "Arrays", "TensorSpec", "check_inputs", "random_inputs"]
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "float64": "fp64"}
-"""Name of the type that numpy has for most weights -> the precision's name in configs, records and tables."""
+"""numpy's dtype of most weights -> the name of the precision in configs, records and tables."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 """Tensors by the name they have in the ONNX file."""
@@ -24,26 +24,24 @@ class TensorSpec:
     """One input or output of a graph."""
 
     shape: tuple[int | None, ...]
-    """Sizes; None where the file leaves a dimension free."""
+    """Sizes; None for a free dimension."""
     dtype: str
     """numpy's name for it, such as "float32"."""
 
     def fixed_shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape; raises RequestError, naming the tensor, if a dimension is free."""
+        """Return the shape; raise a RequestError that names the tensor if a dimension is free."""
         sizes = tuple(size for size in self.shape if size is not None)
         if len(sizes) != len(self.shape):
-            raise RequestError(
-                f"tensor {name!r}: a free dimension, got {self.shape}; expected fixed sizes, export with them"
-            )
+            raise RequestError(f"tensor {name!r}: has a free dimension, got {self.shape}; export it with fixed sizes")
         return sizes
 
 
 def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
-    """Return arrays without a single zero: zeros draw less power and can be skipped, so they flatter a time.
+    """Return random arrays without zeros: zeros draw less power and can be skipped, which makes times look better.
 
-    Floats and bytes are whole numbers from 1 to 255, the same in both: the pixels that our graphs take and normalise.
-    Other integers lie in [1, 127); booleans are True. An input whose name ends in `_hw` is a size and gets height and
-    width of the first 4-D input: a random one would make a detector take nearly all of its image for padding, which is
+    Floats and bytes are whole numbers from 1 to 255, the same in both: pixels as our graphs take and normalise them.
+    Other integers are in [1, 127); booleans are True. An input whose name ends in `_hw` is a size and gets height and
+    width of the first 4-D input: with a random size, a detector would treat most of the image as padding, which is
     zeros again.
 
     Raises:
@@ -59,10 +57,10 @@ def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
 
 
 def check_inputs(subject: str, specs: Mapping[str, TensorSpec], inputs: Arrays) -> None:
-    """Compare arrays with what a graph wants.
+    """Compare arrays with the inputs of a graph.
 
     Raises:
-        RequestError: At the first wrong name, shape or dtype; the line starts with `subject`.
+        RequestError: At the first wrong name, shape or dtype; the message starts with `subject`.
     """
     if set(inputs) != set(specs):
         raise RequestError(f"{subject}: wrong input names, got {sorted(inputs)}; expected {sorted(specs)}")

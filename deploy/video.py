@@ -1,4 +1,4 @@
-"""Videos as pictures one after the other: read frame by frame, written at the rate they were read at."""
+"""Videos, read and written frame by frame."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +24,10 @@ class Video:
     fps: float
     """Frames per second."""
     num_frames: int
-    """As the file's header has it: a good guess."""
+    """From the file's header, which can be inexact."""
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the frames, RGB of height x width x 3, turned upright as the file says."""
+        """Yield the frames, RGB of height x width x 3, rotated by the file's orientation."""
         capture = cv2.VideoCapture(str(self.path))
         try:
             while (frame := capture.read())[0]:
@@ -37,15 +37,15 @@ class Video:
 
 
 def is_video(path: Path) -> bool:
-    """Return whether a file's ending is that of a video."""
+    """Return whether a file has the suffix of a video."""
     return path.suffix.lower() in VIDEO_ENDINGS
 
 
 def open_video(path: Path) -> Video:
-    """Return a video whose first frame was read.
+    """Return a video after reading its first frame.
 
     Raises:
-        RequestError: If it does not decode, or does not say its frame rate.
+        RequestError: If it does not decode, or has no frame rate.
     """
     capture = cv2.VideoCapture(str(path))
     try:
@@ -59,16 +59,16 @@ def open_video(path: Path) -> Video:
 
 @contextmanager
 def written_video(path: Path, fps: float, size_hw: tuple[int, int]) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-    """Yield what appends an RGB frame to an MPEG-4 file, which is complete when the block ends.
+    """Yield a function that appends an RGB frame to an MPEG-4 file, which is complete when the block ends.
 
-    Sides of MPEG-4 are even: of an odd one the last pixel is left out.
+    MPEG-4 has even sides: the last pixel of an odd side is cut off.
 
     Raises:
         WorkError: If the file cannot be written.
     """
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size_hw[::-1])
     if not writer.isOpened():
-        raise WorkError(f"{path}: cannot be written as MPEG-4 video; is the folder writable?")
+        raise WorkError(f"{path}: cannot be written as MPEG-4 video; check that the folder is writable")
     try:
         yield lambda frame: writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     finally:

@@ -1,4 +1,4 @@
-"""A module becomes a deployed folder: exported, compared with PyTorch, described."""
+"""Writes a module as a deployed folder: exports it, compares it with PyTorch and describes it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "Origin", "write_deployment"]
 
 _TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.05}
-"""What scores may differ by from PyTorch in fp32; no runtime here computes in bf16 on a CPU."""
+"""Largest difference of scores from PyTorch in fp32; no runtime here computes in bf16 on a CPU."""
 _BOX_TOLERANCES: Mapping[str, float] = {"fp32": 0.1, "fp16": 2.0, "int8": 8.0}
-"""How many pixels apart corners may be."""
+"""Largest distance of corners, in pixels."""
 _NETWORK_TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 0.01}
-"""What the outputs of the networks may differ by, in units of max(1, the largest of them)."""
+"""Largest difference of the networks' outputs, in units of max(1, the largest of them)."""
 _LEAST_AGREED: Mapping[str, float] = {"fp32": 0.95, "fp16": 0.9, "int8": 0.0}
-"""Share of the detections that must agree; of two near-equal boxes either may be kept, and `deploy eval` measures what
+"""Share of the detections that must agree: either of two nearly equal boxes may be kept. `deploy eval` measures what
 int8 loses."""
 _MOST_SPREAD, _FEWEST = 0.25, 10  # untrained detectors find many boxes whose scores differ by less
 
@@ -43,7 +43,7 @@ _PREPROCESSING = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What a deployed file is made from."""
+    """The source of a deployed file."""
 
     kind: Literal["detector", "classifier"]
     classes: tuple[str, ...]
@@ -52,28 +52,28 @@ class Origin:
     config: Mapping[str, Any]
     """The settings of the export; JSON values."""
     precision: Precision = "fp32"
-    """Of the file in the end; it decides how near to PyTorch the file must be."""
+    """Precision of the final file; it sets the tolerances."""
     mmdet: str | None = None
-    """Name of mmdet's config, where the model is none of ours."""
+    """Name of mmdet's config, for a checkpoint of mmdet."""
     nms_rounds: int | None = None
     network_hw: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a deployed file is held against."""
+    """What a deployed file is compared with."""
 
     examples: Sequence[Mapping[str, Tensor]]
-    """Tensors by input name; the first is exported with."""
+    """Tensors by input name; the first one is used for the export."""
     images: str
-    """What the examples are, for people: "4 random images"."""
+    """Human-readable description of the examples: "4 random images"."""
     reference: nn.Module | None = None
-    """A classifier that is compared with in the graph's place, in fp32 and eval mode."""
+    """For a classifier: the module to compare with, in fp32 and eval mode."""
     expected: Sequence[Arrays] = ()
-    """What a detector in PyTorch finds in each of the examples."""
+    """For a detector: PyTorch's detections in each of the examples."""
     networks: Callable[[], tuple[nn.Module, nn.Module]] | None = None
-    """The outputs of a detector's networks before any suppression, in the file's precision and in fp32: compared where
-    its scores are too equal to tell which boxes suppression keeps."""
+    """The outputs of a detector's networks before NMS, in the file's precision and in fp32: compared where scores are
+    so nearly equal that rounding decides which boxes NMS keeps."""
 
 
 def write_deployment(
@@ -86,18 +86,18 @@ def write_deployment(
     """Write `model.onnx`, compared with PyTorch, and `deploy.json`, which describes it: both, or neither.
 
     Args:
-        graph: What `onnx_from_module` takes, with its `output_names`.
-        origin: What it is made from.
+        graph: Module for `onnx_from_module`, with `output_names`.
+        origin: Its source.
         comparison: What it is compared with.
         folder: Created; other files in it stay.
-        quantize: Makes the file in the end of the exported one; called with both paths.
+        quantize: Turns the exported file into the final one; called with both paths.
 
     Returns:
         The largest differences from PyTorch by output; for detectors, how many detections agree of how many. None for
-        bf16: ONNX Runtime has no such convolution on a CPU.
+        bf16: ONNX Runtime has no bf16 convolution on a CPU.
 
     Raises:
-        WorkError: If the file does not give what PyTorch gives, or no numbers; in int8, detections are only counted.
+        WorkError: If the file's outputs differ from PyTorch's or are not finite; in int8, detections are only counted.
     """
     is_detector, precision = origin.kind == "detector", origin.precision
     with filled_folder(folder) as work:
@@ -109,7 +109,7 @@ def write_deployment(
             exported,
             graph.output_names,  # type: ignore[arg-type]  # torch types every attribute of a module as one
             tolerance=None if is_detector else _TOLERANCES.get(precision),  # detections are compared by agreement
-            opset=22 if precision == "bf16" else 18,  # the first whose convolutions take bfloat16
+            opset=22 if precision == "bf16" else 18,  # the first with bfloat16 convolutions
             reference=comparison.reference,
         )
         if quantize:
@@ -136,7 +136,7 @@ def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
         precision=origin.precision,
         versions=installed_versions(),
         sha256={ONNX_NAME: sha256_of(onnx)},
-        # of a file elsewhere the name alone: its folders are nobody's business
+        # only the name of a file elsewhere: its folders are private
         model=source.relative_to(parent).as_posix() if source.is_relative_to(parent) else source.name,
         model_sha256=sha256_of(source),
         parity=None,
@@ -149,14 +149,14 @@ def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
 
 
 def _agreement(comparison: Comparison, file: Path, precision: str) -> dict[str, Any]:
-    """Return how many detections agree; where all scores are nearly equal, how far the networks' outputs differ."""
+    """Return how many detections agree; if all scores are nearly equal, also the networks' largest differences."""
     runner = OnnxRunner(file)
     tolerances = _TOLERANCES[precision], _BOX_TOLERANCES[precision]
     num_agreed = num_detections = 0
     for outputs, example in zip(comparison.expected, comparison.examples, strict=True):
         found = runner.run({name: tensor.numpy() for name, tensor in example.items()})
         if not all(np.isfinite(array).all() for array in found.values()):
-            raise WorkError(f"{file.name}: gives no numbers, got NaN or infinity; expected boxes and scores")
+            raise WorkError(f"{file.name}: outputs are not finite, got NaN or infinity; expected boxes and scores")
         agreed, total = agreement(outputs, found, *tolerances)
         num_agreed, num_detections = num_agreed + agreed, num_detections + total
     parity = {"num_agreed": num_agreed, "num_detections": num_detections}
@@ -166,12 +166,13 @@ def _agreement(comparison: Comparison, file: Path, precision: str) -> dict[str, 
     if comparison.networks and _scores_are_equal(comparison.expected):
         return {**parity, "networks": _network_differences(comparison, comparison.networks, file, precision)}
     raise WorkError(
-        f"{file.name}: agrees with PyTorch on {num_agreed} of {num_detections} detections; expected {least:.0%}"
+        f"{file.name}: differs from PyTorch, got {num_agreed} of {num_detections} detections that agree; expected "
+        f"{least:.0%}"
     )
 
 
 def _scores_are_equal(expected: Sequence[Arrays]) -> bool:
-    """Return whether many boxes are found and their scores are nearly equal, as those of random weights are."""
+    """Return whether many boxes are found and their scores are nearly equal, as with random weights."""
     scores = np.concatenate([outputs["scores"][np.asarray(outputs["labels"], np.int64) >= 0] for outputs in expected])
     return len(scores) >= _FEWEST and bool(np.ptp(scores) <= _MOST_SPREAD)
 
@@ -179,7 +180,7 @@ def _scores_are_equal(expected: Sequence[Arrays]) -> bool:
 def _network_differences(
     comparison: Comparison, networks: Callable[[], tuple[nn.Module, nn.Module]], file: Path, precision: str
 ) -> dict[str, float]:
-    """Return how far the networks in the file's precision, exported the same way, differ from PyTorch in fp32."""
+    """Return the largest differences of the networks, exported in the file's precision, from PyTorch in fp32."""
     graph, reference = networks()
     written = file.with_name("networks.onnx")
     differences = onnx_from_module(

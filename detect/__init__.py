@@ -1,4 +1,4 @@
-"""Images -> boxes: the only folder that knows mmdet.
+"""Object detectors: the only folder that uses mmdet.
 
 Importing it loads neither torch nor mmdet; mmdet's own tools import `detect.register`.
 """

@@ -16,17 +16,17 @@ from deploy.runtime_option import RuntimeName
 
 __all__ = ["app", "evaluate", "predict", "train"]
 
-app = typer.Typer(help="Train, evaluate and try detectors.", no_args_is_help=True)
+app = typer.Typer(help="Train, evaluate and run detectors.", no_args_is_help=True)
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="Config: a name, as faster_rcnn_scenes, or a file.")],
+    config: Annotated[Path, typer.Argument(help="Config: a name, such as faster_rcnn_scenes, or a file.")],
     overrides: Overrides = None,
     out: OutFile = None,
     force: Force = False,
 ) -> None:
-    """Train a Faster R-CNN, around a classifier's backbone or on from a (slim) detector."""
+    """Train a Faster R-CNN, from a classifier's backbone or from a (slim) detector."""
     with loading("torch and mmdet"):
         from command.config import read_config
         from detect.commands import train_to_file
@@ -61,7 +61,9 @@ def predict(
         typer.Argument(help="Model file, or folder that deploy export wrote (or the ONNX file or an engine in it)."),
     ],
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, videos, or folders of them.")],
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the pictures.")] = Path("runs/predictions"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the images with boxes.")] = Path(
+        "runs/predictions"
+    ),
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are left out.")] = 0.3,
     runtime: RuntimeName = None,
     force: Force = False,
@@ -76,4 +78,4 @@ def predict(
     else:
         for row in rows:
             typer.echo(found_text(row))
-    closing(f"wrote {len(rows)} pictures to {out}", next_command)
+    closing(f"wrote {len(rows)} files to {out}", next_command)

@@ -1,4 +1,4 @@
-"""What the commands of detection do; `cli.py` parses their arguments and prints."""
+"""The work of the `espalier detect` commands; `cli.py` parses their arguments and prints."""
 
 import tempfile
 from dataclasses import replace
@@ -29,7 +29,7 @@ def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: C
 
     Raises:
         MissingFileError: If data or the file to start from is missing.
-        RequestError: If data and the file to start from do not fit.
+        RequestError: If data and the file to start from do not match.
     """
     data = settings.data
     classes = data.check() if isinstance(data, CocoData) else SHAPES
@@ -43,8 +43,8 @@ def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: C
             train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
             figures = evaluate_detector(detector, card, val, work / "evaluation")
-        seen = {"data": prints or [fingerprint(train), fingerprint(val)]}
-        save_detector(out, detector, replace(card, provenance={**made_from, **seen, **outcome(figures)}))
+        data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
+        save_detector(out, detector, replace(card, provenance={**made_from, **data_prints, **outcome(figures)}))
 
 
 def evaluate_file(model: Path, annotations: Path, images: Path) -> dict[str, float]:
@@ -52,7 +52,7 @@ def evaluate_file(model: Path, annotations: Path, images: Path) -> dict[str, flo
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If the set is wrong, or its classes differ from the model's.
+        RequestError: If the set is invalid, or its classes differ from the model's.
     """
     detector, card = load_detector(model)
     coco = CocoSet(annotations, images)

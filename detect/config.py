@@ -1,4 +1,4 @@
-"""What `espalier detect train` is told, checked before anything runs."""
+"""The config of `espalier detect train`, checked before anything runs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,14 +52,16 @@ class CocoData(Part):
 
         Raises:
             MissingFileError: If a folder, annotation file or image is missing.
-            RequestError: If something in them is wrong, or their classes differ.
+            RequestError: If a set is invalid, or their classes differ.
         """
         if not self.root.is_dir():
             raise MissingFileError(f"{self.root}: no such folder; set data.root to a COCO-format folder")
         train, val = check_coco(self.train), check_coco(self.val)
         if train != val:
             got, expected = self.val.annotations, self.train.annotations
-            raise RequestError(f"{got}: categories differ from {expected}; expected the same, in order")
+            raise RequestError(
+                f"{got}: categories differ from those of {expected}; expected the same, in the same order"
+            )
         return train
 
 
@@ -68,22 +70,22 @@ class Transfer(Part):
 
     type: Literal["transfer"]
     file: Path
-    """Model file of a (slim) classifier; its head is left behind."""
+    """Model file of a (slim) classifier; its head is not used."""
 
 
 class DetectorTraining(Part):
-    """What `espalier detect train` does."""
+    """Config of `espalier detect train`."""
 
     start: Annotated[Transfer | Finetune | Dense, Field(discriminator="type")]
-    """Where architecture and weights of the backbone come from, or those of the whole detector."""
+    """Source of the architecture and weights of the backbone, or of the whole detector."""
     data: Annotated[ScenesData | CocoData, Field(discriminator="type")]
     model: DetectorSettings = DetectorSettings()
-    """What is built around the backbone; a detector that is fine-tuned has its own."""
+    """The detector around the backbone; not used when a detector is fine-tuned, which has its own settings."""
     schedule: Schedule
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _settings_count(self) -> "DetectorTraining":
         if isinstance(self.start, Finetune) and "model" in self.model_fields_set:
-            raise RequestError(f"model: of no use, got settings; expected none, {self.start.file} has its own")
+            raise RequestError(f"model: not used with finetune, got settings; drop them, {self.start.file} has its own")
         return self

@@ -19,7 +19,7 @@ from command.files import write_json
 __all__ = ["CocoSet", "check_coco", "coco_subset", "fingerprint", "num_crops", "read_annotations", "write_crops"]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
-_MIN_CROP_PX = 12  # smaller objects show nothing that a classifier could learn
+_MIN_CROP_PX = 12  # smaller objects are too small to learn from
 
 _Text = Annotated[str, Field(min_length=1)]
 _Box = Annotated[list[FiniteFloat | int], Field(min_length=4, max_length=4)]
@@ -47,7 +47,7 @@ class _Category(TypedDict):
 
 
 class _CocoFile(TypedDict):
-    """What mmdet and pycocotools read of an annotation file; a fault would stop them in the middle of the work."""
+    """The fields that mmdet and pycocotools read; an error in them would stop the work halfway."""
 
     images: Annotated[list[_Image], FailFast()]
     annotations: Annotated[list[_Annotation], FailFast()]
@@ -55,7 +55,7 @@ class _CocoFile(TypedDict):
 
 
 _COCO_FILE: TypeAdapter[Any] = TypeAdapter(_CocoFile)
-_EXPECTED = "expected ids whole and unique, names as text, boxes as four numbers x, y, width, height"
+_EXPECTED = "expected unique integer ids, names as text, and boxes as four numbers x, y, width, height"
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class CocoSet:
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    """Return the annotation file's content, without the fields that nothing here reads.
+    """Return the annotation file's content, without the fields that are not used here.
 
     Raises:
         MissingFileError: If there is none.
-        RequestError: If it is not COCO detection format: a field is missing or of another type, or an id is repeated.
+        RequestError: If it is not COCO detection format: a field is missing or has a wrong type, or an id is repeated.
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a COCO annotation file")
@@ -82,28 +82,28 @@ def read_annotations(path: Path) -> dict[str, Any]:
     for name, rows in data.items():
         shared = [number for number, count in Counter(row["id"] for row in rows).items() if count > 1]
         if shared:
-            raise RequestError(f"{path}: not COCO format, {name} share an id, got {shared[0]} again; {_EXPECTED}")
+            raise RequestError(f"{path}: not COCO format, {name} share an id, got {shared[0]} twice; {_EXPECTED}")
     return data
 
 
-def coco_subset(coco: CocoSet, places: Iterable[int], annotations: Path, subject: str) -> CocoSet:
-    """Return the set of the images at some places in the file; its own file is written.
+def coco_subset(coco: CocoSet, indices: Iterable[int], annotations: Path, subject: str) -> CocoSet:
+    """Return the set of the images at some indices of the file; writes its annotation file.
 
     Args:
         coco: The whole set.
-        places: Of images; those past the end are left out.
+        indices: Indices of images; those past the end are left out.
         annotations: File to write.
-        subject: What an error begins with.
+        subject: Begins the error message.
 
     Raises:
-        RequestError: If these images show no object.
+        RequestError: If these images have no boxes.
     """
     data = read_annotations(coco.annotations)
-    images = [data["images"][place] for place in places if place < len(data["images"])]
+    images = [data["images"][index] for index in indices if index < len(data["images"])]
     ids = {image["id"] for image in images}
     boxes = [row for row in data["annotations"] if row["image_id"] in ids]
     if all(row["iscrowd"] for row in boxes):
-        raise RequestError(f"{subject}: the {len(images)} images hold no boxes; expected more images")
+        raise RequestError(f"{subject}: no boxes in these images, got {len(images)} images; expected more images")
     write_json(annotations, {**data, "images": images, "annotations": boxes})
     return CocoSet(annotations, coco.images)
 
@@ -111,12 +111,12 @@ def coco_subset(coco: CocoSet, places: Iterable[int], annotations: Path, subject
 def check_coco(coco: CocoSet) -> tuple[str, ...]:
     """Check the whole set; return the class names in the order of their labels.
 
-    Of the images only the headers are read.
+    Only the headers of images are read.
 
     Raises:
         MissingFileError: If the annotation file, the folder or an image is missing.
-        RequestError: If the file is not COCO, an image is none or of another size, a box lies outside its
-            image or is empty, a category is not declared, or there is no box at all.
+        RequestError: If the file is not COCO, a file is not an image or has another size, a box is empty or outside its
+            image, a category is not declared, or there are no boxes.
     """
     data = read_annotations(coco.annotations)
     if not coco.images.is_dir():
@@ -135,16 +135,15 @@ def fingerprint(coco: CocoSet) -> str:
 
 
 def num_crops(coco: CocoSet) -> int:
-    """Return how many objects `write_crops` would cut out."""
+    """Return the number of objects that `write_crops` would write."""
     return sum(1 for _ in _croppable(read_annotations(coco.annotations)))
 
 
 def write_crops(coco: CocoSet, folder: Path) -> int:
-    """Cut every annotated object out into `folder/<class>/*.png`, a quarter wider than its box; return how many.
+    """Crop every annotated object to `folder/<class>/*.png`, a quarter wider than its box; return how many.
 
-    An image folder of a detection set's own objects: what a backbone can be trained on where no classification set of
-    the same kind of picture exists. Crowds and boxes smaller than 12 px are left out; the folder of a class of which
-    nothing else is there is empty.
+    The result is an image folder on which a backbone can be trained if there is no classification set of such images.
+    Crowds and boxes smaller than 12 px are left out; the folder of a class may be empty.
     """
     data = read_annotations(coco.annotations)
     names = {category["id"]: re.sub(r"[^\w -]", "_", category["name"]) for category in data["categories"]}
@@ -168,14 +167,14 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     if fault["type"] == "json_invalid":
         return "not JSON; expected a COCO annotation file"
-    place = [part for part in fault["loc"] if part != "float"]  # the member of a union, not a field
+    place = [part for part in fault["loc"] if part != "float"]  # "float" is the member of a union, not a field
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     what = "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Input ")
     return f"not COCO format, {where[1:] or 'the file'} {what}, got {reprlib.repr(fault['input'])}; {_EXPECTED}"
 
 
 def _croppable(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the annotations that show one object large enough, with their places in the file."""
+    """Yield the annotations of single objects that are large enough, with their indices in the file."""
     for i, row in enumerate(data["annotations"]):
         if not row["iscrowd"] and min(row["bbox"][2:]) >= _MIN_CROP_PX:
             yield i, row
@@ -185,11 +184,11 @@ def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
     missing = [image["file_name"] for image in images if not (coco.images / image["file_name"]).is_file()]
     if missing:
         raise MissingFileError(
-            f"{coco.images / missing[0]}: no such image, {len(missing)} of {len(images)} named by "
+            f"{coco.images / missing[0]}: no such image, {len(missing)} of the {len(images)} images in "
             f"{coco.annotations} are missing; expected all of them"
         )
     if not images:
-        raise RequestError(f"{coco.annotations}: names no images; expected at least one")
+        raise RequestError(f"{coco.annotations}: has no images, got an empty list; expected at least one")
     for row in images:
         path = coco.images / row["file_name"]
         try:
@@ -199,12 +198,12 @@ def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
             raise RequestError(f"{path}: does not decode; expected an image") from error
         if size != (row["width"], row["height"]):
             stated = (row["width"], row["height"])
-            raise RequestError(f"{path}: is {size} (w, h), {coco.annotations} says {stated}; expected the same size")
+            raise RequestError(f"{path}: wrong size (w, h), got {size}; expected {stated}, as in {coco.annotations}")
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (w, h) as mmdet loads the image: turned as its EXIF orientation says; 5 to 8 are the quarter turns."""
-    if "exif" not in image.info:  # where it is absent, asking a PNG for it would decode all pixels
+    """Return (w, h) as mmdet loads the image, rotated by its EXIF orientation; 5 to 8 are quarter turns."""
+    if "exif" not in image.info:  # else reading it from a PNG would decode all pixels
         return image.size
     is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return image.size[::-1] if is_turned else image.size
@@ -216,9 +215,11 @@ def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
     for row in data["annotations"]:
         subject = f"{coco.annotations}: annotation {row['id']}"
         if row["image_id"] not in sizes:
-            raise RequestError(f"{subject}: image_id {row['image_id']} is not among the images; expected one of them")
+            raise RequestError(f"{subject}: unknown image_id, got {row['image_id']}; expected the id of an image")
         if row["category_id"] not in categories:
-            raise RequestError(f"{subject}: category_id {row['category_id']} is not declared; expected a category's id")
+            raise RequestError(
+                f"{subject}: unknown category_id, got {row['category_id']}; expected the id of a category"
+            )
         x, y, w, h = row["bbox"]
         width, height = sizes[row["image_id"]]
         if w <= 0 or h <= 0:
@@ -229,4 +230,5 @@ def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
                 f"{subject}: box outside its image, got {row['bbox']}; expected within {width} x {height}"
             )
     if all(row["iscrowd"] for row in data["annotations"]):
-        raise RequestError(f"{coco.annotations}: holds no boxes; expected at least one that is no crowd")
+        num = len(data["annotations"])
+        raise RequestError(f"{coco.annotations}: has no boxes, got {num} crowds; expected at least one box")

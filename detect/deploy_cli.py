@@ -1,7 +1,7 @@
 """The commands of `espalier deploy` that open model files: `export`, `eval` and `bench`.
 
-torch and mmdet are imported inside the commands, and only where a model file is opened: `bench` measures deployed files
-without them.
+torch and mmdet are imported inside the commands, and only to open model files: `bench` measures deployed files without
+them.
 """
 
 import json
@@ -19,24 +19,22 @@ from deploy.runtimes.registry import ENGINE, MODEL, ONNX, RUNTIMES
 
 __all__ = ["bench", "evaluate", "export"]
 
-Mmdet = Annotated[
-    Path | None, typer.Option(help="mmdet's config, where the model is a checkpoint (.pth) of mmdet's own.")
-]
+Mmdet = Annotated[Path | None, typer.Option(help="mmdet's config, for a checkpoint (.pth) of mmdet.")]
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector, or see --mmdet.")],
+    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector; with --mmdet, a checkpoint.")],
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder to write; the model's name with .deploy unless given.")
+        Path | None, typer.Option(file_okay=False, help="Folder to write; default: the model's name with .deploy.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Config: a name, as fp16, or a file; fp32 for every engine unless given.")
+        Path | None, typer.Option(help="Config: a name, such as fp16, or a file; default: fp32 for every engine.")
     ] = None,
     overrides: Overrides = None,
     mmdet: Mmdet = None,
     force: Force = False,
 ) -> None:
-    """Write a model file as ONNX with fixed shapes, and `deploy.json`, which describes how to feed it."""
+    """Write a model file as ONNX with fixed shapes, and `deploy.json`, which describes its inputs and outputs."""
     out = out or model.with_suffix(".deploy")
     refuse_existing(force, out)
     with loading("torch and mmdet"):
@@ -59,14 +57,14 @@ def evaluate(
     annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
     images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
     model: Annotated[
-        Path | None, typer.Option(help="Model file it was made from; looked for beside the folder unless given.")
+        Path | None, typer.Option(help="Model file it was exported from; default: searched beside the folder.")
     ] = None,
     mmdet: Mmdet = None,
     runtime: RuntimeName = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N images.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the COCO mAP of the very file that is deployed, beside its model's in PyTorch."""
+    """Measure the COCO mAP of a deployed file, and that of its model in PyTorch."""
     with loading("torch and mmdet"):
         from detect.data import CocoSet
         from detect.deployed import evaluate_deployed
@@ -86,25 +84,27 @@ def evaluate(
 def bench(
     models: Annotated[
         list[Path],
-        typer.Argument(help="ONNX files, engines, model files; the first of a batch is the reference, the dense one."),
+        typer.Argument(
+            help="ONNX files, engines, model files; the first with a batch size is its reference, the dense one."
+        ),
     ],
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One of {', '.join(RUNTIMES)}; runs the files of its kind; may be repeated. Unless given: "
-            "onnxruntime, for an engine what built it, for a model file torch."
+            help=f"One of {', '.join(RUNTIMES)}; runs the files of its kind; may be repeated. Default: onnxruntime "
+            "for ONNX files, the builder's runtime for engines, torch for model files."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 100,
-    warmup: Annotated[int, typer.Option(help="Rounds run first and not kept.", min=0)] = 10,
+    warmup: Annotated[int, typer.Option(help="Rounds that are run first and discarded.", min=0)] = 10,
     threads: Annotated[int, typer.Option(help="CPU threads of a runtime.", min=1)] = 1,
     as_json: AsJson = False,
-    out: Annotated[Path | None, typer.Option(help="Record to write; latency-TIME.json unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Record to write; default: latency-TIME.json.")] = None,
     force: Force = False,
 ) -> None:
     """Measure files against each other, in alternating order, on the same random inputs.
 
-    Files may differ in their batch: each is compared with the first of its own.
+    Files may differ in batch size: each is compared with the first of the same batch size.
     """
     from deploy.bench import bench_files, figures_from_record
     from deploy.record import save_record, table_from_record

@@ -1,4 +1,4 @@
-"""The mAP of a file as it is deployed, ONNX or engine, beside that of the model file it was made from."""
+"""The mAP of a deployed file, ONNX or engine, compared with that of the model file it was exported from."""
 
 import itertools
 import tempfile
@@ -28,42 +28,45 @@ from detect.model import load_detector
 
 __all__ = ["Evaluated", "evaluate_deployed"]
 
-_MOST_LOST = 0.001  # of mAP: what PyTorch and ONNX Runtime differ by in float32 stays below it
+_MAX_DIFFERENCE = 0.001  # of mAP; PyTorch and ONNX Runtime differ by less in fp32
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What `evaluate_deployed` found out."""
+    """Result of `evaluate_deployed`."""
 
     file: Path
     model: Path | None
-    """What the file was compared with."""
+    """The model file that the file was compared with."""
     figures: dict[str, Any]
-    """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`, `file_sha256`; `num_unsettled`
-    images in which its rounds of suppression were too few, None where the file does not tell; `framework_map` and
+    """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`, `file_sha256`; `num_unsettled`,
+    the images for which its rounds of NMS were too few, None if the file has no such output; `framework_map` and
     `framework_map50` of the model file and the `difference` of both mAPs, None without a model file."""
     notes: tuple[str, ...]
-    """What to know about the figures, one line each."""
+    """Notes on the figures, one line each."""
 
     @property
     def warning(self) -> str | None:
-        """One line, if the graph is not worth what its model is."""
+        """One line, if the mAP differs from the model's; else None."""
         difference = self.figures["difference"]
-        if difference is None or abs(difference) <= _MOST_LOST:
+        if difference is None or abs(difference) <= _MAX_DIFFERENCE:
             return None
         return (
-            f"WARNING: {self.file}: in {self.figures['precision']} {100 * abs(difference):.2f} points of mAP "
-            f"{'below' if difference < 0 else 'above'} {self.model}, got {self.figures['map']:.4f}; "
-            f"expected {self.figures['framework_map']:.4f} within 0.1 points, do not deploy it before you know why"
+            f"warning: {self.file}: mAP is {100 * abs(difference):.2f} points "
+            f"{'below' if difference < 0 else 'above'} that of {self.model}, got {self.figures['map']:.4f} in "
+            f"{self.figures['precision']}; expected {self.figures['framework_map']:.4f} within 0.1 points, "
+            f"find the cause before you deploy it"
         )
 
     def table(self) -> Table:
-        """Return both mAPs below each other."""
+        """Return a table of both mAPs."""
         figures = self.figures
         table = Table("", "mAP", "mAP50", caption=f"{figures['num_images']:,} images")
-        table.add_row(f"{figures['runtime']}, {figures['precision']}", *_shown(figures["map"], figures["map50"]))
+        table.add_row(f"{figures['runtime']}, {figures['precision']}", *_formatted(figures["map"], figures["map50"]))
         if self.model:
-            table.add_row(f"PyTorch, {self.model.name}", *_shown(figures["framework_map"], figures["framework_map50"]))
+            table.add_row(
+                f"PyTorch, {self.model.name}", *_formatted(figures["framework_map"], figures["framework_map50"])
+            )
             table.add_row("difference", f"{figures['difference']:+.4f}", "")
         return table
 
@@ -78,23 +81,23 @@ def evaluate_deployed(
     mmdet: Path | None = None,
     runtime: str | None = None,
 ) -> Evaluated:
-    """Score an exported detector, and the model file it was made from if that is given or found.
+    """Score an exported detector, and the model file it was exported from, if that is given or found.
 
-    PyTorch scales the images to the graph's own shape, too.
+    In PyTorch the images are scaled to the graph's shape too.
 
     Args:
-        path: An ONNX file or an engine with their `deploy.json` beside it, or the folder, whose ONNX file is taken.
-        coco: What to score on.
-        model: The model file; looked for by its name and hash in `deploy.json` unless given.
-        limit: Only the first so many images; None: all.
-        console: Told of progress.
-        mmdet: mmdet's config, where the model is a checkpoint of mmdet's own.
-        runtime: A name in `deploy.runtimes.RUNTIMES`; that of the file's kind unless given.
+        path: An ONNX file or engine with `deploy.json` beside it, or the folder (its ONNX file is used).
+        coco: The set to score on.
+        model: The model file; default: searched by its name and hash in `deploy.json`.
+        limit: Number of images, from the first; None for all.
+        console: Shows progress.
+        mmdet: mmdet's config, for a checkpoint of mmdet.
+        runtime: A name in `deploy.runtimes.registry.RUNTIMES`; default: the one for this kind of file.
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If the file is no detector of ours or not for the runtime, that is not installed, the set is wrong
-            or has other classes, or the model is another.
+        RequestError: If the file is not an Espalier detector or not for the runtime, the runtime is not installed, the
+            set is invalid or has other classes, or the model is not the one it was exported from.
         WorkError: If the runtime needs a GPU and finds none.
     """
     deployed = open_deployment(path, may_differ=True)
@@ -107,48 +110,49 @@ def evaluate_deployed(
         images = read_annotations(some.annotations)["images"]
         settled: list[NDArray[Any]] = []
         graph, source = _scores(runner, settled, framework, some, Path(folder), console)
-    # the last batch may be filled up with more
+    # the last batch may be padded with repeated images
     num_unsettled = int((~np.concatenate(settled)[: len(images)]).sum()) if settled else None
     notes += [*_notes_on_running(runner, num_unsettled, len(images))]
     notes += _notes_on_shape(deployed.network_hw, images) if framework else []
-    told = {"num_unsettled": num_unsettled, "file_sha256": runner.file_sha256}
-    return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source) | told, tuple(notes))
+    details = {"num_unsettled": num_unsettled, "file_sha256": runner.file_sha256}
+    return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source) | details, tuple(notes))
 
 
 def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, ...]) -> None:
-    """Raise RequestError at the first class that is not the deployed detector's."""
+    """Raise RequestError at the first class that differs from the deployed detector's."""
     known = deployed.deployment.classes
     for label, (got, expected) in enumerate(itertools.zip_longest(classes, known, fillvalue="none")):
         if got != expected:
             raise RequestError(
-                f"{coco.annotations}: other classes than {deployed.file} knows, got {got} as number {label + 1} "
-                f"of {len(classes)}; expected {expected}, {len(known)} in all"
+                f"{coco.annotations}: classes differ from those of {deployed.file}, got {got} as number {label + 1} "
+                f"of {len(classes)}; expected {expected}, {len(known)} classes in all"
             )
 
 
 def _framework(deployed: Deployed, model: Path, mmdet: Path | None) -> tuple[nn.Module, ModelCard]:
-    """Return the detector in PyTorch, and its card with the shape that the graph has."""
+    """Return the detector in PyTorch, and its card with the graph's shape."""
     detector, card = load_foreign(mmdet, model) if mmdet else load_detector(model)
     check_classes(model, card, deployed.deployment.classes)
     return detector, replace(card, preprocessing=replace(card.preprocessing, image_hw=deployed.network_hw))
 
 
 def _source(deployed: Deployed, given: Path | None, mmdet: Path | None) -> tuple[Path | None, list[str]]:
-    """Return the model file that the graph was made from, None if it is not there, and what to say about both."""
+    """Return the model file that the graph was exported from, None if it is not found, and notes."""
     deployment, folder = deployed.deployment, deployed.file.resolve().parent
     notes = []
     if not deployed.is_as_exported:
-        notes.append(f"note: {deployed.file}: not as exported, its {DEPLOYMENT} records another sha256")
+        notes.append(f"note: {deployed.file}: changed since its export, its {DEPLOYMENT} has another sha256")
     if given:
         _check_source(existing_file(given, "expected a model file"), deployed)
         return given, notes
     if deployment.mmdet and not mmdet:
-        named = f"--model {deployment.model} --mmdet {deployment.mmdet}"
-        return None, [*notes, f"note: made from a checkpoint of mmdet's, not compared with; {named} compares"]
+        options = f"--model {deployment.model} --mmdet {deployment.mmdet}"
+        return None, [*notes, f"note: not compared with its mmdet checkpoint; to compare, add {options}"]
     beside = [place / deployment.model for place in (folder.parent, folder)]
     found = [path for path in beside if path.is_file() and sha256_of(path) == deployment.model_sha256]
     if not found:
-        notes.append(f"note: no model file given, nor found beside the folder; --model {deployment.model} compares")
+        option = f"--model {deployment.model}"
+        notes.append(f"note: not compared, no model file is given or found beside the folder; to compare, add {option}")
     return found[0] if found else None, notes
 
 
@@ -156,13 +160,13 @@ def _check_source(model: Path, deployed: Deployed) -> None:
     recorded = deployed.deployment.model_sha256
     if recorded and sha256_of(model) != recorded:
         raise RequestError(
-            f"{model}: not the model that {deployed.file} was made from, got another sha256; "
-            f"expected {deployed.deployment.model} as it was then"
+            f"{model}: not the model that {deployed.file} was exported from, got another sha256; "
+            f"expected {deployed.deployment.model}, unchanged since the export"
         )
 
 
 def _first_of(coco: CocoSet, limit: int | None, folder: Path) -> CocoSet:
-    """Return the set of the first `limit` images, its annotations written into `folder`; without limit all."""
+    """Return the set of the first `limit` images, with its annotations written into `folder`; all without a limit."""
     return coco if limit is None else coco_subset(coco, range(limit), folder / "instances.json", f"--limit {limit}")
 
 
@@ -174,7 +178,7 @@ def _scores(
     folder: Path,
     console: Console,
 ) -> tuple[dict[str, float], dict[str, float] | None]:
-    """Return `coco_map` of what runs, and of the model file if there is one; add whether suppression ended."""
+    """Return `coco_map` of the file, and of the model file if there is one; append `nms_converged` to `settled`."""
 
     def graph_run(inputs: Arrays) -> Arrays:
         outputs = runner.run(inputs)
@@ -192,26 +196,27 @@ def _scores(
 
 
 def _notes_on_running(runner: FileRunner, num_unsettled: int | None, num_images: int) -> Iterator[str]:
-    """Say what the figures do not show of the file, or show of nothing but this runtime."""
+    """Yield notes on NMS that did not converge, and on fp16 that runs as fp32."""
     if num_unsettled:
         yield (
-            f"WARNING: suppression had not ended in {num_unsettled} of {num_images} images; export with more "
-            f"nms_rounds, or with pictures like these"
+            f"warning: NMS did not converge in {num_unsettled} of {num_images} images; export with more nms_rounds, or "
+            f"with images like these as `pictures`"
         )
     if runner.precision == "fp16" and runner.device == "cpu":
-        yield (f"note: {runner.runtime} has the weights in fp16 and computes in fp32 on this CPU; a GPU rounds more")
+        yield f"note: {runner.runtime} has fp16 weights but computes in fp32 on a CPU; a GPU rounds more"
 
 
 def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> list[str]:
-    """Say how many pictures stand where the shape lies, or the other way: there both mAPs may rightly differ."""
+    """Return a note on images of the other orientation than the graph: for these both mAPs can differ."""
     height, width = size_hw
     num = sum((image["height"] - image["width"]) * (height - width) < 0 for image in images)
     if not num:
         return []
-    line = (
-        f"note: {num} of {len(images)} images stand where the shape of {height} x {width} lies, or lie where it stands"
-    )
-    return [f"{line}: PyTorch turns the shape for them, the graph scales them down to fit"]
+    image, shape = ("portrait", "landscape") if height < width else ("landscape", "portrait")
+    return [
+        f"note: {num} of {len(images)} images are {image}, the export is {shape} ({height} x {width}): PyTorch rotates "
+        f"its input shape for them, the graph scales them down to fit"
+    ]
 
 
 def _figures(
@@ -230,5 +235,5 @@ def _figures(
     }
 
 
-def _shown(*figures: float) -> list[str]:
+def _formatted(*figures: float) -> list[str]:
     return [f"{figure:.4f}" for figure in figures]

@@ -1,4 +1,4 @@
-"""Pictures and videos with the boxes that a detector finds in them: a model file in PyTorch, or a deployed one."""
+"""Draws the boxes that a detector finds into images and videos: a model file in PyTorch, or a deployed detector."""
 
 import itertools
 from collections import Counter
@@ -39,23 +39,25 @@ def predict_files(
     force: bool,
     console: Console,
 ) -> tuple[list[dict[str, Any]], str]:
-    """Write a picture or video into `out` for every input, all of them or none.
+    """Write an image or video with boxes into `out` for every input, all of them or none.
 
     Args:
         model: Model file, deployed folder, or the ONNX file or an engine in it.
         inputs: Images, videos and folders of them.
         out: Created.
         min_score: Boxes below it are left out.
-        runtime: A name in `deploy.runtimes.registry.RUNTIMES`; that of the file's kind unless given.
-        force: Whether pictures in `out` may be replaced.
+        runtime: A name in `deploy.runtimes.registry.RUNTIMES`; default: the one for this kind of file.
+        force: Whether files in `out` may be replaced.
         console: Shows progress.
 
     Returns:
-        What was found in each file as JSON takes it, and the command to run next.
+        The detections of each file as JSON values, and the command to run next.
     """
     files = input_files(inputs)
     if out.resolve() in {file.resolve().parent for file in files}:
-        raise RequestError(f"--out {out}: holds the images themselves; expected another folder")
+        raise RequestError(
+            f"--out {out}: would overwrite inputs, got the folder of the images; expected another folder"
+        )
     refuse_existing(force, *(out / picture_name(file) for file in files))
     find, command = _finder(model, min_score, runtime)
     progress = RunProgress(console, [1.0])
@@ -64,7 +66,7 @@ def predict_files(
 
 
 def found_text(row: dict[str, Any]) -> str:
-    """Return one line that counts what was found in a file."""
+    """Return one line with the number of detections in a file, by class."""
     things = row["found"] if "found" in row else itertools.chain.from_iterable(row["frames"])
     counts = Counter(thing["name"] for thing in things)
     text = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing"
@@ -72,12 +74,15 @@ def found_text(row: dict[str, Any]) -> str:
 
 
 def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, str]:
-    """Return what finds things in images, and the command to run next."""
+    """Return a function that finds objects in images, and the command to run next."""
     if model.is_dir() or model.suffix in (ONNX, ENGINE):
         found = partial(Detector.load(model, runtime).stream, min_score=min_score)
         return found, f"espalier deploy package {model if model.is_dir() else model.parent}"
     if runtime:
-        raise RequestError(f"--runtime {runtime}: a model file runs in PyTorch, got {model}; export it first")
+        raise RequestError(
+            f"--runtime {runtime}: not used with a model file, got {model}; export it first: "
+            f"espalier deploy export {model}"
+        )
     with loading("torch and mmdet", "a model file needs"):
         from detect.model import load_detector
         from detect.predict import predict
@@ -87,20 +92,20 @@ def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, 
 
 
 def _rows(find: _Find, files: Sequence[Path], folder: Path, progress: RunProgress) -> list[dict[str, Any]]:
-    """Write the picture of every file into `folder`, and return what was found in it, in their order."""
+    """Write every file with its boxes into `folder`, and return the detections in the order of the files."""
     images = [file for file in files if not is_video(file)]
     videos = [open_video(file) for file in files if is_video(file)]
     total = len(images) + sum(video.num_frames for video in videos)
     ticks = itertools.count(1)
 
     def found_in(pictures: Iterable[_Pixels]) -> Iterator[tuple[_Pixels, list[Found]]]:
-        shown, given = itertools.tee(pictures)
-        for pair in zip(shown, find(given), strict=True):
+        drawn, searched = itertools.tee(pictures)
+        for pair in zip(drawn, find(searched), strict=True):
             yield pair
             progress(min(next(ticks), total), total)
 
     rows: dict[Path, dict[str, Any]] = {}
-    # images fill the batches of a graph together, whatever file they come from
+    # images of all files share the batches of a graph
     for file, (pixels, found) in zip(images, found_in(image_from_file(file) for file in images), strict=True):
         draw(Image.fromarray(pixels), found).save(folder / picture_name(file))
         rows[file] = {"file": str(file), "found": [asdict(thing) for thing in found]}
@@ -111,7 +116,7 @@ def _rows(find: _Find, files: Sequence[Path], folder: Path, progress: RunProgres
 
 
 def _draw_video(found: Iterator[tuple[_Pixels, list[Found]]], fps: float, path: Path) -> list[list[dict[str, Any]]]:
-    """Write the frames with their boxes, and return what was found frame by frame."""
+    """Write the frames with their boxes, and return the detections of each frame."""
     frames = []
     first = next(found)
     with written_video(path, fps, (first[0].shape[0], first[0].shape[1])) as write:

@@ -1,4 +1,4 @@
-"""COCO box AP by pycocotools, for mmdet's own predictions and for those of a deployed graph alike."""
+"""COCO box AP by pycocotools, for predictions of mmdet and of deployed graphs."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, in its own pixels, highest score first."""
+    """Detections in one image, in its own pixels, highest score first."""
 
     image_id: int
     boxes_xyxy: NDArray[np.float32]
@@ -47,7 +47,7 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
     """Return {"map", "map50", "map75"}, each in [0, 1], over every image of the annotation file.
 
     Args:
-        annotations: COCO ground truth, with at least one box.
+        annotations: COCO annotation file with at least one box.
         results: COCO result rows (image_id, category_id, bbox as x, y, w, h, score); images without rows count too.
     """
     names = ("map", "map50", "map75")
@@ -66,12 +66,12 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
 def evaluate_detector(
     detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Return `coco_map` of mmdet's own predictions through mmengine's Runner; `progress` is told of every image."""
+    """Return `coco_map` of mmdet's own predictions, by mmengine's Runner; `progress` is called after every image."""
     prefix = work_dir / "predictions"
     metric = {
         "type": "CocoMetric",
         "ann_file": str(coco.annotations),
-        "format_only": True,  # it would round to three digits; the rows it writes are scored here
+        "format_only": True,  # its own scores are rounded to three digits; the rows it writes are scored here
         "outfile_prefix": str(prefix),
     }
     runner = make_runner(
@@ -81,7 +81,7 @@ def evaluate_detector(
         test_dataloader=coco_loader(card, coco),
         test_cfg={},
         test_evaluator=[metric],
-        custom_hooks=[_Told(progress)] if progress else None,
+        custom_hooks=[_ProgressHook(progress)] if progress else None,
     )
     with silent():
         runner.test()
@@ -94,10 +94,11 @@ def detections_by_graph(
 ) -> Iterator[Detections]:
     """Run a deployed graph over a whole set, with the preprocessing of mmdet's test pipeline.
 
-    It always gets `batch_size` images of that type: the last one is repeated to fill the last batch, and counted once.
+    The graph always gets `batch_size` images of dtype `dtype`: the last one is repeated to fill the last batch, and
+    counts once.
 
-    It differs for pictures that stand where the shape lies, or lie where it stands: mmdet turns the shape for them, a
-    graph cannot, so they are scaled to fit into it as it is.
+    It differs from mmdet for portrait images in a landscape shape, and the reverse: mmdet rotates the shape for them, a
+    graph cannot, so they are scaled down to fit.
     """
     images = (image for _, image in _images(coco))
     ids = (row["id"] for row in read_annotations(coco.annotations)["images"])
@@ -117,7 +118,7 @@ def fitted_images(
 
 
 def detected_rows(graph: Graph, image: TensorSpec, coco: CocoSet, progress: Progress) -> list[dict[str, Any]]:
-    """Return COCO result rows of everything that a deployed graph finds in a set; `image` is its input."""
+    """Return COCO result rows of all detections of a deployed graph in a set; `image` is the spec of its input."""
     batch, _, height, width = image.fixed_shape("image")
     truth = read_annotations(coco.annotations)
     category_ids = [category["id"] for category in truth["categories"]]
@@ -130,7 +131,7 @@ def detected_rows(graph: Graph, image: TensorSpec, coco: CocoSet, progress: Prog
 
 
 def coco_rows(detections: Detections, category_ids: list[int]) -> list[dict[str, Any]]:
-    """Return COCO result rows; `category_ids[label]` is the category of a label."""
+    """Return COCO result rows; `category_ids` has the category of each label."""
     rows = []
     for (x0, y0, x1, y1), score, label in zip(
         detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
@@ -146,7 +147,7 @@ def _images(coco: CocoSet) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         yield row["id"], image_from_file(coco.images / row["file_name"])
 
 
-class _Told(Hook):
+class _ProgressHook(Hook):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
@@ -155,7 +156,7 @@ class _Told(Hook):
 
 
 def _renumber(truth: COCO) -> None:
-    """Count annotations from 1: COCOeval takes an id of 0 for "no box matched"."""
+    """Number annotations from 1: COCOeval reads an id of 0 as "no box matched"."""
     for number, row in enumerate(truth.dataset["annotations"], start=1):
         row["id"] = number
     truth.createIndex()

@@ -1,4 +1,4 @@
-"""A model file becomes a deployed folder: one graph in the precision and shape asked for, compared with PyTorch."""
+"""Exports a model file as a deployed folder: one graph in the configured precision and shape, compared with PyTorch."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -32,29 +32,29 @@ __all__ = ["Exported", "export_file", "module_from_file"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 _ADAPTIVE = (
-    "note: RoIAlign samples adaptively (sampling_ratio=0), which has no fixed shape; exported with sampling_ratio=2: "
+    "note: RoIAlign samples adaptively (sampling_ratio=0), which has no fixed shape; exported with sampling_ratio=2, "
     "compare the mAP with espalier deploy eval"
 )
 _STRETCHED = (
-    "note: the config stretches images to its scale (keep_ratio=False); here their ratio is kept, in deploy eval "
-    "too: compare the mAP with mmdet's own test"
+    "note: the config stretches images to its scale (keep_ratio=False); the export and deploy eval keep their ratio, "
+    "compare the mAP with mmdet's own test"
 )
 _Inputs = tuple[list[dict[str, Tensor]], str, Callable[[Path, Path], object] | None]
-"""Examples to compare on, what they are, and what makes the file in the end of the exported one."""
+"""Examples to compare on, their description, and a function that turns the exported file into the final one."""
 _NUM_RANDOM, _NUM_PICTURES = 4, 8  # compared with PyTorch, at least and at most
 _USUALLY_AGREED = {"fp32": 1.0, "fp16": 0.95, "int8": 0.5}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_file` wrote."""
+    """Result of `export_file`."""
 
     parity: dict[str, Any] | None
-    """How the file compares with PyTorch, as in `deploy.json`."""
+    """Comparison with PyTorch, as in `deploy.json`."""
     compared: str
-    """The same for people, in one line."""
+    """The same in one human-readable line."""
     notes: tuple[str, ...] = ()
-    """What to know of the file, one line each."""
+    """Notes on the file, one line each."""
 
 
 def export_file(
@@ -64,14 +64,14 @@ def export_file(
 
     Args:
         model: Model file; with `mmdet`, a checkpoint.
-        settings: What the graph is like.
+        settings: Config of the export.
         folder: Created; other files in it stay.
-        mmdet: mmdet's config, where the model is none of ours.
+        mmdet: mmdet's config, for a checkpoint of mmdet.
 
     Raises:
         MissingFileError: If a file or a calibration image is missing.
-        RequestError: If model and settings do not fit each other, or a weight is not a finite number in that precision.
-        WorkError: If the file does not give what PyTorch gives.
+        RequestError: If model and settings do not fit each other, or a weight is not finite in that precision.
+        WorkError: If the outputs of the file differ from PyTorch's.
     """
     model, folder = Path(model), Path(folder)
     kind = "detector" if mmdet else read_card(model).kind
@@ -86,11 +86,11 @@ def export_file(
 
 
 def module_from_file(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return the module that `export_file` writes unless its settings say otherwise, and random inputs of batch 1.
+    """Return the module that `export_file` writes with default settings, and random inputs of batch 1.
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If it is no model file.
+        RequestError: If it is not a model file.
     """
     if read_card(path).kind == "classifier":
         net, card = load_classifier(path)
@@ -103,7 +103,7 @@ def module_from_file(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
 def _export_detector(
     detector: Any, card: ModelCard, model: Path, settings: ExportConfig, folder: Path, mmdet: str | None
 ) -> Exported:
-    check_finite(model, detector, "train anew")
+    check_finite(model, detector, "train again")
     image_hw, precision = card.preprocessing.image_hw, settings.precision
     examples, images, quantize = _inputs(settings.input_hw or image_hw, settings)
     found = reference_of(detector, image_hw, examples, settings.input_hw)
@@ -121,7 +121,7 @@ def _export_detector(
     plain = graph_in(_DTYPES[precision])
     graph = ScalingDetector(plain, settings.input_hw) if settings.input_hw else plain
     in_precision = f"{model} in {precision}"
-    check_finite(in_precision, graph, "take bf16 or fp32")
+    check_finite(in_precision, graph, "use bf16 or fp32")
     check_range(in_precision, graph, examples)
     origin = Origin(
         "detector",
@@ -142,7 +142,7 @@ def _export_detector(
 
 
 def _nms_rounds(settings: ExportConfig, found: Reference, images: str) -> int:
-    """Return the rounds asked for, or enough; raise RequestError if those asked for do not reach the fixed point."""
+    """Return the configured rounds, by default enough; raise RequestError if NMS does not converge with them."""
     given = settings.nms_rounds
     if given is not None and settings.runtime == "any" and given < found.rounds:
         raise RequestError(f"nms_rounds: too few for {images}, got {given}; expected at least {found.rounds}")
@@ -153,8 +153,8 @@ def _export_classifier(model: Path, settings: ExportConfig, folder: Path) -> Exp
     given = sorted({"precision"} if settings.precision == "int8" else settings.model_fields_set & FOR_DETECTORS)
     if given:
         raise RequestError(
-            f"{given[0]}: for detectors only, got {getattr(settings, given[0])!r} for {model}, which holds a "
-            f"classifier; expected batch, image, or a precision of fp32, fp16, bf16"
+            f"{given[0]}: for detectors only, got {getattr(settings, given[0])!r} for the classifier {model}; expected "
+            f"only batch, image, and a precision of fp32, fp16 or bf16"
         )
     parity, images = export_classifier(
         model,
@@ -177,16 +177,18 @@ def _inputs(size_hw: tuple[int, int], settings: ExportConfig) -> _Inputs:
     return examples, _images(num * settings.batch), None
 
 
-def _of_pictures(size_hw: tuple[int, int], settings: ExportConfig, told: Pictures) -> _Inputs:
-    """Return the pictures to compare on, and what calibrates on others."""
-    pictures = (inputs for _, inputs, _ in fitted_images(told.coco, size_hw, settings.image))
+def _of_pictures(size_hw: tuple[int, int], settings: ExportConfig, source: Pictures) -> _Inputs:
+    """Return images to compare on, and for int8 a function that calibrates on others."""
+    images = (inputs for _, inputs, _ in fitted_images(source.coco, size_hw, settings.image))
     is_int8 = settings.precision == "int8"
-    calibrated = [*itertools.islice(pictures, told.num_images)] if is_int8 else []
-    others = [*itertools.islice(pictures, _NUM_PICTURES)]
+    calibrated = [*itertools.islice(images, source.num_images)] if is_int8 else []
+    others = [*itertools.islice(images, _NUM_PICTURES)]
     batches = _batches(others or calibrated[:_NUM_PICTURES], settings.batch)
     examples = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
-    what = "others of" if is_int8 and others else "calibrated on, of" if is_int8 else "of"
-    compared_on = f"{len(others) or min(len(calibrated), _NUM_PICTURES)} pictures {what} {told.annotations.name}"
+    kind = ("" if others else "calibration ") + "images"
+    rest = " not used for calibration" if is_int8 and others else ""
+    num = len(others) or min(len(calibrated), _NUM_PICTURES)
+    compared_on = f"{num} {kind} of {source.annotations.name}{rest}"
     if not is_int8:
         return examples, compared_on, None
     quantize = partial(
@@ -208,38 +210,38 @@ def _images(num: int) -> str:
 
 
 def _notes(parity: dict[str, Any] | None, precision: Precision, compared_on: str) -> list[str]:
-    """Say where a file that was not refused is to be doubted."""
+    """Return notes on how reliable the comparison is."""
     if parity is None:
         return []
     agreed, found = parity["num_agreed"], parity["num_detections"]
     if "networks" in parity:
         return [
-            "note: all scores are nearly equal, as those of an untrained detector: which boxes are kept is left to "
-            "rounding, so the networks' outputs before suppression were compared instead"
+            "note: all scores are nearly equal, as in an untrained detector, so that rounding decides which boxes are "
+            "kept; compared the networks' outputs before NMS instead"
         ]
     if not found:
         return [
-            f"note: nothing was found in {compared_on}, so no box was compared; "
-            f"--set pictures.annotations=FILE --set pictures.images=FOLDER compares on pictures"
+            f"note: no boxes were compared, none were found in {compared_on}; to compare on real images, add "
+            f"--set pictures.annotations=FILE --set pictures.images=FOLDER"
         ]
     if agreed < _USUALLY_AGREED[precision] * found:
         return [
-            f"WARNING: only {agreed} of {found} detections in {compared_on} are those of PyTorch in float32; "
-            f"espalier deploy eval tells what that costs"
+            f"warning: only {agreed} of {found} detections in {compared_on} agree with PyTorch in fp32; "
+            f"measure the mAP with espalier deploy eval"
         ]
     return []
 
 
 def _compared(parity: dict[str, Any] | None, images: str) -> str:
-    """Return how the file compares with PyTorch, in one line."""
+    """Return the comparison with PyTorch in one line."""
     if parity is None:
-        return "not compared with PyTorch: ONNX Runtime has no bfloat16 convolution on a CPU"
+        return "not compared with PyTorch: ONNX Runtime has no bf16 convolution on a CPU"
     if "difference" in parity:
         return f"scores differ from PyTorch's by {parity['difference']['scores']:.1g} at most on {images}"
     if not parity["num_detections"]:
-        return f"nothing compared with PyTorch: neither found anything in {images}"
+        return f"no boxes compared with PyTorch: none found in {images}"
     counted = f"{parity['num_agreed']} of {parity['num_detections']} detections agree with PyTorch's in {images}"
     if "networks" not in parity:
         return counted
     largest = max(parity["networks"].values())
-    return f"the networks' outputs before suppression differ from PyTorch's by {largest:.1g} at most; {counted}"
+    return f"the networks' outputs before NMS differ from PyTorch's by {largest:.1g} at most; {counted}"

@@ -1,4 +1,4 @@
-"""What `espalier deploy export` takes, checked before anything runs."""
+"""The config of `espalier deploy export`, checked before anything runs."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,15 +16,15 @@ __all__ = ["FOR_DETECTORS", "ExportConfig", "Pictures", "Quantization"]
 
 
 class Pictures(Part):
-    """Pictures like those to come, but none of those that are scored."""
+    """Images like those that the detector will run on, but none of those it is scored on."""
 
     annotations: Path
-    """COCO annotation file; of its boxes nothing is used."""
+    """COCO annotation file; its boxes are not used."""
     images: Path
     """Folder its file names are relative to."""
     num_images: int = Field(64, ge=1)
-    """int8 is calibrated on the first so many, all held in memory, and compared with PyTorch on a few that follow, or
-    on some of them where none follow; other precisions are compared on the first few."""
+    """int8 is calibrated on this many images, all held in memory, and compared with PyTorch on a few that follow, or on
+    some of the same if none follow; other precisions are compared on the first few."""
 
     @property
     def coco(self) -> CocoSet:
@@ -33,12 +33,12 @@ class Pictures(Part):
 
 
 class Quantization(Part):
-    """How int8 is made of float32."""
+    """How fp32 is quantized to int8."""
 
     method: str = "minmax"
     """How the range of a layer's values is chosen: minmax, entropy or percentile."""
     keep_float: tuple[str, ...] = KEEP_FLOAT
-    """Patterns of node or weight names whose convolutions stay float32."""
+    """Patterns of node or weight names whose convolutions stay fp32."""
 
     @field_validator("method")
     @classmethod
@@ -47,43 +47,46 @@ class Quantization(Part):
 
 
 class ExportConfig(Part):
-    """What the exported graph is like. Where a field says so it is for detectors only."""
+    """Config of the exported graph. Some fields are for detectors only, as noted."""
 
     batch: int = Field(1, ge=1)
     """Images per run, fixed in the file."""
     precision: Precision = "fp32"
-    """Of the networks; boxes and scores are float32 in any case. int8 is for detectors only: the convolutions."""
+    """Precision of the networks; boxes and scores are always float32. int8 is for detectors only, and quantizes their
+    convolutions."""
     image: Literal["float32", "uint8"] = "float32"
-    """Type of the input's pixels, 0 to 255 in both."""
+    """Dtype of the input's pixels, 0 to 255 in both."""
     runtime: GraphRuntime = "any"
-    """`any`: every engine builds it; `onnxruntime` and `openvino`: that one runs it faster on a CPU, TensorRT does not
+    """`any`: every engine builds it; `onnxruntime` and `openvino`: faster in that runtime on a CPU, but TensorRT cannot
     build it. For detectors only."""
     size_hw: tuple[int, int] | None = None
-    """Height and width that the detector sees, multiples of 32; the model's own unless given. For detectors only."""
+    """Height and width that the detector works at, multiples of 32; default: the model's. For detectors only."""
     input_hw: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width of the input, any: it is scaled to the other inside the graph, its ratio kept, and boxes are in
-    its pixels. That other one unless given. For detectors only."""
+    """Height and width of the input, any: the graph scales it to `size_hw`, keeping its ratio, and boxes are in its
+    pixels. Default: `size_hw`. For detectors only."""
     nms_rounds: int | None = Field(None, ge=1)
-    """Rounds of suppression where it is arithmetic, see FixedShapeDetector; 24, or twice what the compared images take
-    where these come near it, unless given. For detectors only."""
+    """Rounds of NMS where it is computed as arithmetic, see FixedShapeDetector. Default: 24, or twice what the compared
+    images need if that is close to 24. For detectors only."""
     debug: bool = False
-    """Add the output nms_converged, which says whether these rounds sufficed. For detectors only."""
+    """Add the output nms_converged: whether these rounds were enough. For detectors only."""
     pictures: Pictures | None = None
-    """What int8 is calibrated on, and what every file is compared on; random images unless given, in which a trained
-    detector may find nothing. For detectors only."""
+    """Images to calibrate int8 on, and to compare every file on. Default: random images, in which a trained detector
+    may find nothing. For detectors only."""
     int8: Quantization = Quantization()
-    """Of the other precisions, left alone."""
+    """Used with precision int8 only."""
 
     @model_validator(mode="after")
     def _int8_counts(self) -> "ExportConfig":
         if self.precision == "int8" and self.pictures is None:
             raise RequestError(
-                "pictures: int8 is calibrated on some, got none; expected pictures=dict(annotations=..., images=...)"
+                "pictures: int8 needs calibration images, got none; expected pictures=dict(annotations=..., images=...)"
             )
         if self.precision != "int8" and "int8" in self.model_fields_set:
-            raise RequestError(f"int8: of no use, got precision {self.precision}; expected int8, or no such key")
+            raise RequestError(
+                f"int8: not used with another precision, got {self.precision}; drop this key, or set precision int8"
+            )
         return self
 
 
 FOR_DETECTORS = {"runtime", "size_hw", "input_hw", "nms_rounds", "debug", "pictures"}
-"""Fields that a classifier's export has no use for."""
+"""Fields that are not used for classifiers."""

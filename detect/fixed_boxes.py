@@ -1,6 +1,6 @@
-"""Boxes moved by their deltas and suppressed, as arithmetic of fixed shape: no loop over boxes, no plugin.
+"""Box decoding and NMS as arithmetic of fixed shape: no loop over boxes, no plugin.
 
-Shape letters: N images, X boxes of an image, Y chosen ones; 4 is x1, y1, x2, y2 in pixels, or four box deltas.
+Shape letters: N images, X boxes of an image, Y chosen boxes; 4 is x1, y1, x2, y2 in pixels, or four box deltas.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 __all__ = ["BoxDecoder", "keep_best", "keep_by_operator", "rounds_to_settle", "spread_by_group", "take"]
 
-MAX_LOG_RATIO = abs(math.log(16 / 1000))  # default of mmdet's DeltaXYWHBBoxCoder.decode, which no config reaches
+MAX_LOG_RATIO = abs(math.log(16 / 1000))  # default of mmdet's DeltaXYWHBBoxCoder.decode, which configs cannot change
 
 
 class BoxDecoder(nn.Module):
-    """mmdet's DeltaXYWHBBoxCoder.decode for a batch in which each image has its own size."""
+    """mmdet's DeltaXYWHBBoxCoder.decode for a batch of images of different sizes."""
 
     mean: Tensor
     std: Tensor
@@ -41,19 +41,19 @@ class BoxDecoder(nn.Module):
 
 
 def keep_best(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float, num_rounds: int) -> tuple[Tensor, Tensor]:
-    """Return which boxes greedy NMS keeps, and whether the rounds were enough to say so.
+    """Return which boxes greedy NMS keeps, and whether the rounds were enough for that.
 
     With M[j, i] = 1 where j is before i and their IoU is above the threshold, keep <- (keep . M < 0.5) is repeated. Its
-    only fixed point is greedy NMS, and round r settles every box that hangs on a chain of fewer than r others.
+    only fixed point is greedy NMS, and round r settles every box that depends on a chain of fewer than r others.
 
     Args:
         boxes_X4: Corners x1, y1, x2, y2, best score first, shape (..., X, 4).
-        valid_X: False for places that hold no box; they are not kept and suppress nothing, bool (..., X).
+        valid_X: False for unused places; they are not kept and suppress nothing, bool (..., X).
         iou_threshold: A box overlapping a kept one by more than this is dropped, in [0, 1].
-        num_rounds: How often the step is applied, at least 1.
+        num_rounds: Number of rounds, at least 1.
 
     Returns:
-        keep, bool (..., X), and converged, bool (...): True where one more round would change nothing.
+        keep, bool (..., X), and converged, bool (...): True if another round would change nothing.
 
     Source: Cluster-NMS, in Zheng et al., Enhancing Geometric Factors in Model Learning and Inference, 2020.
     """
@@ -76,15 +76,15 @@ def rounds_to_settle(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) ->
 
 
 def keep_by_operator(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Return what `keep_best` returns, by one NonMaxSuppression operator per row of boxes.
+    """Return what `keep_best` returns, with one NonMaxSuppression operator per row of boxes.
 
-    For runtimes that run it well: ONNX Runtime and OpenVINO on a CPU do, TensorRT does not. It always converges.
+    For ONNX Runtime and OpenVINO on a CPU, which run it fast; TensorRT does not. It always converges.
     """
     num_boxes = boxes_X4.shape[-2]
     rank_X = torch.arange(num_boxes, 0, -1, dtype=boxes_X4.dtype, device=boxes_X4.device)
     rows = []
     for boxes, valid in zip(boxes_X4.reshape(-1, num_boxes, 4), valid_X.reshape(-1, num_boxes), strict=True):
-        # a box without area overlaps none, so what is not valid suppresses nothing
+        # a box without area overlaps none, so invalid boxes suppress nothing
         kept = torchvision.ops.nms(torch.where(valid[:, None], boxes, 0.0), rank_X, iou_threshold)
         rows.append(torch.zeros_like(rank_X).index_fill(0, kept, 1.0))
     keep_X = (torch.stack(rows) > 0).reshape(valid_X.shape) & valid_X
@@ -92,9 +92,9 @@ def keep_by_operator(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) ->
 
 
 def spread_by_group(boxes_NX4: Tensor, group_NX: Tensor, valid_NX: Tensor) -> Tensor:
-    """Return the boxes moved so far apart by group that only boxes of one group overlap.
+    """Return the boxes moved apart by group, so that only boxes of the same group overlap.
 
-    The same shift as mmcv's `batched_nms`, so that rounding falls alike: group times (largest coordinate + 1).
+    The same shift as mmcv's `batched_nms`, for the same rounding: group times (largest coordinate + 1).
     """
     largest_N11 = (boxes_NX4 * valid_NX[..., None]).amax((1, 2), keepdim=True)
     return boxes_NX4 + group_NX[..., None].to(boxes_NX4.dtype) * (largest_N11 + 1)
@@ -116,7 +116,7 @@ def _round(keep_1X: Tensor, valid_1X: Tensor, overlaps_XX: Tensor) -> Tensor:
 def _pairwise_iou(boxes_X4: Tensor) -> Tensor:
     left, top, right, bottom = boxes_X4.unbind(-1)
     area = (right - left) * (bottom - top)
-    # one side clamped is enough: a negative height makes the quotient negative, which is above no threshold
+    # clamping one side is enough: a negative height makes the quotient negative, which is below any threshold
     width = (_pairs(torch.minimum, right) - _pairs(torch.maximum, left)).clamp(min=0)
     intersection = width * (_pairs(torch.minimum, bottom) - _pairs(torch.maximum, top))
     return intersection / (area[..., :, None] + area[..., None, :] - intersection)

@@ -1,6 +1,6 @@
-"""RoIAlign over all pyramid levels at once, so that every RoI may lie on any level at a fixed shape.
+"""RoIAlign over all pyramid levels at once, so that every RoI can be on any level at a fixed shape.
 
-Shape letters: N images, R RoIs an image, L levels, C channels, S sample points along one side of a RoI.
+Shape letters: N images, R RoIs per image, L levels, C channels, S sample points along one side of a RoI.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from torch.nn import functional
 __all__ = ["CanvasRoIAlign", "OperatorRoIAlign"]
 
 OFF_CANVAS = -3.0
-"""A GridSample coordinate more than a pixel outside: it reads zero, as RoIAlign does far outside a level."""
+"""A GridSample coordinate more than a pixel outside: it reads zero, like RoIAlign far outside a level."""
 
 
 class CanvasRoIAlign(nn.Module):
     """Equals mmdet's SingleRoIExtractor with RoIAlign(aligned=True) and a fixed number of sample points.
 
-    The levels are stacked under each other in one canvas; each RoI's points are placed on its own level, clamped inside
-    it, sampled together and averaged.
+    The levels are stacked vertically in one canvas; each RoI's points are placed on its level, clamped to it, sampled
+    together and averaged.
 
     Args:
         strides: Pixels of the image per feature, for each level, finest first.
@@ -60,7 +60,7 @@ class CanvasRoIAlign(nn.Module):
         """Return the features of each RoI.
 
         Args:
-            features: One map per level, (N, C, height, width); coarser ones that follow are not read.
+            features: One map per level, (N, C, height, width); further, coarser maps are not read.
             boxes_NR4: Corners x1, y1, x2, y2 in pixels of the image, (N, R, 4).
 
         Returns:
@@ -81,7 +81,7 @@ class CanvasRoIAlign(nn.Module):
         return torch.stack(torch.broadcast_tensors(x_NRS[..., None, :], y_NRS[..., :, None]), -1).flatten(1, 2)
 
     def _coordinates(self, ends_NR2: Tensor, stride: Tensor, extent: Tensor, start: Tensor, canvas: int) -> Tensor:
-        """Return where one side's sample points lie on the canvas, -1 and 1 being its borders."""
+        """Return the sample points of one side on the canvas, whose borders are -1 and 1."""
         low, high = (ends_NR2 / stride[..., None] - 0.5).unbind(-1)
         points_NRS = low[..., None] + (high - low)[..., None] * self.points
         is_read = (points_NRS >= -1) & (points_NRS <= extent[..., None])
@@ -96,10 +96,10 @@ class CanvasRoIAlign(nn.Module):
 
 
 class OperatorRoIAlign(CanvasRoIAlign):
-    """The same by one RoiAlign operator on the canvas, for boxes inside the image; see `keep_by_operator`.
+    """The same with one RoiAlign operator on the canvas, for boxes inside the image; see `keep_by_operator`.
 
-    Each level stands in a frame of its own border features. RoIAlign clamps its points to a level's border, which is
-    what interpolation with the frame gives; no point of a box inside the image lies outside the frame.
+    Each level is framed by a copy of its border features. RoIAlign clamps its points to a level's border, which equals
+    interpolation with the frame; no point of a box inside the image is outside the frame.
     """
 
     def forward(self, features: Sequence[Tensor], boxes_NR4: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """A trained two-stage detector as a module of plain tensors with fixed shapes: batched, exportable, no plugin.
 
-Boxes are moved and suppressed in `fixed_boxes`, RoI features are read in `fixed_roi`; here mmdet's Faster R-CNN is put
-together again from its trained networks, so that this module and mmdet's `predict` find the same boxes.
+Boxes are decoded and suppressed in `fixed_boxes`, RoI features are read in `fixed_roi`; this file rebuilds mmdet's
+Faster R-CNN from its trained networks, so that it finds the same boxes as mmdet's `predict`.
 
-Shape letters: N images, L levels, A anchors of a level, P candidates of a level, R proposals, C classes (background
-left out), X candidate detections, K detections, H and W the input; 4 is x1, y1, x2, y2 in pixels, or four box deltas.
+Shape letters: N images, L levels, A anchors of a level, P candidates of a level, R proposals, C classes (without
+background), X candidate detections, K detections, H and W the input; 4 is x1, y1, x2, y2 in pixels, or four box deltas.
 """
 
 import copy
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 __all__ = ["NMS_ROUNDS", "FixedShapeDetector", "GraphRuntime", "check_parts"]
 
 GraphRuntime = Literal["any", "onnxruntime", "openvino"]
-"""What a graph is written for."""
+"""The runtime that a graph is for."""
 
 Suppress = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
-"""Boxes, best first, valid and IoU threshold -> which are kept, and whether that is settled."""
+"""Boxes, best first, valid and IoU threshold -> which are kept, and whether NMS converged."""
 
 NMS_ROUNDS = 24
-"""Rounds of suppression unless told otherwise; see FixedShapeDetector."""
+"""Default rounds of NMS; see FixedShapeDetector."""
 
 TOPK_LIMIT = 3840  # of TensorRT's TopK
 
-CARRIED = {
+SUPPORTED = {
     "neck": ("FPN",),
     "rpn_head": ("RPNHead",),
     "rpn_head.bbox_coder": ("DeltaXYWHBBoxCoder",),
@@ -48,32 +48,32 @@ CARRIED = {
     "roi_head.bbox_head": ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead"),
     "roi_head.bbox_head.bbox_coder": ("DeltaXYWHBBoxCoder",),
 }
-"""Classes whose prediction is written again here; a subclass may predict otherwise, so names must match exactly."""
+"""Classes whose prediction is reimplemented here; a subclass may predict differently, so names must match exactly."""
 
 
 class FixedShapeDetector(nn.Module):
     """mmdet's Faster R-CNN as one graph of standard operators with fixed shapes.
 
-    The detector given is not changed: its networks are copied, to the CPU and in eval mode. What follows them is
-    computed as mmdet does it, from the detector's own test settings. RoIAlign with `sampling_ratio=0` (mmdet's default,
-    adaptive) has no fixed shape: 2 is used in its place, which is not quite the same.
+    The given detector is not changed: its networks are copied, to the CPU and in eval mode. The rest is computed as in
+    mmdet, with the detector's test settings. RoIAlign with `sampling_ratio=0` (mmdet's default, adaptive) has no fixed
+    shape: 2 is used instead, which differs slightly.
 
     Args:
-        detector: A Faster R-CNN of the parts in `CARRIED`, with any backbone.
+        detector: A Faster R-CNN of the parts in `SUPPORTED`, with any backbone.
         size_hw: Height and width of the input in pixels, both multiples of the detector's padding.
-        max_candidates: How many (proposal, class) pairs enter the last suppression. mmdet takes all above the score
+        max_candidates: Number of (proposal, class) pairs that enter the final NMS. mmdet takes all above the score
             threshold; leaving out the worst changes nothing as long as `max_per_img` of the others survive.
-        nms_rounds: Rounds of suppression, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17
-            for its proposals, 10 as a rule; an untrained one, whose scores are smooth, can need 60.
-        runtime: What it is written for; the boxes found are the same. `any`: NMS and RoIAlign as arithmetic, which
-            every engine builds. `onnxruntime`: ONNX's operator for NMS; `openvino`: and that for RoIAlign, which they
-            run faster and TensorRT-RTX does not build.
+        nms_rounds: Rounds of NMS, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17 for its
+            proposals, usually 10; an untrained one, whose scores are smooth, can need 60.
+        runtime: The runtime it is for; all find the same boxes. `any`: NMS and RoIAlign as arithmetic, which every
+            engine builds. `onnxruntime`: with ONNX's NMS operator; `openvino`: with its RoIAlign operator too. These
+            are faster in these runtimes, but TensorRT-RTX cannot build them.
         debug: Adds the output `nms_converged`, bool (N,): False where `nms_rounds` were too few.
-        dtype: Precision of backbone, neck and heads; boxes and scores are float32 in any case. In a half precision
-            BatchNorm is folded into the convolutions before it.
+        dtype: Dtype of backbone, neck and heads; boxes and scores are always float32. In half precision, BatchNorm is
+            folded into the convolutions before it.
 
     Raises:
-        RequestError: If the detector has a part or a setting that is not carried, or a number does not fit.
+        RequestError: If a part or setting of the detector is not supported, or a number is out of range.
     """
 
     input_names = ("image", "image_hw")
@@ -117,12 +117,12 @@ class FixedShapeDetector(nn.Module):
         """Return the detections of each image, best first.
 
         Args:
-            image: RGB, values 0 to 255, float32 or uint8 (N, 3, H, W); what lies outside `image_hw` is ignored.
-            image_hw: Height and width of the picture inside its padding, float32 (N, 2); boxes are clipped to it.
+            image: RGB, values 0 to 255, float32 or uint8 (N, 3, H, W); pixels outside `image_hw` are ignored.
+            image_hw: Height and width of the image without padding, float32 (N, 2); boxes are clipped to it.
 
         Returns:
             boxes_xyxy (N, K, 4) in pixels of the input, scores (N, K) and labels (N, K) int64, K being the detector's
-            `max_per_img`, or less where there can never be as many; unused places hold score 0 and label -1. With
+            `max_per_img`, or less if there can never be that many; unused places have score 0 and label -1. With
             `debug`, nms_converged (N,) follows.
         """
         features = self.features(image, image_hw)
@@ -131,18 +131,18 @@ class FixedShapeDetector(nn.Module):
         return (*found, rpn_converged_N & converged_N) if self.debug else tuple(found)
 
     def features(self, image: Tensor, image_hw: Tensor) -> tuple[Tensor, ...]:
-        """Return the neck's maps of images as `forward` takes them, finest first."""
+        """Return the neck's feature maps for the inputs of `forward`, finest first."""
         maps: tuple[Tensor, ...] = self.neck(self.backbone(self._normalised(image, image_hw).to(self.dtype)))
         return maps
 
     def example_inputs(self, batch_size: int = 1, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Return random images of that type without padding, as `forward` takes them."""
+        """Return random inputs for `forward`, without padding, with images of dtype `dtype`."""
         image = (torch.rand(batch_size, 3, *self.size_hw) * 255).to(dtype)
         return image, torch.tensor([self.size_hw] * batch_size, dtype=torch.float32)
 
     def _copy_preprocessing(self, preprocessor: Any) -> None:
         self.pad_value = float(preprocessor.pad_value)
-        # mmdet loads BGR: a preprocessor that swaps channels feeds the network RGB, which we are given
+        # mmdet loads BGR: a preprocessor that swaps channels feeds the network RGB, which is our input
         self.flips_channels = not preprocessor._channel_conversion
         normalises = preprocessor._enable_normalize
         self.register_buffer("mean", preprocessor.mean if normalises else torch.zeros(3, 1, 1), persistent=False)
@@ -152,14 +152,14 @@ class FixedShapeDetector(nn.Module):
 
     def _normalised(self, image: Tensor, image_hw: Tensor) -> Tensor:
         height_N111, width_N111 = image_hw[:, :, None, None, None].unbind(1)
-        is_picture = (self.rows < height_N111) & (self.columns < width_N111)
-        image = image.float()  # before anything else: TensorRT casts bytes at the input, and does no more with them
+        is_inside = (self.rows < height_N111) & (self.columns < width_N111)
+        image = image.float()  # first of all: the only operation on bytes in TensorRT is a cast at the input
         image = image.flip(1) if self.flips_channels else image
-        return torch.where(is_picture, (image - self.mean) / self.std, self.pad_value)
+        return torch.where(is_inside, (image - self.mean) / self.std, self.pad_value)
 
 
 class _Proposals(nn.Module):
-    """RPNHead's prediction: the best boxes of each level, suppressed level by level, then the best of all levels."""
+    """RPNHead's prediction: the best boxes of each level after NMS per level, then the best of all levels."""
 
     anchors: Tensor
     level: Tensor
@@ -170,7 +170,7 @@ class _Proposals(nn.Module):
         self.head, self.decode, self.suppress = rpn_head, BoxDecoder(rpn_head.bbox_coder), suppress
         self.iou_threshold, self.min_side = config.nms.iou_threshold, config.get("min_bbox_size", -1)
         sizes_hw = _level_sizes([stride for stride, _ in generator.strides], size_hw)
-        anchors_LA4 = generator.grid_priors(sizes_hw, device="cpu")  # whose default is a CUDA device
+        anchors_LA4 = generator.grid_priors(sizes_hw, device="cpu")  # its default is a CUDA device
         self.num_anchors = [len(anchors_A4) for anchors_A4 in anchors_LA4]
         most, limit = max(self.num_anchors), config.get("nms_pre", -1)
         self.num_candidates = min(limit, most) if limit > 0 else most
@@ -200,8 +200,8 @@ class _Proposals(nn.Module):
     def _best(
         self, logits_NAhw: Tensor, deltas_N4Ahw: Tensor, anchors_A4: Tensor, num_anchors: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scores, deltas and anchors of one level's P best, places it cannot fill having score -1."""
-        # sigmoid first, for scores that float32 cannot tell apart are a tie in mmdet too
+        """Return scores, deltas and anchors of one level's P best; unused places have score -1."""
+        # sigmoid first: scores that are equal in float32 are a tie in mmdet too
         scores_NA = logits_NAhw.permute(0, 2, 3, 1).flatten(1).float().sigmoid()
         deltas_NA4 = deltas_N4Ahw.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)).float()
         num_best = min(self.num_candidates, num_anchors)
@@ -215,7 +215,7 @@ class _Proposals(nn.Module):
 
 
 class _Detections(nn.Module):
-    """StandardRoIHead's prediction: every proposal classified and moved, then suppressed class by class."""
+    """StandardRoIHead's prediction: every proposal is classified and decoded, then NMS runs class by class."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class _Detections(nn.Module):
         scores_NRC = logits.float().softmax(-1)[:, :-1].unflatten(0, (-1, self.num_proposals))
         is_likely = (scores_NRC > self.score_threshold) & valid_NR[..., None]
         scores_NX, pair_NX = torch.where(is_likely, scores_NRC, 0.0).flatten(1).topk(self.num_candidates)
-        # ONNX files get floats for an integer division; half a step keeps inexact hardware off the whole numbers
+        # integer division is exported as float division; adding a half avoids rounding errors at whole numbers
         proposal_NX = ((pair_NX + 0.5) / self.num_classes).long()
         label_NX = pair_NX - proposal_NX * self.num_classes
         agnostic = self.head.reg_class_agnostic
@@ -270,7 +270,7 @@ class _Detections(nn.Module):
 
 
 def _fold_batchnorm(detector: Any) -> None:
-    """Fold BatchNorm into the convolutions before it, in float32: exporters fold it too, but leave float32 weights."""
+    """Fold BatchNorm into the convolutions before it, in fp32: exporters fold it too, but leave float32 weights."""
     from detect.openmmlab import fuse_conv_bn
 
     detector.eval()
@@ -278,9 +278,10 @@ def _fold_batchnorm(detector: Any) -> None:
     with torch.no_grad():
         before, _ = detector.backbone(image), fuse_conv_bn(detector)
         after = detector.backbone(image)
-    for whole, folded in zip(before, after, strict=True):  # wrong where layers run in another order than listed
+    for whole, folded in zip(before, after, strict=True):  # differ if layers run in another order than they are listed
         is_same = torch.allclose(folded, whole, rtol=0, atol=1e-3 * float(whole.abs().max()))
-        _require(is_same, "backbone", "BatchNorm cannot be folded", "other features", "BatchNorm after its convolution")
+        problem = "BatchNorm cannot be folded into convolutions"
+        _require(is_same, "backbone", problem, "different features", "every BatchNorm after its convolution")
 
 
 def _level_sizes(strides: Sequence[int], size_hw: tuple[int, int]) -> list[tuple[int, int]]:
@@ -288,44 +289,50 @@ def _level_sizes(strides: Sequence[int], size_hw: tuple[int, int]) -> list[tuple
 
 
 def check_parts(detector: Any) -> None:
-    """Raise RequestError at the first part of a detector that FixedShapeDetector does not carry."""
-    for path, names in CARRIED.items():
+    """Raise RequestError at the first part of a detector that FixedShapeDetector does not support."""
+    for path, names in SUPPORTED.items():
         try:
             found = type(attrgetter(path)(detector)).__name__
         except AttributeError:
             found = "none"
-        _require(found in names, path, "this part is not carried", found, " or ".join(names))
+        _require(found in names, path, "this part is not supported", found, " or ".join(names))
     roi_head = detector.roi_head
-    _require(not roi_head.with_mask, "roi_head", "masks are not carried", "a mask head", "boxes only")
-    _require(not roi_head.with_shared_head, "roi_head", "not carried", "a shared head", "none")
+    _require(not roi_head.with_mask, "roi_head", "masks are not supported", "a mask head", "boxes only")
+    _require(not roi_head.with_shared_head, "roi_head", "a shared head is not supported", "one", "none")
 
 
 def _check_settings(detector: Any) -> None:
     rpn_head, roi_head = detector.rpn_head, detector.roi_head
     bbox_head, layer = roi_head.bbox_head, roi_head.bbox_roi_extractor.roi_layers[0]
     sigmoid, softmax = rpn_head.use_sigmoid_cls, not bbox_head.custom_cls_channels
-    _require(sigmoid, "rpn_head.loss_cls", "scores are not sigmoids", "use_sigmoid=False", "use_sigmoid=True")
-    _require(softmax, "bbox_head.loss_cls", "not carried", type(bbox_head.loss_cls).__name__, "a plain softmax")
-    _require(bbox_head.with_cls and bbox_head.with_reg, "bbox_head", "a branch is missing", "one", "with_cls, with_reg")
+    _require(sigmoid, "rpn_head.loss_cls", "only sigmoid scores are supported", "use_sigmoid=False", "use_sigmoid=True")
+    _require(softmax, "bbox_head.loss_cls", "not supported", type(bbox_head.loss_cls).__name__, "a plain softmax")
+    _require(
+        bbox_head.with_cls and bbox_head.with_reg,
+        "bbox_head",
+        "a branch is missing",
+        "only one",
+        "with_cls and with_reg",
+    )
     plain = layer.aligned and layer.pool_mode == "avg" and len(set(layer.output_size)) == 1
-    _require(plain, "roi_layer", "not carried", layer, "aligned=True, pool_mode='avg', a square output")
+    _require(plain, "roi_layer", "not supported", layer, "aligned=True, pool_mode='avg', a square output")
     for name, part in (("rpn", rpn_head), ("rcnn", roi_head)):
         nms = dict(part.test_cfg.nms)
         plain = nms.get("type", "nms") == "nms" and nms.keys() <= {"type", "iou_threshold", "split_thr"}
-        _require(plain, f"test_cfg.{name}.nms", "not carried", nms, "type='nms' with an iou_threshold alone")
+        _require(plain, f"test_cfg.{name}.nms", "not supported", nms, "type='nms' with only an iou_threshold")
     for coder in (rpn_head.bbox_coder, bbox_head.bbox_coder):
-        _require(not coder.add_ctr_clamp, "bbox_coder", "not carried", "add_ctr_clamp=True", "add_ctr_clamp=False")
+        _require(not coder.add_ctr_clamp, "bbox_coder", "not supported", "add_ctr_clamp=True", "add_ctr_clamp=False")
 
 
 def _check_numbers(detector: Any, size_hw: tuple[int, int], nms_rounds: int) -> None:
-    _require(nms_rounds >= 1, "nms_rounds", "nothing would be suppressed", nms_rounds, "1 or more")
+    _require(nms_rounds >= 1, "nms_rounds", "too few", nms_rounds, "at least 1")
     step = max(detector.data_preprocessor.pad_size_divisor, *detector.roi_head.bbox_roi_extractor.featmap_strides)
     fits = all(side > 0 and side % step == 0 for side in size_hw)
-    _require(fits, "size_hw", "does not fit the feature levels", size_hw, f"multiples of {step}")
+    _require(fits, "size_hw", "not divisible by the strides", size_hw, f"multiples of {step}")
 
 
 def _require_topk(subject: str, count: int) -> None:
-    _require(1 <= count <= TOPK_LIMIT, subject, "TopK cannot return as many", count, f"1 to {TOPK_LIMIT}")
+    _require(1 <= count <= TOPK_LIMIT, subject, "out of range for TopK", count, f"1 to {TOPK_LIMIT}")
 
 
 def _require(holds: bool, subject: str, problem: str, got: object, expected: str) -> None:

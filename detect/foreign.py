@@ -1,4 +1,4 @@
-"""Detectors that are not ours: a config of mmdet and the checkpoint that was trained with it."""
+"""Loads mmdet's own detectors: a config of mmdet and a checkpoint trained with it."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ __all__ = ["load_foreign"]
 
 
 class _Log:
-    """Takes the place of mmengine's HistoryBuffer, which would make what it reads the methods of all of its kind."""
+    """Stands in for mmengine's HistoryBuffer, which on loading would replace the methods of its whole class."""
 
 
 _NUMPY = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
@@ -30,28 +30,28 @@ _LOGS: list[Any] = [
     *(np.ndarray, np.dtype, type(np.dtype("float64")), type(np.dtype("int64"))),
     *((made, f"numpy.{core}.multiarray.{name}") for name, made in _NUMPY.items() for core in ("core", "_core")),
     (_Log, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (lambda owner, name: name, "builtins.getattr"),  # by which a log names its methods; nothing is looked up here
+    (lambda owner, name: name, "builtins.getattr"),  # logs name their methods by it; nothing is looked up here
 ]
-"""What the logs of training in mmengine's checkpoints are made of, which torch would refuse: numbers alone."""
+"""Types in the training logs of mmengine's checkpoints, which hold only numbers but which torch would refuse."""
 
 _SCALING = ("Resize", "FixScaleResize", "MultiScaleFlipAug")
-"""The steps of a pipeline that scale pictures, in mmdet 3 and 2."""
+"""The steps of a pipeline that scale images, in mmdet 3 and 2."""
 
 
 def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
     """Return mmdet's detector in eval mode, and a card with its classes and its preprocessing.
 
-    `image_size_hw` is the scale of the config's test pipeline, lying and rounded up to what the detector divides by;
-    `DetectorSettings`' default where there is none. `keep_ratio` is False where that pipeline stretches pictures to
-    the scale, which nothing here does. RoIAlign and nms are torchvision's, whose results are mmcv's.
+    The card's `image_hw` is the scale of the config's test pipeline in landscape, rounded up to the detector's padding;
+    without one, the default of `DetectorSettings`. `keep_ratio` is False if that pipeline stretches images to the
+    scale, which Espalier never does. RoIAlign and nms are torchvision's, with the same results as mmcv's.
 
     Args:
-        config: Of mmdet. It is Python and is run, as mmdet runs it.
+        config: Config of mmdet. It is Python code and is run, as in mmdet.
         checkpoint: PyTorch file of weights by name, alone or as `state_dict`. Nothing in it is executed.
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If no detector can be built from the config, FixedShapeDetector does not carry one of its parts,
+        RequestError: If no detector can be built from the config, FixedShapeDetector does not support one of its parts,
             or the checkpoint does not fit it or would execute code.
     """
     detector, settings = _built(config)
@@ -77,11 +77,11 @@ def _built(config: Path) -> tuple[Any, Config]:
         return revert_sync_batchnorm(build_detector(_without_pretrained(settings.model))), settings
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"{config}: no detector comes of it, got {reason}; expected a config of mmdet") from error
+        raise RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet") from error
 
 
 def _without_pretrained(part: Any) -> Any:
-    """Return a config without the weights to start training from: they would be fetched, then replaced."""
+    """Return a config without pretrained weights, which would be downloaded, then replaced."""
     if isinstance(part, Mapping):
         kept = {key: value for key, value in part.items() if key != "pretrained" and not _is_pretrained(key, value)}
         return {key: _without_pretrained(value) for key, value in kept.items()}
@@ -95,31 +95,31 @@ def _is_pretrained(key: str, value: Any) -> bool:
 def _check_normalises(config: Path, preprocessor: nn.Module) -> None:
     if not isinstance(preprocessor, DetDataPreprocessor):
         raise RequestError(
-            f"{config}: its model does not normalise, got {type(preprocessor).__name__}; expected data_preprocessor="
-            f"dict(type='DetDataPreprocessor', ...), with the mean and std that mmdet 2 had in its pipeline"
+            f"{config}: model does not normalise images, got {type(preprocessor).__name__}; expected data_preprocessor="
+            f"dict(type='DetDataPreprocessor', ...), with the mean and std of mmdet 2's pipeline"
         )
 
 
 def _preprocessing(settings: Config, detector: Any) -> Preprocessing:
     places = settings.get("test_dataloader"), settings.get("data", {}).get("test"), settings.get("test_pipeline")
-    told: dict[str, Any] = next(filter(None, map(_scaling, places)), {})
-    scale = told.get("scale", told.get("img_scale"))
+    scaling: dict[str, Any] = next(filter(None, map(_scaling, places)), {})
+    scale = scaling.get("scale", scaling.get("img_scale"))
     if scale is None:
         return Preprocessing(DetectorSettings.image_size_hw)
     step = max(detector.data_preprocessor.pad_size_divisor, *detector.roi_head.bbox_roi_extractor.featmap_strides)
-    sides = np.resize(scale, 2).tolist()  # one number is both; of several pairs the first counts
-    keep_ratio = told.get("keep_ratio", "img_scale" in told)  # the defaults of mmdet 3 and 2
+    sides = np.resize(scale, 2).tolist()  # one number is used for both sides; of several pairs the first
+    keep_ratio = scaling.get("keep_ratio", "img_scale" in scaling)  # the defaults of mmdet 3 and 2
     height, width = (math.ceil(side / step) * step for side in sorted(sides))
     return Preprocessing((height, width), keep_ratio=keep_ratio)
 
 
 def _scaling(part: Any) -> dict[str, Any]:
-    """Return what the scaling steps in a part of a config say; mmdet 2 has them one inside the other."""
+    """Return the settings of the scaling steps in a part of a config; mmdet 2 nests them."""
     return {key: value for step in _steps(part) if _name(step) in _SCALING for key, value in step.items()}
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield all mappings in a part of a config, the outer before those inside."""
+    """Yield all mappings in a part of a config, outer before inner ones."""
     if isinstance(part, Mapping):
         yield part
         part = list(part.values())
@@ -128,13 +128,13 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _name(step: Mapping[str, Any]) -> str:
-    """Return a step's class without its module or scope; new configs hold the class itself."""
+    """Return a step's class without its module or scope; new configs have the class itself."""
     kind = step.get("type")
     return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _meta(checkpoint: Path) -> Mapping[str, Any]:
-    """Return what mmengine writes beside the weights, if it did."""
+    """Return the metadata that mmengine writes beside the weights; empty without it."""
     if checkpoint.suffix == ".safetensors":
         return {}
     data = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -143,11 +143,11 @@ def _meta(checkpoint: Path) -> Mapping[str, Any]:
 
 
 def _class_names(checkpoint: Path, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return the names in the checkpoint, by any of the keys that mmdet's versions wrote; numbers without them."""
-    told = {key.lower(): value for key, value in {**meta, **meta.get("dataset_meta", {})}.items()}
-    names = tuple(told.get("classes") or (f"class {label}" for label in range(num_classes)))
+    """Return the class names in the checkpoint, under the key of any mmdet version; else numbered names."""
+    known = {key.lower(): value for key, value in {**meta, **meta.get("dataset_meta", {})}.items()}
+    names = tuple(known.get("classes") or (f"class {label}" for label in range(num_classes)))
     if len(names) != num_classes:
         raise RequestError(
-            f"{checkpoint}: other classes than its weights, got {len(names)} names; expected {num_classes}"
+            f"{checkpoint}: class names do not match its weights, got {len(names)} names; expected {num_classes}"
         )
     return names

@@ -1,4 +1,4 @@
-"""Losses of a detector on its training set: what criteria that measure on data are given."""
+"""Losses of a detector on its training set, for criteria that measure on data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,17 +18,17 @@ __all__ = ["detector_losses"]
 
 
 def detector_losses(card: ModelCard, coco: CocoSet, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
-    """Return mmdet's own training loss, batch by batch, each time the same; the RoIs are drawn from the seed, too.
+    """Return mmdet's own training loss, batch by batch, the same each time; RoIs are drawn from the seed too.
 
-    Pictures are not flipped; those without objects are left out, as in training. Nothing is read before the losses are
-    asked for.
+    Images are not flipped; those without objects are left out, as in training. No image is read until the losses are
+    computed.
 
     Args:
-        card: Of the detector.
+        card: Card of the detector.
         coco: The training set.
         batch_size: Images per batch.
-        num_batches: At most so many; fewer where the images run out.
-        seed: Of the choice of images and RoIs. The random state of torch is left as it was.
+        num_batches: Most batches; fewer if there are not enough images.
+        seed: Seed for the choice of images and RoIs. The random state of torch is restored.
     """
 
     def losses(detector: nn.Module) -> Iterator[Tensor]:

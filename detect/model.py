@@ -1,4 +1,4 @@
-"""Faster R-CNN around our backbones: mmdet's stock config with few lines changed, and its model files."""
+"""Faster R-CNN with our backbones: mmdet's stock config with a few changes, and its model files."""
 
 import copy
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-import detect.slim  # noqa: F401  # registered, for configs name it
+import detect.slim  # noqa: F401  # registers the class that configs name
 from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights, save_model
 from classify.train import silent
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """What a Faster R-CNN is made of besides its backbone; the defaults are mmdet's."""
+    """Settings of a Faster R-CNN besides its backbone; the defaults are mmdet's."""
 
     image_size_hw: tuple[int, int] = (800, 1344)
     """Images are scaled to fit; each side a multiple of 32."""
@@ -46,21 +46,23 @@ class DetectorSettings:
     roi_samples: int = 512
     """RoIs per image that the head trains on."""
     anchor_scale: int = 8
-    """Side of the anchors in strides: 8 gives 32 px on the finest level."""
+    """Side of the anchors in strides: 8 is 32 px on the finest level."""
     norm_eval: bool = False
-    """Keep BatchNorm's statistics fixed while training; for batches too small to estimate them."""
+    """Keep BatchNorm's statistics fixed during training, for batches too small to estimate them."""
 
     def __post_init__(self) -> None:
-        """Refuse a shape the feature pyramid cannot halve five times."""
+        """Refuse a shape that the feature pyramid cannot halve five times."""
         if any(side < 32 or side % 32 for side in self.image_size_hw):
-            raise RequestError(f"image_size_hw: got {self.image_size_hw}; expected multiples of 32")
+            raise RequestError(
+                f"image_size_hw: not divisible by 32, got {self.image_size_hw}; expected multiples of 32"
+            )
         for name in ("fpn_channels", "head_channels", "num_proposals", "roi_samples", "anchor_scale"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected at least 1")
 
 
 def detector_config(backbone: Architecture, num_classes: int, settings: DetectorSettings) -> dict[str, Any]:
-    """Return mmdet's model config; the neck's inputs are asked of the backbone, never written."""
+    """Return mmdet's model config; the neck's input channels are computed from the backbone."""
     model: dict[str, Any] = Config.fromfile(STOCK_FASTER_RCNN).model.to_dict()
     shapes = stage_shapes(build_trunk(backbone))
     model["backbone"] = {
@@ -91,7 +93,7 @@ def build_detector(config: Mapping[str, Any], seed: int | None = None) -> nn.Mod
         torch.manual_seed(seed)
     with DefaultScope.overwrite_default_scope("mmdet"), silent():
         detector: nn.Module = MODELS.build(ConfigDict(copy.deepcopy(dict(config))))
-        detector.init_weights()  # type: ignore[operator]  # now, or the Runner would do it over loaded weights
+        detector.init_weights()  # type: ignore[operator]  # now: else the Runner would do it later, over loaded weights
     return detector
 
 
@@ -106,15 +108,15 @@ def new_detector(
 
 
 def settings_of(card: ModelCard) -> DetectorSettings:
-    """Return what the card's detector is made of besides its backbone."""
+    """Return the settings of the card's detector besides its backbone."""
     return DetectorSettings(**(card.settings or {}))
 
 
 def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subject: str) -> None:
-    """Copy a classifier's weights into the detector's backbone, in place; its head is left behind.
+    """Copy a classifier's weights into the detector's backbone, in place, without its head.
 
     Raises:
-        RequestError: If the classifier is of another architecture than the backbone.
+        RequestError: If the classifier's architecture differs from the backbone's.
     """
     backbone: Any = detector.backbone
     weights = {name: w for name, w in classifier_weights.items() if not name.startswith(HEADS)}
@@ -122,20 +124,20 @@ def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subj
 
 
 def save_detector(path: str | Path, detector: nn.Module, card: ModelCard) -> None:
-    """Write the model file, and beside it `<name>.py`, the config that mmdet's own tools open it with."""
+    """Write the model file, and beside it `<name>.py`, the config with which mmdet's own tools open it."""
     save_model(path, detector, card)
     mmdet_config(card).dump(Path(path).with_suffix(".py"))
 
 
 def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:
-    """Rebuild a detector from its file alone; it is in eval mode.
+    """Rebuild a detector from its file alone, in eval mode.
 
     Raises:
-        RequestError: If the file holds something else.
+        RequestError: If the file is not a detector.
     """
     card = read_card(path)
     if card.kind != "detector" or card.detector is None:
-        raise RequestError(f"{path}: holds a {card.kind}; expected a detector")
+        raise RequestError(f"{path}: not a detector, got a {card.kind}; expected a detector")
     detector = build_detector(card.detector)
     load_weights(detector, read_weights(path), str(path))
     return detector.eval(), card
@@ -162,6 +164,6 @@ def mmdet_config(card: ModelCard) -> Config:
 
 @CheckpointLoader.register_scheme(prefixes=r".*\.safetensors$", force=True)
 def load_from_model_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Let mmengine's `load_checkpoint`, hence every mmdet tool, read our model files."""
+    """Read our model files in mmengine's `load_checkpoint`, and so in every mmdet tool."""
     path = Path(filename)
     return {"state_dict": read_weights(path), "meta": {"dataset_meta": {"classes": read_card(path).classes}}}

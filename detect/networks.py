@@ -1,4 +1,4 @@
-"""What a detector's networks give before anything is chosen or suppressed: for comparing a file with PyTorch."""
+"""The outputs of a detector's networks before boxes are selected: for comparing a file with PyTorch."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ _NUM_BOXES = 64
 
 
 class NetworkOutputs(nn.Module):
-    """The RPN's maps, and the RoI head's outputs on boxes that do not depend on them.
+    """The RPN's maps, and the RoI head's outputs on fixed boxes.
 
-    Where all scores are nearly equal, rounding decides which boxes are kept, and detections cannot be compared; these
+    If all scores are nearly equal, rounding decides which boxes are kept, and detections cannot be compared; these
     outputs can.
 
     Args:
         graph: The detector.
-        input_hw: Height and width of its input, where images are scaled first.
+        input_hw: Height and width of the input, if images are scaled first.
     """
 
     boxes: Tensor

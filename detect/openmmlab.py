@@ -1,11 +1,11 @@
-"""What is taken from mmdet and mmcv: the only file that imports them.
+"""Everything used from mmdet and mmcv: the only file that imports them.
 
-mmcv's package on the registry is source only, and without a compiler it lacks `mmcv._ext`, without which
-`mmdet.models` cannot be imported. torchvision has the only two operators Faster R-CNN uses, nms and RoIAlign: they are
-put in place before mmdet is imported.
+mmcv's package on the registry is source only, and without a compiler it lacks `mmcv._ext`, which `mmdet.models` needs.
+torchvision has the only two operators that Faster R-CNN uses, nms and RoIAlign: they are installed before mmdet is
+imported.
 """
 
-# ruff: noqa: E402, I001  # operators first, then the packages that look for them
+# ruff: noqa: E402, I001  # operators first, then the packages that need them
 
 from detect.ops import install_ops
 

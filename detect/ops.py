@@ -1,7 +1,7 @@
-"""The operators mmdet needs where mmcv was installed without compiled ones.
+"""The operators that mmdet needs, if mmcv was installed without compiled ones.
 
-mmcv's package on the registry is source only, and without a compiler it lacks `mmcv._ext`, without which
-`mmdet.models` cannot be imported. torchvision carries the only two operators Faster R-CNN uses: nms and RoIAlign.
+mmcv's package on the registry is source only, and without a compiler it lacks `mmcv._ext`, which `mmdet.models` needs.
+torchvision has the only two operators that Faster R-CNN uses: nms and RoIAlign.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ __all__ = ["install_ops"]
 
 
 def install_ops() -> None:
-    """Make mmdet importable: put a stand-in for `mmcv._ext` in place unless the compiled one exists.
+    """Make mmdet importable: install a stand-in for `mmcv._ext` unless the compiled one exists.
 
-    Then imports mmdet, which prints advice about optional parts nobody here asked for. RoIAlign itself is not
-    replaced: configs say `use_torchvision=True`.
+    Then import mmdet, hiding its printed advice about optional parts. RoIAlign itself is not replaced: configs set
+    `use_torchvision=True`.
     """
     if "mmcv._ext" not in sys.modules and importlib.util.find_spec("mmcv._ext") is None:
         sys.modules["mmcv._ext"] = _StandIn()
@@ -38,7 +38,7 @@ def install_ops() -> None:
 
 
 class _StandIn(types.ModuleType):
-    """Answers any operator name; all but `nms` say what to do when called."""
+    """Has every operator name; all but `nms` raise an error when called."""
 
     def __init__(self) -> None:
         super().__init__("mmcv._ext")
@@ -50,12 +50,14 @@ class _StandIn(types.ModuleType):
             raise AttributeError(name)
 
         def missing(*_: Any, **__: Any) -> NoReturn:
-            raise WorkError(f"mmcv.ops.{name}: mmcv has no compiled operators here; install an mmcv wheel with them")
+            raise WorkError(
+                f"mmcv.ops.{name}: not available, got mmcv without compiled operators; install a wheel with them"
+            )
 
         return missing
 
 
 def _nms(boxes_xyxy: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
     if offset != 0:
-        raise RequestError(f"nms: offset {offset} is not supported by torchvision; expected 0")
+        raise RequestError(f"nms: offset is not supported by torchvision, got {offset}; expected 0")
     return torchvision.ops.nms(boxes_xyxy, scores, iou_threshold)

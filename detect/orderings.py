@@ -1,6 +1,6 @@
 """The three orderings, each a short list of steps from an untrained classifier to a trained detector.
 
-Steps are names, run by the conductor; two orderings that begin alike share what they have in common.
+Steps are names, run by the experiment; orderings that begin with the same steps share their results.
 
 Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, transfer to detection (Prune-C, Prune-D,
 Scratch-E and Scratch-B).
@@ -16,7 +16,7 @@ ORDERINGS: dict[str, tuple[str, ...]] = {
     "transfer_prune": ("train_classifier", "transfer", "train_detector", "prune_detector", "finetune_detector"),
     "scratch_transfer": ("train_classifier", "prune_classifier", "scratch_classifier", "transfer", "train_detector"),
 }
-"""Ordering -> its steps. In `scratch_transfer` the pruning gives the architecture alone; its weights are drawn anew."""
+"""Ordering -> its steps. In `scratch_transfer` pruning sets only the architecture; its weights are drawn again."""
 
 
 def steps(ordering: str) -> tuple[str, ...]:

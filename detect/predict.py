@@ -1,4 +1,4 @@
-"""What mmdet's own prediction finds in images."""
+"""Detections of mmdet's own prediction."""
 
 from collections.abc import Iterable, Iterator
 
@@ -17,8 +17,8 @@ __all__ = ["predict"]
 def predict(
     detector: nn.Module, card: ModelCard, images: Iterable[NDArray[np.uint8]], min_score: float
 ) -> Iterator[list[Found]]:
-    """Yield what mmdet's prediction finds in each RGB image (height x width x 3), highest score first."""
-    detector.cfg = mmdet_config(card)  # where mmdet looks for the preprocessing
+    """Yield mmdet's detections in each RGB image (height x width x 3), highest score first."""
+    detector.cfg = mmdet_config(card)  # mmdet reads the preprocessing from it
     for image_HW3 in images:
         with DefaultScope.overwrite_default_scope("mmdet"):
             instances = inference_detector(detector, np.ascontiguousarray(image_HW3[..., ::-1])).pred_instances.numpy()

@@ -1,4 +1,4 @@
-"""Pruning a detector: any of its parts is cut, and the config names the new widths."""
+"""Prunes any part of a detector, and writes the new widths to its config."""
 
 import json
 from collections.abc import Sequence
@@ -36,22 +36,22 @@ def prune_detector(
     verify: bool = True,
     **fields: Any,
 ) -> tuple[nn.Module, ModelCard, Pruned]:
-    """Return the slim detector, its card, and what was done; the given detector is not changed.
+    """Return the slim detector, its card, and the pruning result; the given detector is not changed.
 
-    Groups are found in the whole detector, so that what reads a part's channels is cut with them: the neck's inputs
-    with the stages, the heads' inputs with the neck. By default the backbone alone is cut: what the orderings that
-    prune a classifier leave whole stays whole here too.
+    Groups are found in the whole detector, so that layers that read a part's channels are cut with it: the neck's
+    inputs with the stages, the heads' inputs with the neck. By default only the backbone is cut, as in the orderings
+    that prune a classifier.
 
     Args:
         detector: mmdet's Faster R-CNN around a dense `TrunkBackbone`.
         card: Its card.
-        recipe: What is cut; a number is the `prune_ratio` of a recipe whose other fields are given by name. In patterns
-            the backbone's layers go by the classifier's names, others by the detector's (`neck.*`). A limit is on the
-            whole detector, for one image of its size.
-        criterion: An object made on `detector`, in place of the recipe's; or the recipe's by name.
-        parts: Those of `PARTS` that are cut.
+        recipe: What to cut; a number is the `prune_ratio` of a recipe whose other fields are given by name. Patterns
+            use the classifier's names for the backbone's layers, and the detector's for others (`neck.*`). A limit is
+            on the whole detector, for one image of its size.
+        criterion: An object made for `detector`, instead of the recipe's; or the recipe's by name.
+        parts: The parts to cut, of `PARTS`.
         verify: As for `prune.prune_model`.
-        fields: Those of `Recipe`, where none is given.
+        fields: Fields of `Recipe`, if no recipe is given.
 
     Raises:
         RequestError: If the detector is slim already, a part is unknown, or the recipe does not fit.
@@ -80,14 +80,14 @@ def prune_detector(
 
 
 class TracedDetector(nn.Module):
-    """A detector's layers without its boxes, by the same names: what is traced, and what costs are counted on.
+    """A detector's layers without its boxes, under the same names: for tracing, and for counting costs.
 
-    Boxes depend on the data, so every RoI reads the sum of the levels, pooled to the extractor's size; channels
-    meet just as in the detector.
+    Boxes depend on the data, so here every RoI reads the sum of the levels, pooled to the extractor's size; channels
+    are coupled exactly as in the detector.
 
     Args:
         detector: mmdet's Faster R-CNN; its modules are shared.
-        num_proposals: RoIs that the head looks at.
+        num_proposals: RoIs that the head computes.
     """
 
     def __init__(self, detector: Any, num_proposals: int = 1) -> None:
@@ -107,18 +107,16 @@ class TracedDetector(nn.Module):
 
 
 def in_detector(recipe: Recipe, parts: Sequence[str]) -> Recipe:
-    """Return a recipe with its patterns by the detector's names, which skips the parts that stay whole.
+    """Return a recipe with its patterns in the detector's names, which skips the parts that are not cut.
 
     Raises:
-        RequestError: If a layer is given a ratio or width of its own in a part that stays whole.
+        RequestError: If the recipe has a ratio or width for a layer in a part that is not cut.
     """
     for key in ("ratios", "widths"):
         for pattern in map(_layer_in_detector, getattr(recipe, key)):
             part = pattern.split(".")[0]
             if part not in parts:
-                raise RequestError(
-                    f"{key}[{pattern!r}]: in a part that stays whole, got {part}; expected it among parts"
-                )
+                raise RequestError(f"{key}[{pattern!r}]: in a part that is not cut, got {part}; add it to parts")
     whole = (f"{part}.*" for part in PARTS if part not in parts)
     return replace(
         recipe,
@@ -129,7 +127,7 @@ def in_detector(recipe: Recipe, parts: Sequence[str]) -> Recipe:
 
 
 def _layer_in_detector(pattern: str) -> str:
-    """Return a pattern by the detector's names; one that begins with no part is meant for the backbone's network."""
+    """Return a pattern in the detector's names; one without a part as prefix is for the backbone's network."""
     return pattern if pattern.startswith(tuple(f"{part}." for part in PARTS)) else _BACKBONE + pattern
 
 
@@ -140,7 +138,7 @@ def _cost(detector: nn.Module, card: ModelCard) -> Cost:
 
 
 def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard]:
-    """Return the slim detector as its config builds it, and its card."""
+    """Return the slim detector, built from its config, and its card."""
     in_backbone = pruned.spec.under(_BACKBONE)
     backbone = replace(card.backbone, widths=in_backbone.widths())
     config = detector_config(backbone, len(card.classes), settings_of(card))

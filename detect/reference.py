@@ -1,4 +1,4 @@
-"""What a detector finds when suppression is carried to its end: what exported graphs are held against."""
+"""The detections of a detector with exact NMS, with which exported graphs are compared."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Reference", "reference_of"]
 
-_MARGIN = 1.4  # pictures to come may be more crowded than those that were looked at
+_MARGIN = 1.4  # later images may be more crowded than the examples
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What `reference_of` saw."""
+    """Result of `reference_of`."""
 
     outputs: tuple[dict[str, NDArray[Any]], ...]
-    """{"boxes_xyxy", "scores", "labels"} of each example, as FixedShapeDetector gives them."""
+    """{"boxes_xyxy", "scores", "labels"} of each example, as FixedShapeDetector returns them."""
     rounds: int
-    """The most rounds that any suppression took to settle."""
+    """Most rounds that any NMS needed to converge."""
 
     @property
     def safe_rounds(self) -> int:
-        """Rounds that suffice for pictures like these: NMS_ROUNDS with a margin, else twice as many as were taken.
+        """Enough rounds for images like these: NMS_ROUNDS if that leaves a margin, else twice the rounds needed.
 
-        Networks that are compared should have the same, as they have unless one of them needs uncommonly many.
+        Networks that are compared should have the same number; they do, unless one of them needs unusually many.
         """
         return NMS_ROUNDS if _MARGIN * self.rounds <= NMS_ROUNDS else 2 * self.rounds
 
@@ -45,13 +45,13 @@ def reference_of(
     examples: Sequence[Mapping[str, Tensor]],
     input_hw: tuple[int, int] | None = None,
 ) -> Reference:
-    """Run a detector in float32, suppressing by the operator that mmdet uses, not by rounds.
+    """Run a detector in fp32, with the NMS operator that mmdet uses instead of rounds.
 
     Args:
-        detector: As FixedShapeDetector takes it.
-        size_hw: Shape that the detector sees.
-        examples: Tensors by the names of `FixedShapeDetector.input_names`.
-        input_hw: Shape of the examples, if they are to be scaled first, see `ScalingDetector`.
+        detector: A detector for FixedShapeDetector.
+        size_hw: Height and width that the detector works at.
+        examples: Tensors by the names in `FixedShapeDetector.input_names`.
+        input_hw: Height and width of the examples, if they are scaled first, see `ScalingDetector`.
     """
     graph = FixedShapeDetector(detector, size_hw, runtime="onnxruntime")
     rounds = []

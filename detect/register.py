@@ -1,6 +1,6 @@
-"""For mmdet's own tools: importing this registers our backbone and slim detector, and how our model files are read.
+"""For mmdet's own tools: importing this registers our backbone, our slim detector and the reader of our model files.
 
-One line, `custom_imports = dict(imports=["detect.register"])`, in a config makes any of them open a slim detector.
+With `custom_imports = dict(imports=["detect.register"])` in its config, any of them opens a slim detector.
 """
 
 # ruff: noqa: F401  # imported for what they register

@@ -1,4 +1,4 @@
-"""Pictures of one size scaled to a detector's shape inside the graph, as a camera's frames are."""
+"""Scales images of one size, such as a camera's frames, to a detector's shape inside the graph."""
 
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,13 @@ __all__ = ["ScalingDetector"]
 
 
 class ScalingDetector(nn.Module):
-    """A fixed-shape detector that takes pictures of another size and gives boxes in their pixels.
+    """A fixed-shape detector that takes images of another size and returns boxes in their pixels.
 
-    The scaling is `fitting.fit_image`'s, bilinear with its ratio kept, rounded to whole pixels and values. It differs
-    where a picture does not fill its input: the last row and column mix with what lies beside them.
+    Scales like `fitting.fit_image`: bilinear, keeping the ratio, rounded to whole pixels and values. It differs if an
+    image does not fill the input: its last row and column mix with the padding.
 
     Args:
-        graph: The detector; its shape is where pictures are scaled to.
+        graph: The detector; images are scaled to its shape.
         input_hw: Height and width of the input in pixels, any.
     """
 
@@ -38,10 +38,10 @@ class ScalingDetector(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, image_hw: Tensor) -> tuple[Tensor, ...]:
-        """Return what `FixedShapeDetector.forward` does, the boxes in pixels of this input."""
+        """Return the outputs of `FixedShapeDetector.forward`, with boxes in pixels of this input."""
         scaled = functional.interpolate(image.float(), self.scaled_hw, mode="bilinear", align_corners=False).round()
         scaled_hw = (image_hw * self.grew_hw + 0.5).floor()
         boxes_NK4, *others = self.detector(functional.pad(scaled, self.padding), scaled_hw)
         boxes_NK4 = boxes_NK4 / self.grew_hw.flip(0).repeat(2)
-        # whole pixels of the scaled picture may be a little more than the picture
+        # the scaled image is rounded to whole pixels, so boxes can exceed the image slightly
         return (torch.minimum(boxes_NK4, image_hw.flip(1).repeat(1, 2)[:, None]), *others)

@@ -1,4 +1,4 @@
-"""A Faster R-CNN whose neck and heads are slim too: the config names their widths, and mmdet builds it."""
+"""A Faster R-CNN with slim neck and heads: the config has their widths, and mmdet builds it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ __all__ = ["SlimFasterRCNN"]
 
 @MODELS.register_module()
 class SlimFasterRCNN(FasterRCNN):
-    """mmdet's Faster R-CNN with narrower layers outside the backbone, which has widths of its own.
+    """mmdet's Faster R-CNN with narrower layers outside the backbone, whose config has its own widths.
 
     Args:
-        widths: Layer of the detector -> (inputs, outputs); layers that are absent are as the parts' configs say.
+        widths: Layer of the detector -> (inputs, outputs); other layers have the widths in the parts' configs.
         parts: As for mmdet's FasterRCNN.
     """
 
@@ -23,5 +23,5 @@ class SlimFasterRCNN(FasterRCNN):
         for part in ("neck", "rpn_head", "roi_head"):
             own = {name.removeprefix(f"{part}."): w for name, w in widths.items() if name.startswith(f"{part}.")}
             setattr(self, part, narrowed_model(getattr(self, part), own))
-        # the extractor makes a tensor of this size, whatever the levels hold
+        # the extractor allocates a tensor with this many channels
         self.roi_head.bbox_roi_extractor.out_channels = self.neck.fpn_convs[0].conv.out_channels

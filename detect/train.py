@@ -1,4 +1,4 @@
-"""Detectors trained on a COCO-format set, through the same Runner as classifiers."""
+"""Trains detectors on a COCO-format set, with the same Runner as classifiers."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def train_detector(
     seed: int,
     progress: Progress | None = None,
 ) -> None:
-    """Train mmdet's detector in place, with random flips; goes on from `work_dir` if it was interrupted."""
+    """Train mmdet's detector in place, with random flips; continues from `work_dir` if it was interrupted."""
     loader = {"dataset": _dataset(card, coco, is_train=True)}
     fit(detector, loader, schedule, work_dir, seed, progress, scope="mmdet")
 

@@ -1,4 +1,4 @@
-"""Our (slim) backbones for mmdet: a config names the network and its widths, and mmdet builds it."""
+"""Our (slim) backbones for mmdet: a config has the network's name and widths, and mmdet builds it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ class TrunkBackbone(Trunk):
     Args:
         name: A key of `classify.backbones.BACKBONES`.
         base_channels: Channels of the dense network's stem.
-        widths: (inputs, outputs) of the layers that a slim network has narrower.
-        norm_eval: Keep BatchNorm's running statistics fixed while training, for batches too small to estimate them.
+        widths: (inputs, outputs) of the layers that are narrower in a slim network.
+        norm_eval: Keep BatchNorm's running statistics fixed during training, for batches too small to estimate them.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TrunkBackbone(Trunk):
         super().__init__(trunk.net, trunk.steps, trunk.stages)
         self.norm_eval = norm_eval
         if init_cfg is not None:
-            raise RequestError(f"backbone.init_cfg: not used, got {init_cfg}; weights come with the checkpoint")
+            raise RequestError(f"backbone.init_cfg: not used, got {init_cfg}; drop it, weights are in the checkpoint")
 
     def train(self, mode: bool = True) -> "TrunkBackbone":
         """Switch mode; with `norm_eval`, BatchNorm layers stay in eval mode."""

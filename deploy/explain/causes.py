@@ -1,6 +1,6 @@
-"""The layers of a dense and a slim ONNX file beside each other, their times, and why some gain too little.
+"""Pairs the layers of a dense and a slim ONNX file, with their times, and finds why some gain too little.
 
-Words and thresholds are those of `prune.explain`, which predicts from shapes; here times are measured.
+Terms and thresholds are those of `prune.explain`, which predicts from shapes; here times are measured.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,18 +36,18 @@ __all__ = [
 Cause = Literal["misaligned", "memory_bound", "half_cut", "uncut", "overhead", "layout", "unexplained"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 MEANS: dict[Cause, str] = {
-    "misaligned": f"channels off the multiples of {GRID} run as more than they are, or by a slower routine",
-    "memory_bound": "it waits for its inputs, outputs and weights, which fell less than its MACs",
-    "half_cut": "the other side, and all that is moved there, stayed whole",
-    "uncut": "as slow as before",
-    "overhead": "starting it takes a third of its time or more",
-    "layout": "its channels are brought into another order, there and back",
-    "unexplained": "its shapes and times show no cause; smaller work uses this machine less well",
+    "misaligned": f"channel counts that are no multiples of {GRID} are padded, or run by a slower routine",
+    "memory_bound": "limited by moving its inputs, outputs and weights, which fell less than its MACs",
+    "half_cut": "cut on one side only: the data moved on the other side stayed the same",
+    "uncut": "not pruned, as slow as before",
+    "overhead": "starting it takes at least a third of its time",
+    "layout": "its channels are reordered before and after it",
+    "unexplained": "no cause in its shapes and times; this machine runs smaller layers less efficiently",
 }
 
 STAGES = ("backbone", "neck", "rpn", "roi_head", "postprocessing")
 NETWORK = "network"
-"""The one stage of a file that is no detector of ours."""
+"""The only stage of a file that is not an Espalier detector."""
 _PARTS = {
     "backbone.": "backbone",
     "neck.": "neck",
@@ -55,67 +55,67 @@ _PARTS = {
     "detections.roi_align.": "roi_head",
     "detections.head.": "roi_head",
 }
-"""How names of weights begin in `detect.fixed_shape`."""
+"""Prefix of weight names in `detect.fixed_shape` -> stage."""
 _ROI_ALIGN = ("GridSample", "RoiAlign")
 _BOXES = ("rpn", "roi_head")  # what follows these is arithmetic on boxes, until the next of them
 
-_EXPECTED = "expected a slim network and its own dense one, the dense one first"
+_EXPECTED = "expected a dense network and the slim one pruned from it, in this order"
 SHORT = 3
-"""A node that takes at most so many times the shortest one is bound by being started."""
-_MEMORY_SHARE = 1 / 3  # of a layer's time, that moving its bytes would take, for it to be bound by memory
-_MUCH_LAYOUT = 0.1  # of the layer's own time
+"""A node is limited by its start if it takes at most this many times as long as the shortest one."""
+_MEMORY_SHARE = 1 / 3  # a layer can be limited by memory if moving its bytes takes at least this share of its time
+_MUCH_LAYOUT = 0.1  # share of the layer's own time
 
 
 @dataclass
 class LayerMs:
-    """What a layer takes in one of the files."""
+    """Times of a layer in one of the files."""
 
     ms: float = 0.0
     layout_ms: float = 0.0
-    """Half of every change of layout right before or after it."""
+    """Half of every layout change right before or after it."""
     is_alone: bool = True
-    """Whether it was timed by itself; else nodes computed several layers, and MACs say how they share the time."""
+    """Whether it was timed alone; else a node computed several layers, and its time is shared by their MACs."""
 
 
 @dataclass
 class Split:
-    """The times of one file's nodes, sorted by what they are for."""
+    """The times of one file's nodes, by layer and by stage."""
 
     layers: dict[str, LayerMs] = field(default_factory=dict)
     rest_ms: dict[str, float] = field(default_factory=dict)
-    """By stage, what is no layer."""
+    """By stage, the time outside the layers."""
     layout_ms: float = 0.0
     nodes_ms: tuple[float, ...] = ()
 
     @property
     def total_ms(self) -> float:
-        """All of it."""
+        """The time of all nodes."""
         return sum(self.nodes_ms)
 
     def short_ms(self, shortest_ms: float) -> float:
-        """What nodes take that are bound by being started."""
+        """Time of the nodes that are limited by their start."""
         return sum(ms for ms in self.nodes_ms if ms <= SHORT * shortest_ms)
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine can do, as measured beside the layers."""
+    """The limits of the machine, measured in the same run as the layers."""
 
     macs_per_ms: float
-    """The peak."""
+    """Peak throughput."""
     bytes_per_ms: float
     shortest_ms: float
-    """Of any node: what it takes to start one."""
+    """Time of the shortest node: the cost of starting one."""
 
     @property
     def macs_per_byte(self) -> float:
-        """The balance: what computes less per byte moved is bound by memory, if its data lie in no cache."""
+        """The balance: layers with fewer MACs per byte are limited by memory, unless their data are in a cache."""
         return self.macs_per_ms / self.bytes_per_ms
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a layer gained less than its MACs say, or nothing."""
+    """Why a layer gained nothing, or less than its MACs predict."""
 
     cause: Cause
     text: str
@@ -134,7 +134,7 @@ class MeasuredLayer:
 
     @property
     def speedup(self) -> float | None:
-        """Dense / slim; None where the time of one is not known."""
+        """Dense / slim time; None if one is not known."""
         return self.dense.ms / self.slim.ms if self.dense.ms and self.slim.ms else None
 
     @property
@@ -144,11 +144,11 @@ class MeasuredLayer:
 
     @property
     def lost_ms(self) -> float:
-        """How much longer the slim layer takes than if its time had fallen as its MACs did."""
+        """How much longer the slim layer takes than if its time had fallen in proportion to its MACs."""
         return self.slim.ms - self.dense.ms / self.mac_reduction
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it."""
+        """Return all fields as JSON values."""
         predicted = ("reason", "findings", "slow", "runs_as_before")
         row = {name: value for name, value in self.row.to_dict().items() if name not in predicted}
         measured = {name: value for name, value in asdict(self).items() if name != "row"}
@@ -157,30 +157,30 @@ class MeasuredLayer:
 
 
 def paired_layers(dense: OnnxGraph, slim: OnnxGraph, subject: str) -> list[tuple[OnnxLayer, OnnxLayer]]:
-    """Return the layers of both files, matched by name, or by order where no name is in both.
+    """Return the layers of both files, matched by name, or by order if they have no name in common.
 
     Args:
         dense: The file before pruning.
         slim: The same layers, some of them narrower.
-        subject: What an error begins with.
+        subject: Begins the error message.
 
     Raises:
         RequestError: If there are no layers, or the files are of two networks.
     """
     if not dense.layers or not slim.layers:
-        raise RequestError(f"{subject}: nothing to explain, got no layer with weights; {_EXPECTED}")
+        raise RequestError(f"{subject}: nothing to explain, got no layers with weights; {_EXPECTED}")
     by_order = not dense.layers.keys() & slim.layers.keys()
     partners = dict(zip(dense.layers, slim.layers.values(), strict=False)) if by_order else slim.layers
     odd = sorted(dense.layers.keys() ^ partners.keys())
     if odd or len(dense.layers) != len(slim.layers):
         nums = f"{len(dense.layers)} and {len(slim.layers)} layers"
-        got = f"{nums}, {odd[0]} in one of them only" if odd else nums
-        raise RequestError(f"{subject}: two different networks, got {got}; {_EXPECTED}")
+        got = f"{nums}, {odd[0]} in only one of them" if odd else nums
+        raise RequestError(f"{subject}: different networks, got {got}; {_EXPECTED}")
     pairs = [(layer, partners[name]) for name, layer in dense.layers.items()]
     for before, after in pairs:
         if not _could_be_cut(before, after):
             got = " and ".join(f"{_type(one)} {one.channels_in} to {one.channels_out}" for one in (before, after))
-            raise RequestError(f"{subject}: two different networks, got {before.name} as {got}; {_EXPECTED}")
+            raise RequestError(f"{subject}: different networks, got {before.name} as {got}; {_EXPECTED}")
     return pairs
 
 
@@ -190,7 +190,7 @@ def _could_be_cut(dense: OnnxLayer, slim: OnnxLayer) -> bool:
 
 
 def row_of(dense: OnnxLayer, slim: OnnxLayer) -> LayerRow:
-    """Return both in the form of `prune.explain`; costs are for the batch, bytes in the files' own precision."""
+    """Return both as a row of `prune.explain`; costs are for the whole batch, bytes in the files' precision."""
     return LayerRow(
         name=dense.name,
         type=_type(slim),
@@ -212,7 +212,7 @@ def row_of(dense: OnnxLayer, slim: OnnxLayer) -> LayerRow:
 
 
 def _type(layer: OnnxLayer) -> str:
-    """Return it in the words of `prune.explain`."""
+    """Return the layer type as `prune.explain` names it."""
     if not layer.kernel:
         return "linear"
     kernel = "x".join(map(str, layer.kernel))
@@ -222,7 +222,7 @@ def _type(layer: OnnxLayer) -> str:
 
 
 def stages_of(graph: OnnxGraph) -> dict[str, str]:
-    """Return the stage of every node: of its weight, or of the weights between which it lies."""
+    """Return the stage of every node: that of its weight, or of the weights before and after it."""
     own = {name: _own(node) for name, node in graph.nodes.items()}
     if max(own.values(), default=-1) < 0:
         return dict.fromkeys(graph.nodes, NETWORK)
@@ -239,7 +239,7 @@ def stages_of(graph: OnnxGraph) -> dict[str, str]:
 
 
 def _own(node: "NodeProto") -> int:
-    """Return the number of the stage that a node's weight tells, -1 if it tells none."""
+    """Return the index of the stage that a node's weight belongs to, or -1."""
     if node.op_type in _ROI_ALIGN:
         return STAGES.index("roi_head")
     weight = "".join(node.input[1:2]).removeprefix("detector.")  # inside of a ScalingDetector
@@ -249,30 +249,30 @@ def _own(node: "NodeProto") -> int:
 def _stage(own: int, before: int, after: int) -> str:
     if own >= 0 or before == after:
         return STAGES[max(own, before)]
-    if before < 0:  # the picture is made ready, or a size is
+    if before < 0:  # preprocessing of the image or of its size
         return STAGES[after] if after == 0 else STAGES[-1]
     if STAGES[before] in _BOXES:
         return STAGES[-1]
-    # the neck's maps are stacked for the RoIs; else the end of a stage, as the ReLU after its last layer
+    # the neck's maps are stacked for the RoIs; anything else ends a stage, such as the ReLU after its last layer
     return STAGES[after] if (before, after) == (STAGES.index("neck"), STAGES.index("roi_head")) else STAGES[before]
 
 
 def split_of(times: Sequence[NodeTime], graph: OnnxGraph, stages: Mapping[str, str]) -> Split:
-    """Return whose the time of every node is.
+    """Assign the time of every node to a layer, to a stage or to layout changes.
 
     Args:
         times: In the order of execution.
-        graph: Of the file that was timed.
-        stages: Of its nodes.
+        graph: The graph of the file that was timed.
+        stages: The stages of its nodes.
     """
     split = Split({name: LayerMs() for name in graph.layers}, dict.fromkeys(stages.values(), 0.0))
     split.nodes_ms = tuple(time.time_ms for time in times)
     owners = {node: layer for layer in graph.layers.values() for node in layer.nodes}
     stage = next(iter(stages.values()))
-    beside: list[list[OnnxLayer]] = []  # by node, its layers
+    beside: list[list[OnnxLayer]] = []  # the layers of each node
     for time in times:
         sources = graph.sources(time.name, time.operator)
-        stage = stages[sources[0]] if sources else stage  # what a runtime inserts is for what ran before it
+        stage = stages[sources[0]] if sources else stage  # an inserted node belongs to the stage that ran before it
         layers = list({owners[node].name: owners[node] for node in sources if node in owners}.values())
         beside.append(layers)
         if layers:
@@ -304,7 +304,7 @@ def _share_layout(
 
 
 def reasons(layer: MeasuredLayer, ceilings: Ceilings) -> list[Reason]:
-    """Return why the layer gained clearly less than its MACs say; empty if it did not, or was not timed alone."""
+    """Return why the layer gained clearly less than its MACs predict; empty if it did not, or was not timed alone."""
     row, dense, slim = layer.row, layer.dense, layer.slim
     if not row.sides_cut:
         return [Reason("uncut", f"left whole: {_ms(slim.ms)}, dense {_ms(dense.ms)}")]
@@ -312,12 +312,12 @@ def reasons(layer: MeasuredLayer, ceilings: Ceilings) -> list[Reason]:
         return []
     found = []
     if slim.layout_ms > max(dense.layout_ms, _MUCH_LAYOUT * slim.ms):
-        found.append(Reason("layout", f"{_ms(slim.layout_ms)} beside its {_ms(slim.ms)}, dense {_ms(dense.layout_ms)}"))
+        found.append(Reason("layout", f"{_ms(slim.layout_ms)} on top of {_ms(slim.ms)}, dense {_ms(dense.layout_ms)}"))
     if not _lags(dense.ms / slim.ms, layer.mac_reduction):
         return found
     found += [*_shape_reasons(layer, ceilings)]
     if slim.ms / layer.calls <= SHORT * ceilings.shortest_ms:
-        text = f"{_ms(slim.ms / layer.calls)} a call, the shortest node takes {_ms(ceilings.shortest_ms)}"
+        text = f"{_ms(slim.ms / layer.calls)} per call, the shortest node takes {_ms(ceilings.shortest_ms)}"
         found.append(Reason("overhead", text))
     shares = [macs / ms / ceilings.macs_per_ms for macs, ms in ((row.dense_macs, dense.ms), (row.macs, slim.ms))]
     return found or [Reason("unexplained", f"{_percent(shares[1])} of the peak, dense {_percent(shares[0])}")]
@@ -341,12 +341,12 @@ def _shape_reasons(layer: MeasuredLayer, ceilings: Ceilings) -> Iterator[Reason]
 
 
 def _lags(reduction: float, mac_reduction: float) -> bool:
-    """Return whether something fell clearly less than MACs: as a share of what it was, or as a ratio."""
+    """Return whether a quantity fell clearly less than the MACs: as a share of its old value, or as a ratio."""
     return reduction < LAG * mac_reduction or 1 - 1 / reduction < LAG * (1 - 1 / mac_reduction)
 
 
 def _possible_speedup(row: LayerRow, ceilings: Ceilings) -> float:
-    """Return the speedup if only the ceilings held a layer up, computing or moving data, whichever takes longer."""
+    """Return the speedup if computing or moving data, whichever takes longer, ran at the machine's limit."""
     costs = (row.dense_macs, row.dense_bytes), (row.macs, row.bytes)
     dense_ms, slim_ms = (max(macs / ceilings.macs_per_ms, num / ceilings.bytes_per_ms) for macs, num in costs)
     return dense_ms / slim_ms

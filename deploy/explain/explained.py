@@ -1,7 +1,6 @@
-"""Why a slim network is not faster: every layer of two deployed files, its time beside its MACs.
+"""Why a slim network is not faster: time and MACs of every layer of two deployed files.
 
-What belongs together and what slows a layer down is judged in `layers`; `advice` says what to try, and
-how all of it is shown.
+`causes` pairs the layers and finds the causes; `advice` suggests what to try and prints the report.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +55,7 @@ class StageTimes:
     dense_ms: float
     slim_ms: float
     dense_layers_ms: float
-    """Of its convolutions and matrix products with weights."""
+    """Time of its convolutions and matrix products with weights."""
     slim_layers_ms: float
     dense_macs: int
     macs: int
@@ -64,19 +63,19 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Explained:
-    """What `explain_deployed` found out."""
+    """Result of `explain_deployed`."""
 
     record: Record
-    """Of both files as they run unwatched."""
+    """Latency of both files, run without profiling."""
     roofline: Roofline
     ceilings: Ceilings
     peak_of: str
-    """What reached the most MACs a second: a matrix product of the machine's measurement, or a layer."""
+    """What reached the most MACs per second: the matrix product of the roofline, or a layer."""
     layers: tuple[MeasuredLayer, ...]
     stages: tuple[StageTimes, ...]
-    """The layout changes that the runtime inserted are no stage."""
+    """Without the layout changes that the runtime inserted."""
     splits: tuple[Split, Split]
-    """Dense and slim."""
+    """Those of the dense and the slim file."""
 
     @property
     def is_pruned(self) -> bool:
@@ -94,13 +93,13 @@ class Explained:
         return tuple(sorted(found, key=lambda layer: (-layer.lost_ms, -layer.slim.ms)))
 
     def peak_shares(self, layer: MeasuredLayer) -> tuple[float | None, float | None]:
-        """Return how much of the peak a layer reached, dense and slim; None without a time."""
+        """Return the share of the peak that a layer reached, dense and slim; None without a time."""
         costs = (layer.row.dense_macs, layer.dense.ms), (layer.row.macs, layer.slim.ms)
         dense, slim = (macs / ms / self.ceilings.macs_per_ms if ms else None for macs, ms in costs)
         return dense, slim
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures as JSON takes them."""
+        """Return all figures as JSON values."""
         device, conditions, rows = self.record.device, self.record.conditions, self.rows
         by_cause = {cause: found for cause in CAUSES if (found := self.of(cause))}
         return {
@@ -136,28 +135,28 @@ class Explained:
 class _Subject:
     path: Path
     backend: str | None
-    """What built it; None for an ONNX file."""
+    """The backend that built it; None for an ONNX file."""
     graph: OnnxGraph
 
     @property
     def kind(self) -> str:
-        return f"an engine of {self.backend}" if self.backend else "an ONNX file"
+        return f"an engine for {self.backend}" if self.backend else "an ONNX file"
 
 
 def explain_deployed(dense: Path, slim: Path, num_threads: int, rounds: int, console: Console) -> Explained:
-    """Measure two deployed files, alternately in one process, and say what became of every layer.
+    """Measure two deployed files, alternately in one process, and compare every layer.
 
     Args:
         dense: A folder that `deploy export` wrote, an ONNX file, or an engine with its ONNX file beside it.
-        slim: The same network, pruned; an engine of the same backend where `dense` is one.
+        slim: The same network, pruned; an engine for the same backend if `dense` is one.
         num_threads: CPU threads of ONNX Runtime.
-        rounds: How many are kept, >= 1.
-        console: Told of progress.
+        rounds: Measured rounds, >= 1.
+        console: Shows progress.
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If a file is not readable, or the two are not of one network, one kind and one precision.
-        WorkError: If engines find no GPU.
+        RequestError: If a file is not readable, or the two differ in network, kind or precision.
+        WorkError: If an engine is given and there is no GPU.
     """
     subjects = _opened(dense, slim)
     pairs = paired_layers(subjects[0].graph, subjects[1].graph, f"{dense} and {slim}")
@@ -178,7 +177,7 @@ def explain_deployed(dense: Path, slim: Path, num_threads: int, rounds: int, con
 
 
 def measured_on(record: Record) -> str:
-    """Return the line that says on what, and with what, a record was measured."""
+    """Return the line that names the device, runtime and conditions of a record."""
     device, conditions, reference = record.device, record.conditions, record.candidates[record.reference]
     return (
         f"measured on {device.text}, {reference.runtime}, {reference.precision}, batch {reference.batch}, "
@@ -190,7 +189,7 @@ def _opened(dense: Path, slim: Path) -> tuple[_Subject, _Subject]:
     first, second = _subject(dense), _subject(slim)
     if first.kind != second.kind:
         raise RequestError(
-            f"{dense} and {slim}: cannot be compared, got {first.kind} and {second.kind}; expected two alike"
+            f"{dense} and {slim}: cannot be compared, got {first.kind} and {second.kind}; expected two of the same kind"
         )
     return first, second
 
@@ -204,7 +203,7 @@ def _subject(path: Path) -> _Subject:
     existing_file(onnx, "expected the file that the engine was built from, beside it")
     if sha256_of(onnx) != info.onnx_sha256:
         raise RequestError(
-            f"{onnx}: not what {path.name} was built from, got another sha256; "
+            f"{onnx}: changed since {path.name} was built from it, got another sha256; "
             f"rebuild it with: espalier deploy build {onnx}"
         )
     return _Subject(path, info.backend, _graph(onnx))
@@ -268,7 +267,7 @@ def _explained(
 
 
 def _ceilings(roofline: Roofline, layers: Sequence[MeasuredLayer], splits: tuple[Split, Split]) -> tuple[Ceilings, str]:
-    """Return the ceilings, and what reached the peak: Winograd and int8 let a layer go beyond a float product."""
+    """Return the ceilings, and what reached the peak: with Winograd or int8 a layer can exceed a float product."""
     side = roofline.matrix_side
     reached = {f"a product of {side} x {side} matrices in {roofline.precision}": roofline.macs_per_s / 1000}
     for layer in layers:

@@ -1,6 +1,6 @@
-"""The time of every node: ONNX Runtime's own log of a session, TensorRT's of an engine.
+"""The time of every node, from the profilers of ONNX Runtime and TensorRT.
 
-Being watched costs time, most where nodes are many and short: how long the whole takes is for latency.py to say.
+Profiling costs time, most of all with many short nodes: total latencies are measured in latency.py instead.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["EngineProfiler", "NodeTime", "OnnxProfiler"]
 
 Shapes = tuple[tuple[int, ...], ...]
 
-_NODE = "_kernel_time"  # what ONNX Runtime ends the name of a node's event with
+_NODE = "_kernel_time"  # suffix of ONNX Runtime's node events
 _RUN = "model_run"
-_REFORMAT, _COPY = "Reformat", "Reformatting CopyNode"  # the second is TensorRT's name for what it inserts
+_REFORMAT, _COPY = "Reformat", "Reformatting CopyNode"  # the second is TensorRT's name for the nodes it inserts
 
 
 @dataclass(frozen=True)
@@ -33,36 +33,38 @@ class NodeTime:
     """One node as the runtime executes it, in the order of execution."""
 
     name: str
-    """The runtime's own; `deploy.layers.OnnxGraph.sources` finds the nodes of the file in it."""
+    """As the runtime names it; `onnx_layers.OnnxGraph.sources` finds the nodes of the file in it."""
     operator: str
-    """The runtime's own, such as FusedConv or ReorderInput. An engine tells none but Reformat; the others are empty."""
+    """As the runtime names it, such as FusedConv or ReorderInput. For an engine either Reformat or empty."""
     time_ms: float
     """Median over the rounds."""
     input_shapes: Shapes
-    """Channels may be padded; empty for an engine."""
+    """May include padded channels; empty for an engine."""
     output_shapes: Shapes
 
 
 class OnnxProfiler(OnnxRunner):
-    """Runs an ONNX file as OnnxRunner does, and keeps the time of every node."""
+    """Runs an ONNX file as OnnxRunner does, and records the time of every node."""
 
     def __init__(self, path: str | Path, *, num_threads: int = 1) -> None:
-        super().__init__(path, num_threads=num_threads)  # which refuses in one line what cannot be run
+        super().__init__(path, num_threads=num_threads)  # raises a one-line error for files that cannot be run
         self._folder = TemporaryDirectory(prefix="espalier-")
-        self._session = _watched_session(path, num_threads, Path(self._folder.name) / "nodes")
+        self._session = _profiled_session(path, num_threads, Path(self._folder.name) / "nodes")
 
     def node_times(self, rounds: int) -> tuple[NodeTime, ...]:
-        """Return the times of the last `rounds` passes; the session is not watched any more.
+        """Return the times of the last `rounds` passes, and end profiling.
 
         Raises:
-            WorkError: If ONNX Runtime, which keeps a million events, lost some.
+            WorkError: If events were lost: ONNX Runtime keeps a million.
         """
         with self._folder:
             events = json.loads(Path(self._session.end_profiling()).read_bytes())
         nodes: dict[Any, dict[str, Any]] = {}
         logs = list(_onnx_runs(events, nodes))
         if len(logs) < rounds:
-            raise WorkError(f"{self.file}: too many events, got {len(logs)} rounds of {rounds}; measure fewer rounds")
+            raise WorkError(
+                f"{self.file}: profile is incomplete, got {len(logs)} of {rounds} rounds; measure fewer rounds"
+            )
         return tuple(
             NodeTime(
                 name=event["name"].removesuffix(_NODE),
@@ -76,7 +78,7 @@ class OnnxProfiler(OnnxRunner):
 
 
 class EngineProfiler(EngineRunner):
-    """Runs an engine as EngineRunner does, and keeps the time of every layer."""
+    """Runs an engine as EngineRunner does, and records the time of every layer."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -96,7 +98,7 @@ class EngineProfiler(EngineRunner):
         super()._launch()
 
 
-def _watched_session(path: str | Path, num_threads: int, log: Path) -> Any:
+def _profiled_session(path: str | Path, num_threads: int, log: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -109,10 +111,10 @@ def _watched_session(path: str | Path, num_threads: int, log: Path) -> Any:
 
 
 def _onnx_runs(events: Sequence[dict[str, Any]], nodes: dict[Any, dict[str, Any]]) -> Iterator[dict[Any, float]]:
-    """Yield the milliseconds of every node, run after run; `nodes` gets the first event of each."""
+    """Yield the milliseconds of every node, run by run; `nodes` gets the first event of each."""
     times: dict[Any, float] = {}
     for event in events:
-        if event["name"] == _RUN:  # is logged when the run is over
+        if event["name"] == _RUN:  # logged at the end of the run
             yield times
             times = {}
         elif event["cat"] == "Node" and event["name"].endswith(_NODE):
@@ -130,11 +132,11 @@ def _shapes(event: dict[str, Any], which: str) -> Shapes:
 
 
 def _layer_log(trt: Any) -> Any:
-    """Return what TensorRT tells its layers' times to: a dictionary for each run, in `passes`."""
+    """Return a TensorRT profiler that records layer times in `passes`, a dictionary for each run."""
 
     class LayerLog(trt.IProfiler):
         def __init__(self) -> None:
-            trt.IProfiler.__init__(self)  # pybind11 wants it by name
+            trt.IProfiler.__init__(self)  # pybind11 needs this explicit call
             self.passes: list[dict[str, float]] = []
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:

@@ -1,6 +1,6 @@
-"""The convolutions and matrix products with weights in an ONNX file: channels, MACs, bytes, and who computes them.
+"""The convolutions and matrix products with weights in an ONNX file: channels, MACs, bytes, and their nodes.
 
-MACs are counted as everywhere in the project: multiply-adds of these layers, without biases; here for the whole batch.
+MACs are counted as in the whole project: multiply-adds of these layers, without biases; here for the whole batch.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["LAYOUT", "OnnxGraph", "OnnxLayer"]
 
 LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose", "Reformat")
-"""Operators by which a runtime brings channels into another order, where they have no source in the file."""
+"""Operators with which a runtime reorders channels, if they have no source in the file."""
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LAYERS = (*_CONVOLUTIONS, "Gemm", "MatMul")
 _AROUND_WEIGHTS = ("DequantizeLinear", "Cast", "Transpose", "Identity")
-_ADDED = re.compile(r"^InsertedPrecisionFreeCast_|(_nchwc)?(_token_\d+)?$")  # to names, by ONNX Runtime
+_ADDED = re.compile(r"^InsertedPrecisionFreeCast_|(_nchwc)?(_token_\d+)?$")  # added to names by ONNX Runtime
 _SPAN = "..."
 
 
 @dataclass(frozen=True)
 class OnnxLayer:
-    """One weight and what is computed with it in a run of the file."""
+    """One weight and the work done with it in a run of the file."""
 
     name: str
-    """Of the module: the name of its weight, without what follows ".weight"."""
+    """Name of the module: that of its weight up to ".weight"."""
     operator: str
     kernel: tuple[int, ...]
     """Empty for a matrix product."""
@@ -45,19 +45,19 @@ class OnnxLayer:
     activations: int
     """Elements of the outputs."""
     bytes: int
-    """Input, output, weights and bias, each moved once a call in the precision of the weights."""
+    """Input, output, weights and bias, each moved once per call in the precision of the weights."""
     nodes: tuple[str, ...]
-    """Names of the nodes that compute it; several where a head is shared."""
+    """Names of the nodes that compute it; several if a head is shared."""
 
 
 class OnnxGraph:
-    """The nodes of a file by name, which produces what, and its layers.
+    """The nodes of a file by name, the producer of each tensor, and the layers.
 
     Args:
-        model: With fixed shapes.
+        model: A model with fixed shapes.
 
     Raises:
-        RequestError: If the shape of a layer is free.
+        RequestError: If a layer has a free dimension.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -65,7 +65,7 @@ class OnnxGraph:
 
         self._shapes = {value.name: _shape(value) for value in _values(onnx.shape_inference.infer_shapes(model))}
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        # a node without a name gets the one that ONNX Runtime gives it
+        # a node without a name gets the same name as in ONNX Runtime
         named = ((node.name or f"{node.op_type}_{index}", node) for index, node in enumerate(model.graph.node))
         self.nodes: dict[str, NodeProto] = dict(named)
         self.producers = {tensor: name for name, node in self.nodes.items() for tensor in node.output}
@@ -78,9 +78,9 @@ class OnnxGraph:
         """Return the nodes of the file that a node of a runtime computes; none if the runtime inserted it.
 
         Args:
-            name: What the runtime calls it. ONNX Runtime takes the name of one of the nodes it fused, or of one of
-                their outputs; TensorRT strings the names together.
-            operator: The runtime's; empty if unknown.
+            name: Name in the runtime. ONNX Runtime takes the name of one of the nodes it fused, or of one of their
+                outputs; TensorRT joins the names.
+            operator: Operator in the runtime; empty if unknown.
         """
         name, before_fusion = _ADDED.sub("", name), name.rpartition("/")[0]
         for whole in (name, before_fusion):
@@ -98,7 +98,7 @@ class OnnxGraph:
         return tuple(names[names.index(first) : names.index(last) + 1])
 
     def _computed(self, tensor: str, operator: str) -> str:
-        """Return the node that was fused with those between it and the tensor, the last of them if it is not seen."""
+        """Return the node of this operator that was fused with those up to the tensor, or else the last of them."""
         last = name = self.producers[tensor]
         while self.nodes[name].op_type != operator:
             tensor = self.nodes[name].input[0] if self.nodes[name].input else ""
@@ -123,7 +123,7 @@ class OnnxGraph:
         read, written = (self._elements(name, tensor) for tensor in (node.input[0], node.output[0]))
         num_weights, groups = math.prod(weight.dims), _groups(node)
         channels = _channels(node.op_type, weight.dims, groups, self._shapes[node.output[0]])
-        # what one output reads; of a transposed convolution what one input feeds
+        # the weights that one output reads; in a transposed convolution those that one input feeds
         rows = weight.dims[0] if node.op_type in _CONVOLUTIONS else channels[1]
         bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
         params = num_weights + (math.prod(bias.dims) if bias else 0)
@@ -145,7 +145,7 @@ class OnnxGraph:
         sizes = self._shapes.get(tensor, (None,))
         fixed = [size for size in sizes if size is not None]
         if len(fixed) < len(sizes):
-            raise RequestError(f"node {node!r}: a free dimension, got {sizes}; expected fixed sizes, export with them")
+            raise RequestError(f"node {node!r}: has a free dimension, got {sizes}; export it with fixed sizes")
         return math.prod(fixed)
 
 
@@ -172,7 +172,7 @@ def _channels(
 
 
 def _joined(layer: OnnxLayer, again: OnnxLayer) -> OnnxLayer:
-    """Return a layer that is computed once more."""
+    """Return the sum of two computations of a layer."""
     return replace(
         layer,
         macs=layer.macs + again.macs,

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured with the runtime that is looked at: MACs a second and bytes a second.
+"""The limits of the machine, measured with the runtime in question: MACs per second and bytes per second.
 
 Source: Williams, Waterman and Patterson, Roofline: An Insightful Visual Performance Model, CACM 2009.
 """
@@ -28,26 +28,26 @@ _ROUNDS, _WARMUP = 7, 2
 
 @dataclass(frozen=True)
 class Roofline:
-    """The ceilings of a machine, as one runtime reaches them."""
+    """The limits of a machine, as one runtime reaches them."""
 
     macs_per_s: float
-    """Of a product of two square matrices."""
+    """Rate of a product of two square matrices."""
     bytes_per_s: float
-    """Read and written by an operator that does next to nothing, on more than the caches hold."""
+    """Rate of an elementwise operator, reading and writing more data than the caches hold."""
     matrix_side: int
     precision: str
-    """Of the matrices: "fp32" or "fp16"."""
+    """Precision of the matrices: "fp32" or "fp16"."""
 
     @property
     def macs_per_byte(self) -> float:
-        """The machine's balance: what computes less per byte is bound by memory."""
+        """The machine's balance: operators with fewer MACs per byte are limited by memory."""
         return self.macs_per_s / self.bytes_per_s
 
 
 def measure_roofline(runner: OnnxRunner | EngineRunner) -> Roofline:
-    """Measure it on the device, with the runtime and the threads of this runner; takes about a second.
+    """Measure the limits on the device, with the runtime and threads of this runner; takes about a second.
 
-    On a GPU in half precision, unless the runner's is float32 or tf32; int8 goes beyond it. On a CPU always in float32.
+    On a GPU in fp16, unless the runner's precision is fp32 or tf32; int8 can exceed it. On a CPU always in fp32.
     """
     is_gpu = runner.device != "cpu"
     precision = "fp16" if is_gpu and runner.precision not in ("fp32", "tf32") else "fp32"

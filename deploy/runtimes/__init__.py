@@ -1,1 +1,1 @@
-"""What runs networks: one file per runtime, and `registry.RUNTIMES`, the one table of all of them."""
+"""The runtimes that run networks, one file each, and `registry.RUNTIMES`, the table of all of them."""

@@ -1,4 +1,4 @@
-"""PyTorch modules, run eagerly or compiled by torch.compile."""
+"""PyTorch modules, run eagerly or with torch.compile."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["ModelFileRunner", "ModuleRunner", "OpenModel", "exact_float32"]
 
 OpenModel = Callable[[Path], "tuple[Any, Sequence[torch.Tensor]]"]
-"""Model file -> a module with `input_names` and `output_names`, and example inputs of it. Which files these are, and
-what is in them, only folders above this one know."""
+"""Model file -> a module with `input_names` and `output_names`, and example inputs for it. The format of model files is
+known only to `classify` and `detect`."""
 
 
 class ModuleRunner:
     """Runs a torch module without gradients.
 
     Args:
-        module: Gives a tensor or a sequence of tensors; its mode and device are the caller's.
-        output_names: One name for each tensor it gives.
-        device: Where its weights are.
-        compiled: Whether torch.compile turns it into kernels; it does so in `prepare` or the first `run`.
+        module: Returns a tensor or a sequence of tensors; the caller sets its mode and device.
+        output_names: One name for each tensor it returns.
+        device: Device of its weights.
+        compiled: Whether to use torch.compile, which compiles in `prepare` or the first `run`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ModuleRunner:
         """Return the outputs; inputs are passed by position, in their order.
 
         Raises:
-            RequestError: If the module gives another number of tensors than there are names.
+            RequestError: If the number of tensors and of names differ.
             WorkError: If torch.compile cannot work here.
         """
         tensors = self._first_forward(self._placed(inputs))
@@ -65,7 +65,7 @@ class ModuleRunner:
         return {name: tensor.cpu().numpy() for name, tensor in zip(self._output_names, tensors, strict=True)}
 
     def prepare(self, inputs: Arrays) -> Step:
-        """Return a step that runs the module on inputs already on its device; compiles first what is to be compiled.
+        """Return a step that runs the module on inputs already on its device; compiles first if requested.
 
         Raises:
             WorkError: If torch.compile cannot work here.
@@ -114,7 +114,7 @@ class ModuleRunner:
             reason = str(error).strip().splitlines()[0]
             raise WorkError(
                 f"torch_compile: cannot compile {self._name}, got {reason}; install a C++ compiler such as g++, or "
-                f"measure it eagerly"
+                f"use --runtime torch"
             ) from error
 
     def _forward(self, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -130,14 +130,14 @@ class ModelFileRunner(ModuleRunner):
 
     Args:
         path: Model file.
-        open_model: Opens it.
-        num_threads: CPU threads, of this whole process.
+        open_model: Opens the file.
+        num_threads: CPU threads of the whole process.
         device: Either "cpu" or "cuda:<index>".
-        compiled: Whether torch.compile turns it into kernels.
+        compiled: Whether to use torch.compile.
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If it is no model file.
+        RequestError: If it is not a model file.
         WorkError: If there is no such device.
     """
 
@@ -147,7 +147,7 @@ class ModelFileRunner(ModuleRunner):
         import torch
 
         if device != "cpu" and not torch.cuda.is_available():
-            raise WorkError(f"{path}: no GPU to run it, got a machine without CUDA; measure it with torch")
+            raise WorkError(f"{path}: needs a GPU, got a machine without CUDA; use --runtime torch")
         torch.set_num_threads(num_threads)
         module, examples = open_model(path)
         with torch.no_grad():
@@ -165,7 +165,7 @@ def _spec(tensor: torch.Tensor) -> TensorSpec:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Keep PyTorch's convolutions on a GPU from TensorFloat-32: float32 means the same in every runtime."""
+    """Turn off tf32 (TensorFloat-32) in PyTorch's convolutions on a GPU: fp32 means the same in every runtime."""
     import torch
 
     cudnn = torch.backends.cudnn

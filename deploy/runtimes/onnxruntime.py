@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime on the CPU. The onnx package is needed only to name a file's precision."""
+"""ONNX files in ONNX Runtime on the CPU. The onnx package is needed only to find a file's precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deploy.tensors import Arrays, TensorSpec, check_inputs
 __all__ = ["OnnxRunner", "onnx_session", "onnx_step", "session_specs"]
 
 _DTYPES = {"float": "float32", "double": "float64"}
-"""ONNX Runtime's names of element types that are not numpy's."""
+"""ONNX Runtime's names of element types that differ from numpy's."""
 
 
 class OnnxRunner:
@@ -23,11 +23,11 @@ class OnnxRunner:
 
     Args:
         path: The ONNX file.
-        num_threads: Threads inside one operator. More than the idle cores makes times jump.
+        num_threads: Threads inside one operator. With more threads than idle cores, times vary a lot.
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If it is not an ONNX file, or one that ONNX Runtime refuses.
+        RequestError: If it is not an ONNX file, or ONNX Runtime cannot load it.
     """
 
     runtime = "onnxruntime"
@@ -42,7 +42,7 @@ class OnnxRunner:
 
     @cached_property
     def precision(self) -> str:
-        """Of most weights in the file."""
+        """Precision of most weights in the file."""
         from deploy.onnx_file import load_onnx, precision_of  # the onnx package is not needed to run a file
 
         return precision_of(load_onnx(self.file))
@@ -66,7 +66,7 @@ class OnnxRunner:
 
 
 def session_specs(session: Any) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """Return what a session takes and what it gives."""
+    """Return the inputs and outputs of a session."""
     given, made = session.get_inputs(), session.get_outputs()
     return {value.name: _spec(value) for value in given}, {value.name: _spec(value) for value in made}
 
@@ -81,14 +81,14 @@ def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecuti
     """Return ONNX Runtime's session on one execution provider, given as its name or (name, options).
 
     Raises:
-        RequestError: If ONNX Runtime refuses the file.
+        RequestError: If ONNX Runtime cannot load the file.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal only: what fails is raised below
+    options.log_severity_level = 4  # fatal only: errors are raised below
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except _onnxruntime_errors() as error:
@@ -98,12 +98,12 @@ def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecuti
             ) from error
         reason = str(error).splitlines()[0]
         raise RequestError(
-            f"{path}: ONNX Runtime refuses it, got {reason}; expected standard operators only"
+            f"{path}: ONNX Runtime cannot load it, got {reason}; expected standard operators only"
         ) from error
 
 
 def onnx_step(path: str | Path | None, run: Callable[[], Any]) -> Callable[[], Any]:
-    """Return `run` with what ONNX Runtime raises in it as a WorkError of one line."""
+    """Return `run` with ONNX Runtime's exceptions turned into one-line WorkErrors."""
     errors = _onnxruntime_errors()
 
     def step() -> Any:
@@ -117,7 +117,7 @@ def onnx_step(path: str | Path | None, run: Callable[[], Any]) -> Callable[[], A
 
 
 def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """Return its exceptions, which have nothing but Exception in common."""
+    """Return its exceptions, which have no common base class but Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))

@@ -28,8 +28,8 @@ class CudaOnnxRunner(BufferedRunner):
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If it is not an ONNX file, or one that ONNX Runtime refuses.
-        WorkError: If the installed ONNX Runtime is without CUDA, or there is no GPU.
+        RequestError: If it is not an ONNX file, or ONNX Runtime cannot load it.
+        WorkError: If the installed ONNX Runtime has no CUDA support, or there is no GPU.
     """
 
     runtime = "onnxruntime_cuda"
@@ -49,13 +49,13 @@ class CudaOnnxRunner(BufferedRunner):
         place = {
             "device_id": torch.cuda.current_device(),
             "user_compute_stream": str(self._stream.cuda_stream),
-            "use_tf32": "0",  # float32 means the same in every runtime
+            "use_tf32": "0",  # fp32 means the same in every runtime
         }
         self._session = onnx_session(path, 1, (PROVIDER, place))
-        if PROVIDER not in self._session.get_providers():  # it falls back to the CPU with no more than a log line
+        if PROVIDER not in self._session.get_providers():  # it falls back to the CPU with only a log line
             raise WorkError(
                 f"{path}: ONNX Runtime cannot load its CUDA provider, got a session on the CPU; install the CUDA and "
-                f"cuDNN that this onnxruntime-gpu was built for"
+                f"cuDNN versions that this onnxruntime-gpu was built for"
             )
 
     def prepare(self, inputs: Arrays) -> Step:
@@ -66,7 +66,7 @@ class CudaOnnxRunner(BufferedRunner):
         self._buffers = buffers = CudaBuffers(inputs, self.outputs)
         binding = self._binding(buffers)
         options = onnxruntime.RunOptions()
-        # the events tell when it is done; a wait on the host would be counted
+        # events mark the end; waiting on the host would be included in the time
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         launch = onnx_step(self.file, partial(self._session.run_with_iobinding, binding, options))
         self._step = cuda_step(self._stream, buffers.place, launch, buffers.fetch)
@@ -89,8 +89,8 @@ def _require_cuda(path: str | Path) -> None:
     import onnxruntime
 
     if PROVIDER not in onnxruntime.get_available_providers():
-        raise WorkError(f"{path}: this ONNX Runtime is without CUDA, got onnxruntime for the CPU; {INSTALL}")
+        raise WorkError(f"{path}: ONNX Runtime has no CUDA support, got onnxruntime for the CPU; {INSTALL}")
     import torch
 
     if not torch.cuda.is_available():
-        raise WorkError(f"{path}: no GPU to run it, got a machine without CUDA; measure it with onnxruntime")
+        raise WorkError(f"{path}: needs a GPU, got a machine without CUDA; use --runtime onnxruntime")

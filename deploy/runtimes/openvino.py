@@ -27,24 +27,24 @@ PRECISIONS = {
     "u8": "int8",
     "i8": "int8",
 }
-"""OpenVINO's names of a layer's type and of a hint, and ours."""
+"""OpenVINO's names of a layer's precision and of a hint -> ours."""
 HEAVY_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
 class OpenVinoRunner:
     """Runs an ONNX file with OpenVINO on the CPU.
 
-    `precision` is what most of its convolutions and matrix products run in: a CPU without bfloat16 instructions
-    computes in float32 whatever the hint asks for. `num_threads` is what OpenVINO took, no more than there are cores.
+    `precision` is that of most convolutions and matrix products as they run: a CPU without bf16 instructions computes
+    in fp32 whatever the hint. `num_threads` is what OpenVINO uses, at most the number of cores.
 
     Args:
         path: The ONNX file.
-        num_threads: Threads inside one operator. More than the idle cores makes times jump.
-        precision_hint: Either "f32" or "bf16": what float32 layers are computed in, where the CPU can.
+        num_threads: Threads inside one operator. With more threads than idle cores, times vary a lot.
+        precision_hint: Either "f32" or "bf16": the precision of fp32 layers, if the CPU supports it.
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If it is not an ONNX file, or one that OpenVINO refuses, or OpenVINO is not installed.
+        RequestError: If it is not an ONNX file, or OpenVINO cannot load it or is not installed.
     """
 
     runtime = "openvino"
@@ -52,7 +52,7 @@ class OpenVinoRunner:
 
     def __init__(self, path: str | Path, *, num_threads: int = 1, precision_hint: str = "f32") -> None:
         model = load_onnx(path)
-        self._openvino = optional_module("openvino", f"{path} was to run in")
+        self._openvino = optional_module("openvino", f"running {path} needs")
         self.inputs, self.outputs = input_specs(model), output_specs(model)
         self.file = Path(path)
         self.file_sha256: str | None = sha256_of(path)
@@ -83,14 +83,16 @@ def _compiled(openvino: Any, path: str | Path, num_threads: int, precision_hint:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": num_threads,
-        "ENABLE_CPU_PINNING": False,  # as the other runtimes: a thread bound to a core waits for who is there already
+        "ENABLE_CPU_PINNING": False,  # as in the other runtimes: a pinned thread would wait for a busy core
         "INFERENCE_PRECISION_HINT": precision_hint,
     }
     try:
         return openvino.Core().compile_model(str(path), "CPU", config)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].lstrip("- ")  # those before tell where in its own sources
-        raise RequestError(f"{path}: OpenVINO refuses it, got {reason}; expected standard operators only") from error
+        reason = str(error).strip().splitlines()[-1].lstrip("- ")  # the lines before name places in its sources
+        raise RequestError(
+            f"{path}: OpenVINO cannot load it, got {reason}; expected standard operators only"
+        ) from error
 
 
 def _precision(compiled: Any) -> str:

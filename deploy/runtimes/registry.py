@@ -1,4 +1,4 @@
-"""Every runtime by its name, and files opened in them."""
+"""All runtimes by name, and functions that open files in them."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ ONNX, ENGINE, MODEL = ".onnx", ".engine", ".safetensors"
 @dataclass(frozen=True)
 class _Options:
     num_threads: int
-    """CPU threads; a GPU has no use for them."""
+    """CPU threads; not used on a GPU."""
     open_model: OpenModel | None
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs files of one kind."""
+    """A way to run files of one kind."""
 
     suffix: str
-    """How their names end; a file that ends like no runtime's is taken for ONNX."""
+    """Suffix of its files; files with an unknown suffix are read as ONNX."""
     runner: Callable[[Path, _Options], FileRunner]
     """Opens a file."""
     remedy: str = "expected an ONNX file"
-    """For a user with a file of another kind."""
+    """End of the error message for a file of another kind."""
     backend: str | None = None
-    """What builds its engines, if it runs engines."""
+    """The backend that builds its engines, if it runs engines."""
 
 
 def _engines_of(backend: str, *, cuda_graph: bool = False) -> Runtime:
-    """Return what runs engines of one backend, launching their kernels one by one or as a CUDA graph."""
+    """Return the runtime for engines of one backend, which launches kernels one by one or as a CUDA graph."""
     remedy = f"build an engine first: espalier deploy build MODEL.onnx --backend {backend}"
 
     def runner(path: Path, options: _Options) -> EngineRunner:
         if (built := read_engine_info(path).backend) != backend:
-            raise RequestError(f"{path}: not for {backend}, got an engine of {built}; {remedy}")
+            raise RequestError(f"{path}: not for {backend}, got an engine for {built}; {remedy}")
         return EngineRunner(path, cuda_graph=cuda_graph)
 
     return Runtime(ENGINE, runner, remedy, backend)
@@ -60,7 +60,7 @@ def _pytorch(*, on_gpu: bool = False, compiled: bool = False) -> Runtime:
     def runner(path: Path, options: _Options) -> ModelFileRunner:
         if options.open_model is None:
             raise RequestError(
-                f"{path}: a model file, which only PyTorch runs; export it: espalier deploy export {path}"
+                f"{path}: runs only in PyTorch, got a model file; export it first: espalier deploy export {path}"
             )
         return ModelFileRunner(
             path, options.open_model, num_threads=options.num_threads, device=device, compiled=compiled
@@ -85,24 +85,24 @@ RUNTIMES = {
     "torch_cuda": _pytorch(on_gpu=True),
     "torch_compile_cuda": _pytorch(on_gpu=True, compiled=True),
 }
-"""By name; the first one of a suffix is the default for such files, but an engine's is the one that built it."""
+"""By name; the first one with a suffix is the default for such files; for an engine, the backend that built it."""
 
 
 def runner_for(
     path: str | Path, runtime: str | None = None, num_threads: int = 1, *, open_model: OpenModel | None = None
 ) -> FileRunner:
-    """Return a file opened in a runtime, by default in that of its kind.
+    """Return a file opened in a runtime, by default the one for its kind.
 
     Args:
-        path: Of an ONNX file, an engine or, with `open_model`, a model file.
+        path: An ONNX file, an engine or, with `open_model`, a model file.
         runtime: A name in RUNTIMES.
         num_threads: CPU threads.
         open_model: Opens model files, see `OpenModel`.
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If there is no such runtime or it is not installed, or it runs files of another kind or refuses
-            this one.
+        RequestError: If there is no such runtime or it is not installed, or it cannot run this kind of file or this
+            file.
         WorkError: If the runtime needs a GPU and finds none.
     """
     path = Path(path)
@@ -114,24 +114,24 @@ def runner_for(
 
 
 def runtimes_of(paths: Sequence[Path], named: Sequence[str]) -> list[tuple[Path, str]]:
-    """Return each file with each named runtime of its kind, or with its default where none is of its kind.
+    """Return each file with each named runtime for its kind, or else with its default.
 
     Raises:
-        RequestError: If a name is unknown, or none of the files is of its kind.
+        RequestError: If a name is unknown, or a runtime can run none of the files.
     """
     check_runtimes(named)
     kinds = {_kind(path) for path in paths}
     for name in named:
         if RUNTIMES[name].suffix not in kinds:
             raise RequestError(
-                f"{name}: runs none of the files, got {' '.join(map(str, paths))}; {RUNTIMES[name].remedy}"
+                f"{name}: cannot run any of the files, got {' '.join(map(str, paths))}; {RUNTIMES[name].remedy}"
             )
     fitting = {path: [name for name in named if RUNTIMES[name].suffix == _kind(path)] for path in paths}
     return [(path, name) for path in paths for name in fitting[path] or [_default(path)]]
 
 
 def check_runtimes(names: Sequence[str]) -> None:
-    """Raise RequestError at the first unknown name; says the nearest ones."""
+    """Raise RequestError at the first unknown name, with the nearest known ones."""
     for name in names:
         if name not in RUNTIMES:
             nearest = get_close_matches(name, RUNTIMES, n=2) or list(RUNTIMES)

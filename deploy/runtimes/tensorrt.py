@@ -1,4 +1,4 @@
-"""Engines of TensorRT and TensorRT-RTX on the GPU, and what all runners with buffers on a GPU share."""
+"""Engines of TensorRT and TensorRT-RTX on the GPU, and the base class of runners with buffers on a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BufferedRunner", "EngineRunner"]
 
 
 class BufferedRunner(ABC):
-    """Runs a file on the GPU in buffers that stay, so that a further `run` copies inputs and does nothing else anew."""
+    """Runs a file on the GPU in fixed buffers, so that another `run` only copies inputs and computes."""
 
     file: Path
     inputs: dict[str, TensorSpec]
@@ -35,7 +35,7 @@ class BufferedRunner(ABC):
 
     @abstractmethod
     def prepare(self, inputs: Arrays) -> Step:
-        """Copy the inputs to the GPU and return a step that copies, computes and fetches."""
+        """Copy the inputs to the GPU and return a step that copies in, computes and copies out."""
 
 
 class EngineRunner(BufferedRunner):
@@ -43,11 +43,12 @@ class EngineRunner(BufferedRunner):
 
     Args:
         path: The engine, with its sidecar beside it.
-        cuda_graph: Whether its kernels are recorded once and launched together: where they are short, as at batch 1,
-            the launches are what takes time.
+        cuda_graph: Whether its kernels are recorded once and launched together: with short kernels, as at batch 1,
+            single launches take most of the time.
 
     Raises:
-        WorkError: If there is no GPU, or the engine does not fit the installed version (see load_engine).
+        RequestError: If the engine does not fit this machine (see load_engine).
+        WorkError: If there is no GPU, or the engine cannot be loaded.
     """
 
     num_threads: int | None = None
@@ -65,11 +66,13 @@ class EngineRunner(BufferedRunner):
         self.file_sha256: str | None = sha256_of(path)
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise WorkError(f"{path}: {info.backend} cannot run it, got {last_error(info.backend)}; free GPU memory")
+            raise WorkError(
+                f"{path}: {info.backend} cannot run it, got {last_error(info.backend)}; free some GPU memory"
+            )
         self._stream = torch.cuda.Stream()
 
     def prepare(self, inputs: Arrays) -> Step:
-        """Copy the inputs to the GPU and return a step that copies, computes and fetches."""
+        """Copy the inputs to the GPU and return a step that copies in, computes and copies out."""
         check_inputs(str(self.file), self.inputs, inputs)
         self._buffers = buffers = CudaBuffers(inputs, self.outputs)
         for name, tensor in {**buffers.inputs, **buffers.outputs}.items():
@@ -79,10 +82,10 @@ class EngineRunner(BufferedRunner):
         return self._step
 
     def _recorded(self) -> Callable[[], object]:
-        """Return the replay of one pass over the buffers in place."""
+        """Return a function that replays one recorded pass over the current buffers."""
         import torch
 
-        self._launch()  # the first pass may allocate, which cannot be recorded
+        self._launch()  # the first pass may allocate memory, which cannot be recorded
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
@@ -91,4 +94,6 @@ class EngineRunner(BufferedRunner):
 
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise WorkError(f"{self.file}: {self.runtime} could not run the engine; build it again on this machine")
+            raise WorkError(
+                f"{self.file}: {self.runtime} cannot run it, got a failed launch; build it again on this machine"
+            )

@@ -1,6 +1,6 @@
-"""One timed pass through a network, and how a GPU's own clock times its three parts.
+"""One timed pass through a network; on a GPU its three parts are timed by CUDA events.
 
-Who passes lives in runtime.py; what is made of the times, in latency.py.
+Steps are made by the runners of this folder; latency.py turns the times into statistics.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ __all__ = ["CudaBuffers", "Step", "StepTimes", "cuda_step"]
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Milliseconds of one pass; the copies are None where there is no device to copy to."""
+    """Milliseconds of one pass; the copies are None on a CPU."""
 
     latency_ms: float
-    """The computation alone, inputs in place."""
+    """The computation alone, without copies."""
     host_to_device_ms: float | None = None
     device_to_host_ms: float | None = None
 
 
 Step = Callable[[], StepTimes | None]
-"""One pass over inputs already prepared, back when the device is done; gives the device's own times, or None where
-the caller's clock is the device's clock."""
+"""One pass over prepared inputs, which returns when the device is done: with the device's times, or None if the caller
+measures."""
 
 
 class CudaBuffers:
-    """Inputs and outputs of a graph on the current GPU, at addresses that stay, with the inputs pinned on the host.
+    """Inputs and outputs of a graph on the current GPU, at fixed addresses, with the inputs pinned on the host.
 
     Args:
-        inputs: As the graph takes them.
-        outputs: Of fixed shapes.
+        inputs: Arrays for the graph.
+        outputs: Specs of fixed shape.
     """
 
     def __init__(self, inputs: Arrays, outputs: Mapping[str, TensorSpec]) -> None:
@@ -50,10 +50,10 @@ class CudaBuffers:
             name: torch.empty(spec.fixed_shape(name), dtype=getattr(torch, spec.dtype), device="cuda")
             for name, spec in outputs.items()
         }
-        torch.cuda.synchronize()  # the copies ran on another stream than the network will
+        torch.cuda.synchronize()  # the copies ran on another stream than the network's
 
     def load(self, inputs: Arrays) -> None:
-        """Take other inputs of the same shapes; `place` brings them to the GPU."""
+        """Set other inputs of the same shapes; `place` copies them to the GPU."""
         import torch
 
         for name, tensor in self._pinned.items():

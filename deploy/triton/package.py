@@ -37,34 +37,36 @@ _TEMPLATES = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Packaged:
-    """What `package_detector` wrote."""
+    """Result of `package_detector`."""
 
     models: tuple[str, ...]
     """Names of the models in the repository."""
     notes: tuple[str, ...]
-    """What was left out and why, one line each."""
+    """Engines left out and why, one line each."""
 
 
 def package_detector(path: str | Path, repository: str | Path, name: str, engine: str | Path | None = None) -> Packaged:
     """Write a model repository: the ONNX file, TensorRT's engine if there is one, and a model that takes images.
 
-    Of what is there, models of these names are replaced; others stay.
+    Existing models of these names are replaced; others stay.
 
     Args:
         path: Folder of an exported detector, or the ONNX file in it.
         repository: Created.
-        name: Of the model; `<name>_plan` and `<name>_images` are the others.
-        engine: Built by TensorRT from that ONNX file; the one in the folder that is so unless given.
+        name: Name of the model; the others are `<name>_plan` and `<name>_images`.
+        engine: Engine that TensorRT built from that ONNX file; default: the one in the folder.
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If Triton cannot call a model that, the folder holds no detector of ours or several engines for
-            Triton, or the given engine is none for Triton or of another file.
+        RequestError: If the name is not valid in Triton, the folder has no Espalier detector or several engines for
+            Triton, or the given engine is not for Triton or from another file.
     """
     repository, engine = Path(repository), Path(engine) if engine else None
     deployed = open_deployment(path)
     if deployed.file.suffix == ENGINE:
-        raise RequestError(f"{path}: an engine alone; expected its folder, and --engine {path}")
+        raise RequestError(
+            f"{path}: cannot be packaged alone, got an engine; expected its folder, with --engine {path}"
+        )
     _check_name(name)
     engine, notes = (_checked(engine, deployed.file), []) if engine else _only_engine(deployed.file)
     graphs = [_Graph(name, "onnxruntime", ONNX_NAME, deployed.file)]
@@ -76,14 +78,14 @@ def package_detector(path: str | Path, repository: str | Path, name: str, engine
         for graph in graphs:
             _write_graph(deployed, graph, work / graph.name, values)
         _write_images(deployed, work / names[-1], values)
-    if not engine:  # an earlier package's would be served beside a newer graph
+    if not engine:  # else the engine of an earlier package would be served beside a newer graph
         shutil.rmtree(repository / f"{name}_plan", ignore_errors=True)
     return Packaged(names, tuple(notes))
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """A model of the repository that is one file."""
+    """A model of the repository that consists of one file."""
 
     name: str
     backend: str
@@ -92,15 +94,15 @@ class _Graph:
 
 
 def _check_name(name: str) -> None:
-    """Raise RequestError if Triton, whose models are folders and parts of addresses, cannot call a model that."""
+    """Raise RequestError if the name is not valid in Triton, where it is a folder and part of a URL."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise RequestError(
-            f"--name {name}: not a model's name, got {name!r}; expected letters, digits, and - _ . after the first"
+            f"--name {name}: not a valid model name, got {name!r}; expected letters, digits, and - _ . after the first"
         )
 
 
 def _only_engine(onnx: Path) -> tuple[Path | None, list[str]]:
-    """Return the engine beside an ONNX file that Triton can run, if there is one, and what to say of the others."""
+    """Return the engine beside an ONNX file that Triton can run, if there is one, and notes on the others."""
     fitting, notes = [], []
     for path in sorted(onnx.parent.glob(f"*{ENGINE}")):
         try:
@@ -118,17 +120,17 @@ def _checked(engine: Path, onnx: Path) -> Path:
     info = read_engine_info(engine)
     remedy = f"build one with: espalier deploy build {onnx} --backend tensorrt"
     if info.backend != "tensorrt":
-        raise RequestError(f"{engine}: not for Triton, got an engine of {info.backend}; {remedy}")
+        raise RequestError(f"{engine}: not for Triton, got an engine for {info.backend}; {remedy}")
     if info.onnx_sha256 != (expected := sha256_of(onnx)):
         raise RequestError(
-            f"{engine}: built of another ONNX file than {onnx.name}, got sha256 {info.onnx_sha256[:12]}; "
+            f"{engine}: not built from {onnx.name}, got an engine for sha256 {info.onnx_sha256[:12]}; "
             f"expected {expected[:12]}, {remedy}"
         )
     return engine
 
 
 def _values(deployed: Deployed, name: str, graphs: Sequence[_Graph]) -> dict[str, Any]:
-    """Return what the templates speak of."""
+    """Return the variables of the templates."""
     image = deployed.inputs["image"]
     shape = image.fixed_shape("image")
     shapes = [{"name": graph.name, "backend": graph.backend, "shape": list(shape)} for graph in graphs]
@@ -157,7 +159,7 @@ def _write_graph(deployed: Deployed, graph: _Graph, folder: Path, values: Mappin
     version = folder / "1"
     version.mkdir(parents=True)
     shutil.copyfile(graph.source, version / graph.filename)
-    if graph.filename == ONNX_NAME:  # so that espalier's own commands open this file too
+    if graph.filename == ONNX_NAME:  # so that Espalier's commands open this file too
         shutil.copyfile(deployed.file.parent / DEPLOYMENT, version / DEPLOYMENT)
     _write_labels(deployed, folder)
     own = {"name": graph.name, "backend": graph.backend, "filename": graph.filename}
@@ -169,7 +171,7 @@ def _write_images(deployed: Deployed, folder: Path, values: Mapping[str, Any]) -
     version.mkdir(parents=True)
     shutil.copyfile(deploy.fitting.__file__, version / "fitting.py")
     _write_labels(deployed, folder)
-    for file in ("model.py", "client.py"):  # both take fitting.py from beside them
+    for file in ("model.py", "client.py"):  # both import fitting.py from their folder
         _render(file, version / file, values)
     _render("README.md", folder / "README.md", values)
     _render("images.pbtxt", folder / "config.pbtxt", values)

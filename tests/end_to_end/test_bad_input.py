@@ -11,6 +11,8 @@ from PIL import Image
 
 from experiment.cli import main
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs/experiment"
 
 

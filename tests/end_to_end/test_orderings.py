@@ -9,6 +9,8 @@ from deploy import OnnxRunner, engine_from_onnx
 from detect import load_detector
 from detect.fixed_shape import FixedShapeDetector
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "dense",
     "prune_transfer-finetune",

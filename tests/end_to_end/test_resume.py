@@ -1,6 +1,9 @@
 import json
 
+import pytest
 from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
 
 
 def dense_figures(folder):

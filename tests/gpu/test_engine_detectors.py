@@ -35,7 +35,7 @@ LIMITS = {
     "bf16": (0.05, 2.0, 0.8),
     "int8": (0.05, 4.0, 0.7),
 }
-"""How far scores and corners (in pixels) may be off, and the least share of detections that are not."""
+"""Tolerances of scores and corners (in pixels), and the least share of detections within them."""
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
@@ -56,7 +56,7 @@ def scenes(folder):
 
 @pytest.fixture(scope="module")
 def model(scenes, folder):
-    """The file of a detector that has seen enough scenes to find shapes in others."""
+    """The file of a detector trained on enough scenes to find shapes in others."""
     net, card = new_detector(Architecture("resnet18", 1, 16), SHAPES, SETTINGS, seed=0)
     train_detector(net, card, scenes, Schedule(epochs=30, batch_size=4, lr=2e-3), folder / "work", seed=0)
     save_detector(folder / "dense.safetensors", net, card)
@@ -65,7 +65,7 @@ def model(scenes, folder):
 
 @pytest.fixture(scope="module")
 def batches(folder):
-    """Return scenes the detector has not seen, by so many at a time and in the type of the graph's input."""
+    """Return batches of scenes that the detector was not trained on, in the dtype of the graph's input."""
     coco = write_scenes(folder / "others", NUM_PICTURES, SIZE_HW, seed=1)
 
     def stack(size, dtype="float32"):
@@ -95,7 +95,7 @@ def built(onnx_file, backend):
 
 
 def share_agreed(expected, found, precision):
-    """Return the share of detections that agree, of more than a few that are worth something."""
+    """Return the share of detections that agree; there must be more than 20 of good score."""
     assert sum(int((outputs["scores"] > 0.3).sum()) for outputs in expected) > 20
     *tolerances, _ = LIMITS[precision]
     counts = [agreement(outputs, others, *tolerances) for outputs, others in zip(expected, found, strict=True)]
@@ -115,7 +115,7 @@ def test_an_engine_finds_what_the_fp32_file_finds(exported, model, batches, back
     assert share_agreed(expected, found, precision) >= LIMITS[precision][-1]
 
 
-def test_other_pictures_give_other_results_and_the_same_ones_the_same(exported, model, batches, backend):
+def test_results_depend_only_on_the_images(exported, model, batches, backend):
     engine = EngineRunner(built(exported(model), backend)[0])
     first, second, *_ = batches(1)
     found = engine.run(first)

@@ -29,7 +29,7 @@ def onnx_file(net, tmp_path):
 
 
 def check(runner, onnx_file):
-    """Compare with the CPU, and look whether all three parts of a pass took time."""
+    """Compare with the CPU, and check that all three parts of a pass took time."""
     session = OnnxRunner(onnx_file)
     inputs = random_inputs(session.inputs)
     expected = session.run(inputs)["scores"]
@@ -46,7 +46,7 @@ def test_a_module_on_a_gpu_is_timed_in_three_parts(net, onnx_file, compiled):
 def test_onnx_runtime_on_a_gpu_is_timed_in_three_parts(onnx_file):
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime is without CUDA")
+        pytest.skip("ONNX Runtime has no CUDA support")
     check(runner_for(onnx_file, "onnxruntime_cuda"), onnx_file)
 
 

@@ -60,7 +60,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """The file of a detector that finds things in such scenes."""
+    """The file of a detector trained on such scenes."""
     path = tmp_path_factory.mktemp("model") / "det.safetensors"
     net, card = new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=0)
     load_weights(net, read_weights(TRAINED), str(TRAINED))
@@ -92,7 +92,7 @@ def elsewhere(deployed, tmp_path):
 
 @pytest.fixture
 def with_engine():
-    """Put a file that its sidecar calls an engine, built from the ONNX file there, into a folder."""
+    """Write a file into a folder with the sidecar of an engine built from the ONNX file there."""
 
     def put(folder, name="model.engine", backend="tensorrt", content=b"engine", **other):
         (folder / name).write_bytes(content)

@@ -16,6 +16,8 @@ from classify.backbones import (
 )
 from prune import prune_model
 
+pytestmark = pytest.mark.slow
+
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 CHANNELS = {
     "resnet18": (64, 128, 256, 512),

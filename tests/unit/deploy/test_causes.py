@@ -55,21 +55,21 @@ def test_layers_of_other_names_are_matched_by_order():
 @pytest.mark.parametrize(
     ("slim", "message"),
     [
-        ([("a", 3, 8)], r"got 2 and 1 layers, b in one of them only"),
-        ([("a", 3, 8), ("c", 8, 6)], r"got 2 and 2 layers, b in one of them only"),
+        ([("a", 3, 8)], r"got 2 and 1 layers, b in only one of them"),
+        ([("a", 3, 8), ("c", 8, 6)], r"got 2 and 2 layers, b in only one of them"),
         ([("x", 3, 8), ("y", 8, 6), ("z", 6, 6)], r"got 2 and 3 layers;"),
         ([("a", 3, 9), ("b", 9, 6)], r"got a as conv 1x1 3 to 8 and conv 1x1 3 to 9;"),
     ],
 )
 def test_two_networks_are_refused(slim, message):
-    with pytest.raises(ValueError, match=rf"^A and B: two different networks, {message}.*the dense one first$"):
+    with pytest.raises(ValueError, match=rf"^A and B: different networks, {message}.*in this order$"):
         paired_layers(chain(("a", 3, 8), ("b", 8, 6)), chain(*slim), "A and B")
 
 
 def test_a_graph_without_weights_is_refused():
     empty = chain(("a", 3, 8))
     empty.layers.clear()
-    with pytest.raises(ValueError, match=r"^A and B: nothing to explain, got no layer with weights; expected"):
+    with pytest.raises(ValueError, match=r"^A and B: nothing to explain, got no layers with weights; expected"):
         paired_layers(empty, empty, "A and B")
 
 
@@ -102,12 +102,12 @@ def test_stages_follow_from_weights_and_what_lies_between_them():
     }
 
 
-def test_a_detector_that_scales_its_pictures_has_the_same_stages():
+def test_a_detector_that_scales_its_images_has_the_same_stages():
     stages = stages_of(chain(("detector.backbone.net.conv1", 3, 8), ("detector.neck.lateral", 8, 8)))
     assert [stages["conv_detector.backbone.net.conv1"], stages["conv_detector.neck.lateral"]] == ["backbone", "neck"]
 
 
-def test_a_network_that_is_no_detector_is_one_stage():
+def test_a_network_that_is_not_a_detector_is_one_stage():
     assert set(stages_of(chain(("a", 3, 8), ("b", 8, 6))).values()) == {"network"}
 
 
@@ -204,17 +204,17 @@ ODD = {"dense": (64, 64), "slim": (36, 64), "macs": (4_000_000, 2_250_000), "num
         ),
         (  # five calls of 0.03 ms, three times the shortest node
             measured(**HALVED, dense_ms=0.2, slim_ms=0.15, calls=5),
-            [Reason("overhead", "0.030 ms a call, the shortest node takes 0.010 ms")],
+            [Reason("overhead", "0.030 ms per call, the shortest node takes 0.010 ms")],
         ),
-        (  # its own time fell as it should, what stands beside it did not
+        (  # its own time fell as it should, that of its layout changes did not
             measured(**HALVED, dense_ms=8.0, slim_ms=2.0, layout_ms=0.3),
-            [Reason("layout", "0.300 ms beside its 2.000 ms, dense 0.000 ms")],
+            [Reason("layout", "0.300 ms on top of 2.000 ms, dense 0.000 ms")],
         ),
         (measured(**HALVED, dense_ms=8.0, slim_ms=8.0, is_alone=False), []),
-        (measured(**HALVED, dense_ms=0.0, slim_ms=8.0), []),  # the runtime did not tell
+        (measured(**HALVED, dense_ms=0.0, slim_ms=8.0), []),  # the runtime reported no time
     ],
 )
-def test_causes_are_those_that_the_figures_show(layer, expected):
+def test_causes_follow_from_the_figures(layer, expected):
     assert reasons(layer, CEILINGS) == expected
 
 
@@ -223,6 +223,6 @@ def test_several_causes_are_all_reported():
     assert [reason.cause for reason in reasons(layer, CEILINGS)] == ["misaligned", "half_cut", "overhead"]
 
 
-def test_what_is_lost_is_the_time_beyond_the_macs_promise():
+def test_lost_time_is_what_exceeds_the_mac_reduction():
     layer = measured(**HALVED, dense_ms=8.0, slim_ms=5.0)
     assert (layer.mac_reduction, layer.speedup, layer.lost_ms) == (4.0, 1.6, 3.0)

@@ -18,7 +18,7 @@ def test_bench_prints_the_records_table_and_what_to_do_next(invoke, onnx_files, 
     assert result.stderr.endswith(f"wrote {tmp_path / 'r.json'}\nnext: espalier deploy build {onnx_files[1]}\n")
 
 
-def test_json_leaves_figures_alone_on_standard_output(invoke, onnx_files, tmp_path):
+def test_json_prints_only_figures_on_standard_output(invoke, onnx_files, tmp_path):
     result = invoke("deploy", "bench", *onnx_files, "--rounds", 4, "--json", "--out", tmp_path / "r.json")
     figures = json.loads(result.stdout)
     assert [row["name"] for row in figures["rows"]] == [str(path) for path in onnx_files]
@@ -33,13 +33,13 @@ def test_the_record_has_a_name_of_its_own_by_default(invoke, onnx_files, tmp_pat
 
 
 def test_a_file_twice_is_refused(invoke, onnx_files):
-    with pytest.raises(ValueError, match=r"bench: a file twice, got .*; expected each file once"):
+    with pytest.raises(ValueError, match=r"bench: a file is given twice, got .*; expected each file once"):
         invoke("deploy", "bench", onnx_files[0], onnx_files[0])
 
 
 def test_files_with_other_inputs_are_refused(invoke, onnx_files, one_node_file):
     message = (
-        r"one_node.onnx: other inputs than the first file's, got {'x': \(\)}; expected {'image': \(3, 16, 16\)}, any"
+        r"one_node.onnx: inputs differ from the first file's, got {'x': \(\)}; expected {'image': \(3, 16, 16\)}, any"
     )
     with pytest.raises(ValueError, match=message):
         invoke("deploy", "bench", onnx_files[0], one_node_file("Relu"))
@@ -81,11 +81,11 @@ def test_files_are_compared_with_the_first_of_their_own_batch(invoke, conv_net, 
     ("options", "message"),
     [
         (["--runtime", "onnxruntim"], "runtime: unknown, got 'onnxruntim'; expected onnxruntime or onnxruntime_cuda"),
-        (["--runtime", "tensorrt"], "tensorrt: runs none of the files, got .*; build an engine first: espalier deploy"),
-        (["--runtime", "openvino", "--runtime", "openvino"], "bench: a runtime twice, got openvino openvino; expected"),
+        (["--runtime", "tensorrt"], "tensorrt: cannot run any of the files, got .*; build an engine first: espalier"),
+        (["--runtime", "openvino", "--runtime", "openvino"], "bench: a runtime is given twice, got openvino openvino"),
     ],
 )
-def test_runtimes_that_cannot_be_meant_are_refused(invoke, onnx_files, options, message):
+def test_runtimes_that_fit_no_file_are_refused(invoke, onnx_files, options, message):
     with pytest.raises(ValueError, match=message):
         invoke("deploy", "bench", onnx_files[0], *options)
 
@@ -120,15 +120,15 @@ def test_build_puts_the_engine_beside_the_file_by_default(invoke, onnx_files):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "net.plan"], r"--out net\.plan: not an engine's name, got \.plan; expected \.engine"),
-        (["--out", "net"], r"--out net: not an engine's name, got no ending; expected \.engine"),
+        (["--out", "net.plan"], r"--out net\.plan: not an engine file, got \.plan; expected \.engine"),
+        (["--out", "net"], r"--out net: not an engine file, got no suffix; expected \.engine"),
         (
             ["--repeat", 2, "--timing-cache", "c"],
             r"--repeat 2: all engines would get the first one's kernels, got --timing-cache c",
         ),
     ],
 )
-def test_useless_builds_are_refused(invoke, onnx_files, options, message):
+def test_invalid_build_options_are_refused(invoke, onnx_files, options, message):
     with pytest.raises(ValueError, match=message):
         invoke("deploy", "build", onnx_files[0], *options)
 

@@ -62,7 +62,7 @@ def test_boxes_are_in_pixels_of_the_image(detector, files):
     np.testing.assert_allclose(2 * np.array([t.box_xyxy for t in once]), [t.box_xyxy for t in twice], rtol=1e-6)
 
 
-def test_the_best_come_first_and_the_least_score_is_kept_to(detector, files):
+def test_the_best_come_first_and_low_scores_are_left_out(detector, files):
     (found,) = detector([files[0]], 0.0)
     scores = [thing.score for thing in found]
     assert scores == sorted(scores, reverse=True)
@@ -90,14 +90,14 @@ def test_images_of_a_pixel_and_lines_of_pixels_are_images(detector, shape):
         (b"bytes", r"images\[1\]: not an image, got bytes; expected a path, a PIL image or an RGB array"),
     ],
 )
-def test_what_is_no_image_is_refused(detector, files, image, message):
+def test_values_that_are_not_images_are_refused(detector, files, image, message):
     with pytest.raises(ValueError, match=message):
         detector([files[0], image])
 
 
 @pytest.mark.parametrize("image", ["photo.jpg", Image.new("RGB", (8, 8)), pixels(60, 80, 3)])
 def test_a_single_image_is_refused(detector, image):
-    with pytest.raises(ValueError, match=r"images: a single image, got .*; expected a list of them"):
+    with pytest.raises(ValueError, match=r"images: a single image, got .*; expected a list of images"):
         detector(image)
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_does_not_decode_is_refused(detector, tmp_path):
         detector([tmp_path / "broken.jpg"])
 
 
-def test_a_folder_that_is_no_deployment_is_refused(tmp_path):
+def test_a_folder_without_a_deployment_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model.onnx: no such file; expected a folder that espalier deploy"):
         Detector.load(tmp_path)
 

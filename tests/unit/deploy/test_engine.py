@@ -73,7 +73,7 @@ def test_every_precision_and_batch_is_built(conv_net, tmp_path, precision, batch
 
 
 class HalfInside(nn.Module):
-    """A net in another precision that takes and gives float32."""
+    """A net in another precision with float32 inputs and outputs."""
 
     def __init__(self, net, dtype):
         super().__init__()
@@ -93,13 +93,13 @@ def test_without_targets_the_backend_chooses(onnx_files, tmp_path):
 
 
 def test_an_unreadable_node_is_named_in_one_line(one_node_file, tmp_path):
-    message = r"one_node.onnx: tensorrt_rtx cannot read node 'the_node' \(Unique\), got .*; write it with other"
+    message = r"one_node.onnx: tensorrt_rtx cannot read node 'the_node' \(Unique\), got .*; rewrite it with other"
     with pytest.raises(RuntimeError, match=message):
         engine_from_onnx(one_node_file("Unique"), tmp_path / "net.engine")
     assert not (tmp_path / "net.engine").exists()
 
 
-def test_a_net_that_cannot_be_built_is_one_line(one_node_file, tmp_path):
+def test_a_net_that_cannot_be_built_is_a_one_line_error(one_node_file, tmp_path):
     path = one_node_file("MatMul", num_inputs=2, shape=(4, 4))  # TensorRT-RTX has no float32 MatMul for Turing
     with pytest.raises(RuntimeError, match=r"tensorrt_rtx cannot build it, got .*Turing.*; change") as caught:
         engine_from_onnx(path, tmp_path / "net.engine", compute_capabilities=("7.5",))
@@ -113,14 +113,14 @@ def test_a_type_that_no_engine_has_is_refused(tmp_path, dtype, capfd):
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
     onnx.save(helper.make_model(graph), tmp_path / "net.onnx")
     with pytest.raises(
-        ValueError, match=r"net\.onnx: 'x' has a type no engine takes or gives, got .*; expected one of"
+        ValueError, match=r"net\.onnx: 'x' has a dtype that no engine supports, got .*; expected one of"
     ):
         engine_from_onnx(tmp_path / "net.onnx", tmp_path / "net.engine")
     assert capfd.readouterr().err == ""
 
 
 def test_a_foreign_operator_is_named(one_node_file, tmp_path):
-    with pytest.raises(RuntimeError, match=r"cannot read node 'the_node' \(Special\), got .*; write it with other"):
+    with pytest.raises(RuntimeError, match=r"cannot read node 'the_node' \(Special\), got .*; rewrite it with other"):
         engine_from_onnx(one_node_file("Special", domain="mmdeploy"), tmp_path / "net.engine")
 
 
@@ -131,11 +131,11 @@ def test_nan_in_a_weight_is_refused(onnx_files, tmp_path):
     array[0, 0, 0, 0] = np.nan
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     onnx.save(model, tmp_path / "net.onnx")
-    with pytest.raises(ValueError, match=rf"net\.onnx: weight '{weight.name}' got NaN; expected numbers"):
+    with pytest.raises(ValueError, match=rf"net\.onnx: weight '{weight.name}' is not finite, got NaN"):
         engine_from_onnx(tmp_path / "net.onnx", tmp_path / "net.engine")
 
 
-def test_weights_in_a_missing_file_are_one_line(onnx_files, tmp_path):
+def test_weights_in_a_missing_file_are_a_one_line_error(onnx_files, tmp_path):
     onnx.save(onnx.load(onnx_files[1]), tmp_path / "n.onnx", save_as_external_data=True, location="w", size_threshold=0)
     (tmp_path / "w").unlink()
     with pytest.raises(ValueError, match=r"n\.onnx: not an ONNX file, got .* should be stored in .*"):
@@ -147,7 +147,7 @@ def test_weights_in_a_missing_file_are_one_line(onnx_files, tmp_path):
     [
         ({"workspace_mib": 0}, "workspace_mib: too small, got 0; expected at least 1"),
         ({"optimization_level": 6}, "optimization_level: out of range, got 6; expected 0 to 5"),
-        ({"timing_cache": "a.cache"}, "timing_cache: tensorrt_rtx has none, .*, got a.cache; leave it out"),
+        ({"timing_cache": "a.cache"}, "timing_cache: not used with tensorrt_rtx, .*, got a.cache; drop this option"),
     ],
 )
 def test_wrong_options_are_refused(onnx_files, tmp_path, options, message):
@@ -166,7 +166,7 @@ def tensorrt_on_a_cpu(monkeypatch):
 
 @pytest.mark.usefixtures("tensorrt_on_a_cpu")
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
-def test_a_timing_cache_is_made_and_taken_again(onnx_files, tmp_path):
+def test_a_timing_cache_is_written_and_reused(onnx_files, tmp_path):
     for _ in range(2):
         cache = tmp_path / "made" / "net.cache"
         engine_from_onnx(onnx_files[1], tmp_path / "net.engine", backend="tensorrt", timing_cache=cache)
@@ -184,22 +184,22 @@ def test_a_timing_cache_of_another_gpu_is_refused(tmp_path):
             return ignore_mismatch
 
     (tmp_path / "net.cache").write_bytes(b"times")
-    with pytest.raises(ValueError, match=r"net\.cache: not for this GPU and version, got .*; name another file"):
+    with pytest.raises(ValueError, match=r"net\.cache: not for this GPU and version, got .*; give a new file name"):
         engine._use_timing_cache(Config(), "tensorrt", tmp_path / "net.cache")
 
 
 @pytest.mark.usefixtures("tensorrt_on_a_cpu")
-def test_tensorrt_without_a_gpu_is_one_line(onnx_files, tmp_path, monkeypatch):
+def test_tensorrt_without_a_gpu_is_a_one_line_error(onnx_files, tmp_path, monkeypatch):
     def null_pointer(logger):
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(tensorrt_rtx, "Builder", null_pointer)
-    with pytest.raises(RuntimeError, match=r"tensorrt cannot start, got .*; it needs an NVIDIA GPU"):
+    with pytest.raises(RuntimeError, match=r"tensorrt: cannot start, got .*; use a machine with an NVIDIA GPU"):
         engine_from_onnx(onnx_files[0], tmp_path / "net.engine", backend="tensorrt")
 
 
 def test_a_free_dimension_is_refused(one_node_file, tmp_path):
-    with pytest.raises(ValueError, match=r"tensor 'x': a free dimension, got \(None, 4\); expected fixed sizes"):
+    with pytest.raises(ValueError, match=r"tensor 'x': has a free dimension, got \(None, 4\); export it"):
         engine_from_onnx(one_node_file("Relu", shape=("batch", 4)), tmp_path / "net.engine")
 
 
@@ -210,7 +210,7 @@ def test_an_unknown_compute_capability_is_refused_with_the_known_ones(onnx_files
         engine_from_onnx(onnx_files[0], tmp_path / "net.engine", compute_capabilities=("9.0",))
 
 
-def test_a_missing_backend_says_what_to_install(onnx_files, tmp_path, monkeypatch):
+def test_a_missing_backend_names_the_package_to_install(onnx_files, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(
         RequestError, match=r'tensorrt is not installed; engines need it: pip install "espalier\[tensorrt\]"'
@@ -223,7 +223,7 @@ def test_an_unknown_backend_is_refused(onnx_files, tmp_path):
         engine_from_onnx(onnx_files[0], tmp_path / "net.engine", backend="os")
 
 
-def test_an_engine_of_another_version_says_how_to_rebuild(engine_path):
+def test_an_engine_of_another_version_is_refused(engine_path):
     sidecar = engine_path.with_name("net.engine.json")
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"backend_version": "1.2.3"}))
     with pytest.raises(
@@ -234,22 +234,22 @@ def test_an_engine_of_another_version_says_how_to_rebuild(engine_path):
 
 @pytest.mark.usefixtures("tensorrt_on_a_cpu")
 def test_an_engine_that_tensorrt_built_on_another_gpu_is_refused(engine_path, monkeypatch):
-    """No GPU is here: what would tell of one says that it is."""
+    """Pretend that there is a GPU."""
     sidecar = engine_path.with_name("net.engine.json")
-    told = {"backend": "tensorrt", "gpu": "NVIDIA L4"}
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | told))
+    fields = {"backend": "tensorrt", "gpu": "NVIDIA L4"}
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | fields))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(engine, "current_gpu", lambda: Device(is_gpu=True, name="NVIDIA A100"))
     with pytest.raises(ValueError, match="built for another GPU, got NVIDIA L4; expected NVIDIA A100, rebuild it with"):
         load_engine(engine_path)
 
 
-def test_an_engine_whose_source_has_changed_since_is_refused(onnx_files, engine_path):
+def test_an_engine_of_a_changed_source_is_refused(onnx_files, engine_path):
     beside = engine_path.with_name("dense.onnx")
     beside.write_bytes(onnx_files[0].read_bytes())
     engine._refuse_stale(engine_path, read_engine_info(engine_path))
     beside.write_bytes(onnx_files[1].read_bytes())
-    with pytest.raises(ValueError, match=r"net\.engine: built from another file, got a .*dense\.onnx that has changed"):
+    with pytest.raises(ValueError, match=r"net\.engine: outdated, got a .*dense\.onnx that was changed"):
         load_engine(engine_path)
 
 
@@ -261,9 +261,9 @@ def test_a_sidecar_of_an_earlier_version_is_read(engine_path):
     assert read_engine_info(engine_path).build_s is None
 
 
-def test_an_engine_that_is_not_its_sidecars_is_refused(engine_path):
+def test_an_engine_that_does_not_match_its_sidecar_is_refused(engine_path):
     engine_path.write_bytes(b"another")
-    with pytest.raises(ValueError, match=r"net\.engine: not the engine its sidecar describes"):
+    with pytest.raises(ValueError, match=r"net\.engine: does not match its sidecar"):
         read_engine_info(engine_path)
 
 

@@ -108,7 +108,7 @@ def test_every_layer_has_channels_macs_and_times_of_both_files(pair):
     assert fc["reasons"][0]["cause"] == "uncut"
 
 
-def test_figures_say_on_what_they_were_measured(pair):
+def test_figures_name_the_device_and_conditions(pair):
     figures = figures_of(*pair)
     assert (figures["is_gpu"], figures["runtime"], figures["batch"], figures["rounds"]) == (False, "onnxruntime", 2, 3)
     assert figures["files"] == {"dense": str(pair[0]), "slim": str(pair[1])}
@@ -130,7 +130,7 @@ def test_the_text_begins_with_the_device_and_ends_with_what_to_try(pair):
 
 def test_a_file_beside_itself_was_not_pruned(pair, tmp_path):
     figures = figures_of(pair[0], shutil.copy(pair[0], tmp_path / "same.onnx"))
-    assert figures["advice"] == ["prune it: the second file has as many channels as the first"]
+    assert figures["advice"] == ["prune it: both files have the same channels"]
     assert figures["causes"] == {}
 
 
@@ -182,7 +182,7 @@ def test_missing_files_are_refused(pair, refusal, tmp_path):
     assert (code, line.split(";")[0]) == (2, f"{tmp_path}/none.onnx: no such file")
 
 
-def test_a_file_that_is_no_onnx_is_refused(pair, refusal, tmp_path):
+def test_a_file_that_is_not_onnx_is_refused(pair, refusal, tmp_path):
     (tmp_path / "text.onnx").write_text("no protobuf")
     code, line = refusal(pair[0], tmp_path / "text.onnx")
     assert code == 2
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_onnx_is_refused(pair, refusal, tmp_path):
 def test_a_file_with_a_free_dimension_is_refused(pair, refusal, tmp_path):
     free = write_net(tmp_path / "free.onnx", (16, 32), side="side")
     code, line = refusal(free, pair[1])
-    assert (code, line.split(", got")[0]) == (2, f"{free}: node 'conv_a': a free dimension")
+    assert (code, line.split(", got")[0]) == (2, f"{free}: node 'conv_a': has a free dimension")
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_file_with_a_free_dimension_is_refused(pair, refusal, tmp_path):
         (
             (16, 32),
             {"names": ("a", "b", "other")},
-            "two different networks, got 3 and 3 layers, fc in one of them only",
+            "different networks, got 3 and 3 layers, fc in only one of them",
         ),
-        ((17, 32), {}, "two different networks, got a as conv 3x3 3 to 16 and conv 3x3 3 to 17"),
+        ((17, 32), {}, "different networks, got a as conv 3x3 3 to 16 and conv 3x3 3 to 17"),
     ],
 )
 def test_two_networks_are_refused(widths, options, problem, pair, refusal, tmp_path):
@@ -229,7 +229,7 @@ def test_files_of_two_precisions_are_refused(pair, refusal, tmp_path):
 def test_an_engine_and_an_onnx_file_are_refused(pair, refusal):
     engine = built(pair[0])
     code, line = refusal(engine, pair[1])
-    problem = "cannot be compared, got an engine of tensorrt_rtx and an ONNX file; expected two alike"
+    problem = "cannot be compared, got an engine for tensorrt_rtx and an ONNX file; expected two of the same kind"
     assert (code, line) == (2, f"{engine} and {pair[1]}: {problem}")
 
 
@@ -238,7 +238,7 @@ def test_engines_of_two_backends_are_refused(pair, refusal):
     changed(engines[1], backend="tensorrt")
     code, line = refusal(*engines)
     assert code == 2
-    assert line.endswith("got an engine of tensorrt_rtx and an engine of tensorrt; expected two alike")
+    assert line.endswith("got an engine for tensorrt_rtx and an engine for tensorrt; expected two of the same kind")
 
 
 def test_an_engine_needs_the_file_it_was_built_from(pair, refusal, tmp_path):
@@ -247,7 +247,7 @@ def test_an_engine_needs_the_file_it_was_built_from(pair, refusal, tmp_path):
     code, line = refusal(engine, other)
     assert (code, line.split(";")[0]) == (
         2,
-        f"{tmp_path}/slim.onnx: not what slim.engine was built from, got another sha256",
+        f"{tmp_path}/slim.onnx: changed since slim.engine was built from it, got another sha256",
     )
     (tmp_path / "slim.onnx").unlink()
     assert refusal(engine, other)[1].startswith(
@@ -255,24 +255,24 @@ def test_an_engine_needs_the_file_it_was_built_from(pair, refusal, tmp_path):
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
 def test_engines_without_a_gpu_are_refused_in_one_line(pair, refusal):
     engines = [built(path) for path in pair]
     code, line = refusal(*engines)
-    assert (code, line.split(",")[0]) == (1, f"{engines[0]}: no GPU to run it")
+    assert (code, line.split(",")[0]) == (1, f"{engines[0]}: needs a GPU")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
 @pytest.mark.parametrize("name", ["dense-2.engine", "elsewhere.engine"])
 def test_the_sidecar_names_the_file_that_an_engine_was_built_from(name, pair, refusal):
     engine, slim = built(pair[0], name), built(pair[1])
-    assert refusal(engine, slim)[1].startswith(f"{engine}: no GPU to run it")
+    assert refusal(engine, slim)[1].startswith(f"{engine}: needs a GPU")
     pair[0].rename(pair[0].with_name("gone.onnx"))
     assert refusal(engine, slim)[1].startswith(f"{pair[0]}: no such file; expected the file that the engine was built")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_an_engine_whose_sidecar_names_no_file_is_of_the_file_of_its_name(pair, refusal):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
+def test_without_a_name_in_the_sidecar_the_engines_own_name_is_used(pair, refusal):
     engines = [built(path) for path in pair]
     changed(engines[0], onnx_file=None)
-    assert refusal(*engines)[1].startswith(f"{engines[0]}: no GPU to run it")
+    assert refusal(*engines)[1].startswith(f"{engines[0]}: needs a GPU")

@@ -57,7 +57,7 @@ def test_half_precision_is_exported_as_it_is(tmp_path):
     assert OnnxRunner(tmp_path / "net.onnx").precision == "fp16"
 
 
-def test_users_see_nothing_of_the_exporter(tmp_path):
+def test_the_exporter_prints_nothing(tmp_path):
     program = (
         "import torch; from deploy import onnx_from_module; "
         "onnx_from_module(torch.nn.Conv2d(3, 4, 3), {'x': torch.rand(1, 3, 8, 8)}, 'net.onnx', ['y'])"
@@ -79,7 +79,7 @@ def test_control_flow_on_values_is_refused_in_one_line(tmp_path):
             return x + 1 if x.sum() > 0 else x
 
     with pytest.raises(
-        RuntimeError, match=r"Branches: cannot be written as ONNX, got .*; expected a forward"
+        RuntimeError, match=r"Branches: cannot be exported to ONNX, got .*; expected a forward"
     ) as caught:
         onnx_from_module(Branches(), {"x": torch.rand(2)}, tmp_path / "net.onnx", ["y"])
     assert "\n" not in str(caught.value)
@@ -93,12 +93,12 @@ def test_operator_outside_the_standard_is_named(tmp_path):
                 return x
             return torch.onnx.ops.symbolic("mmdeploy::Special", [x], {}, dtype=x.dtype, shape=x.shape)
 
-    with pytest.raises(RuntimeError, match="operators outside the ONNX standard, got mmdeploy::Special; write"):
+    with pytest.raises(RuntimeError, match="operators outside the ONNX standard, got mmdeploy::Special; rewrite"):
         onnx_from_module(Custom(), {"x": torch.rand(2)}, tmp_path / "net.onnx", ["y"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path):
+def test_a_file_with_other_outputs_is_refused_and_deleted(tmp_path):
     class Lies(nn.Module):
         def forward(self, x):
             return x, x + 0.5 if torch.onnx.is_in_onnx_export() else x

@@ -17,7 +17,7 @@ def plain(height, width):
         ((100, 200), (64, 128), (64, 128), (0.64, 0.64)),
         ((100, 200), (128, 128), (64, 128), (0.64, 0.64)),  # padded below
         ((100, 100), (64, 128), (64, 64), (0.64, 0.64)),  # padded right
-        ((200, 100), (64, 128), (64, 32), (0.32, 0.32)),  # standing, in a lying shape
+        ((200, 100), (64, 128), (64, 32), (0.32, 0.32)),  # portrait, in a landscape shape
         ((60, 200), (128, 64), (19, 64), (64 / 200, 19 / 60)),  # 60 x 0.32 = 19.2
         ((32, 64), (64, 128), (64, 128), (2, 2)),
         ((50, 75), (64, 64), (43, 64), (64 / 75, 43 / 50)),  # 50 x 64 / 75 = 42.7, so the axes differ a little
@@ -47,7 +47,7 @@ def test_an_image_is_scaled_as_mmdet_scales_it():
 
 
 @pytest.mark.parametrize(("image_hw", "fitted_hw"), [((1, 1), (64, 64)), ((1, 1000), (1, 128)), ((1000, 1), (64, 1))])
-def test_of_the_thinnest_image_a_pixel_is_left(image_hw, fitted_hw):
+def test_the_thinnest_image_keeps_a_pixel(image_hw, fitted_hw):
     inputs, _ = fit_image(plain(*image_hw), (64, 128))
     assert inputs["image_hw"].tolist() == [list(fitted_hw)]
 
@@ -57,16 +57,16 @@ def test_pixels_come_in_the_type_the_graph_takes():
 
 
 def test_a_batch_is_filled_up_with_its_last_image_which_counts_once():
-    seen = []
+    batches = []
 
     def graph(inputs):
-        seen.append(inputs["image"][:, 0, 0, 0].tolist())
+        batches.append(inputs["image"][:, 0, 0, 0].tolist())
         labels = np.zeros((2, 1), np.int64)
         return {"boxes_xyxy": np.zeros((2, 1, 4)), "scores": inputs["image"][:, 0, 0, :1], "labels": labels}
 
     images = [np.full((8, 8, 3), value, np.uint8) for value in (10, 20, 30)]
     found = list(boxes_by_graph(graph, images, (8, 8), 2, "float32"))
-    assert seen == [[10, 20], [30, 30]]
+    assert batches == [[10, 20], [30, 30]]
     assert [scores.tolist() for _, scores, _ in found] == [[10], [20], [30]]
 
 
@@ -81,6 +81,6 @@ def test_a_file_is_read_as_red_green_blue_and_upright(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"no image"])
-def test_what_is_no_image_does_not_decode(data):
+def test_bytes_that_are_not_an_image_are_refused(data):
     with pytest.raises(ValueError, match="request 3: does not decode; expected an image"):
         decode_image(data, "request 3")

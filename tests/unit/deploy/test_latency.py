@@ -18,7 +18,7 @@ class FakeClock:
 
 
 class FakeRunner:
-    """Takes the given times in turn and writes down that it ran."""
+    """Takes the given times in turn and records that it ran."""
 
     runtime, device, precision, num_threads = "fake", "cpu", "fp32", 1
     file_sha256 = None
@@ -68,34 +68,34 @@ def test_on_a_cpu_there_are_no_copies_and_no_gpu():
 
 
 def test_each_is_compared_with_the_first_of_its_own_batch():
-    clock, seen = FakeClock(), {}
+    clock, shapes = FakeClock(), {}
 
     class Sees(FakeRunner):
         def prepare(self, inputs):
-            seen[self.name] = inputs["image"].shape
+            shapes[self.name] = inputs["image"].shape
             return super().prepare(inputs)
 
     times_ms = {"dense-1": 6, "dense-8": 40, "slim-8": 10, "slim-1": 4}
     runners = {name: Sees(name, [ms], clock, []) for name, ms in times_ms.items()}
     inputs = {name: {"image": np.ones((int(name[-1]), 3), np.float32)} for name in runners}
     found = measure(runners, inputs, warmup=0, rounds=1, clock=clock)
-    assert seen == {"dense-1": (1, 3), "dense-8": (8, 3), "slim-8": (8, 3), "slim-1": (1, 3)}
+    assert shapes == {"dense-1": (1, 3), "dense-8": (8, 3), "slim-8": (8, 3), "slim-1": (1, 3)}
     assert found.batches == {"dense-1": 1, "dense-8": 8, "slim-8": 8, "slim-1": 1}
     assert found.references == {"dense-1": "dense-1", "dense-8": "dense-8", "slim-8": "dense-8", "slim-1": "dense-1"}
     assert {name: speedup.ratio for name, speedup in found.speedups.items()} == {"slim-8": 4, "slim-1": 1.5}
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("device", "cuda:0"), ("num_threads", 2)])
-def test_runners_on_other_devices_or_threads_are_refused_before_they_run(attribute, value):
+def test_runners_on_different_devices_or_threads_are_refused(attribute, value):
     calls = []
     runners = {name: FakeRunner(name, [], FakeClock(), calls) for name in ("dense", "slim")}
     setattr(runners["slim"], attribute, value)
-    with pytest.raises(ValueError, match=r"runners: on different devices or threads, got .*; expected the same"):
+    with pytest.raises(ValueError, match=r"runners: devices or threads differ, got .*; expected the same"):
         measure(runners, {})
     assert calls == []
 
 
-def test_on_round_is_called_for_every_round_and_its_time_is_not_counted():
+def test_on_round_is_called_for_every_round_and_is_not_timed():
     clock = FakeClock()
 
     def slow():
@@ -131,7 +131,7 @@ def test_statistics_worked_by_hand():
 
 def test_rounds_are_drawn_in_pairs():
     slim = np.random.default_rng(0).uniform(1, 10, 50)
-    speedup = speedup_from_samples(2 * slim, slim)  # a wild machine, yet every round says 2
+    speedup = speedup_from_samples(2 * slim, slim)  # noisy times, but the ratio is 2 in every round
     assert (speedup.ratio, speedup.low, speedup.high) == pytest.approx((2, 2, 2))
 
 

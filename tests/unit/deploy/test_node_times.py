@@ -39,7 +39,7 @@ def logged(onnx_files, tmp_path, monkeypatch):
         log = tmp_path / "log.json"
         log.write_text(json.dumps(events))
         session = SimpleNamespace(end_profiling=lambda: str(log))
-        monkeypatch.setattr(node_times, "_watched_session", lambda *_: session)
+        monkeypatch.setattr(node_times, "_profiled_session", lambda *_: session)
         return OnnxProfiler(onnx_files[0])
 
     return with_events
@@ -63,7 +63,7 @@ def test_the_log_leaves_no_file(onnx_files, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_times_are_medians_over_the_last_runs_and_repeated_nodes_add_up(logged):
+def test_times_are_medians_of_the_last_runs_and_repeated_nodes_add_up(logged):
     runs = [[event("a", 900), event("b", 900)]]  # warm-up
     runs += [[event("a", 4000), event("b", 1000), event("b", 500)], [event("a", 8000), event("b", 100)]]
     runs += [[event("a", 5000), event("b", 200, "Gemm")]]
@@ -73,7 +73,9 @@ def test_times_are_medians_over_the_last_runs_and_repeated_nodes_add_up(logged):
 
 
 def test_a_log_that_lost_rounds_is_refused(logged):
-    with pytest.raises(RuntimeError, match=r"dense.onnx: too many events, got 1 rounds of 2; measure fewer rounds"):
+    with pytest.raises(
+        RuntimeError, match=r"dense.onnx: profile is incomplete, got 1 of 2 rounds; measure fewer rounds"
+    ):
         logged([event("a", 1), RUN_OVER]).node_times(2)
 
 
@@ -83,7 +85,7 @@ def test_wrong_inputs_are_refused(onnx_files):
 
 
 class FakeContext:
-    """An execution context that tells its profiler of two layers, the first slower from run to run."""
+    """An execution context that reports two layers to its profiler, the first slower in every run."""
 
     profiler, num_runs = None, 0
 
@@ -120,14 +122,14 @@ def test_the_profiler_of_tensorrt_is_initialized(fake_engine):
     assert profiler._context.profiler.has_init
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
 def test_an_engine_without_a_gpu_is_refused_in_one_line(onnx_files, tmp_path):
     engine_from_onnx(onnx_files[0], tmp_path / "net.engine", compute_capabilities=("8.6",))
-    with pytest.raises(RuntimeError, match=r"net\.engine: no GPU to run it"):
+    with pytest.raises(RuntimeError, match=r"net\.engine: needs a GPU"):
         EngineProfiler(tmp_path / "net.engine")
 
 
-def test_tensorrt_rtx_has_the_profiler_that_is_written_against():
+def test_tensorrt_rtx_has_the_profiler_interface_used_here():
     trt = pytest.importorskip("tensorrt_rtx")
     log = node_times._layer_log(trt)
     log.passes.append({})

@@ -8,7 +8,7 @@ from deploy.nvml import GpuWatch, gpu_watch
 
 
 class FakeNvml:
-    """NVML of one GPU: each reading is the next of its list, the last one for ever."""
+    """NVML of one GPU: each reading is the next of its list, then the last one."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
     nvmlClocksThrottleReasonSwPowerCap = 4
@@ -49,11 +49,11 @@ class Clock:
 
 
 def watched(nvml, phases, seconds_apart=1.0):
-    """Return the log of a watch that is shown these phases in turn."""
+    """Return the log of a watch that samples these phases in turn."""
     clock = Clock()
     watch = GpuWatch(nvml, "the handle", clock=clock)
     for phase in phases:
-        watch.see(phase)
+        watch.sample(phase)
         clock.now_ns += round(seconds_apart * 1e9)
     return watch.log
 
@@ -86,13 +86,13 @@ def test_clocks_that_rise_before_the_first_kept_round_are_no_fault():
 
 def test_clocks_that_move_by_more_than_5_percent_give_a_warning():
     warning = watched(FakeNvml(sm_mhz=[1980, 1880]), ["measured", "after"]).warning
-    assert warning.startswith("GPU: not steady, SM clock moved between 1880 and 1980 MHz; lock its clocks")
+    assert warning.startswith("GPU: clocks not steady, got an SM clock of 1880 to 1980 MHz; lock them")
     assert "\n" not in warning
 
 
-def test_throttling_is_warned_of_by_its_reason_once():
+def test_the_warning_names_each_throttling_reason_once():
     log = watched(FakeNvml(reasons=[0, 4, 4]), ["measured", "measured", "after"])
-    assert log.warning.startswith("GPU: not steady, throttled by power limit; ")
+    assert log.warning.startswith("GPU: clocks not steady, got throttling by power limit; ")
 
 
 def test_an_idle_gpu_is_not_throttled():

@@ -13,7 +13,7 @@ def test_specs_are_those_of_the_file(onnx_files):
     assert output_specs(model) == {"scores": TensorSpec((1, 2, 12, 12), "float32")}
 
 
-def test_a_weight_listed_as_an_input_is_no_input(onnx_files):
+def test_a_weight_listed_as_an_input_is_not_an_input(onnx_files):
     model = load_onnx(onnx_files[0])
     weight = model.graph.initializer[0]
     model.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
@@ -34,7 +34,7 @@ def test_precision_is_the_type_of_most_weights():
     assert precision_of(helper.make_model(helper.make_graph([], "g", [], [], tensors))) == "fp16"
 
 
-def test_constants_that_multiply_nothing_do_not_count_for_the_precision():
+def test_only_weights_of_products_count_for_the_precision():
     tensors = [
         helper.make_tensor("anchors", TensorProto.FLOAT, [9], [0] * 9),
         helper.make_tensor("weight", TensorProto.FLOAT16, [5], [0] * 5),
@@ -79,7 +79,7 @@ def test_a_size_is_that_of_the_image_not_random():
 
 def test_random_inputs_refuse_a_free_dimension(one_node_file):
     specs = input_specs(onnx.load(one_node_file("Relu", shape=("batch", 4))))
-    with pytest.raises(ValueError, match=r"tensor 'x': a free dimension, got \(None, 4\); expected fixed sizes"):
+    with pytest.raises(ValueError, match=r"tensor 'x': has a free dimension, got \(None, 4\); export it"):
         random_inputs(specs)
 
 
@@ -101,7 +101,7 @@ def test_a_graph_without_inputs_has_the_precision_of_its_output():
 @pytest.mark.parametrize("content", [b"", b"hello world", b"\xff\xff\xff\xff"])
 def test_a_file_that_is_not_onnx_is_refused(tmp_path, content):
     (tmp_path / "junk.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match=r"junk\.onnx: not an ONNX file, got .*; expected a file that"):
+    with pytest.raises(ValueError, match=r"junk\.onnx: not an ONNX file, got .*; expected an ONNX file"):
         load_onnx(tmp_path / "junk.onnx")
 
 

@@ -67,7 +67,7 @@ def test_a_shared_weight_is_one_layer_computed_twice():
     assert layer.bytes == 4 * (6 + 6 + 42) + 4 * (6 + 6 + 36)
 
 
-def test_products_of_two_activations_are_no_layers():
+def test_products_of_two_activations_are_not_layers():
     assert OnnxGraph(graph_of([helper.make_node("MatMul", ["x", "x"], ["y"])], {"x": (4, 4)}, {})).layers == {}
 
 
@@ -85,7 +85,7 @@ def test_a_quantized_layer_moves_a_byte_per_element():
 def test_a_free_dimension_is_refused():
     node = helper.make_node("Conv", ["x", "w"], ["y"], "conv")
     model = graph_of([node], {"x": ("batch", 3, 4, 4)}, {"w": (5, 3, 1, 1)})
-    with pytest.raises(ValueError, match=r"node 'conv': a free dimension, got \(None, 3, 4, 4\); expected fixed sizes"):
+    with pytest.raises(ValueError, match=r"node 'conv': has a free dimension, got \(None, 3, 4, 4\); export it"):
         OnnxGraph(model)
 
 
@@ -110,7 +110,7 @@ def test_a_free_dimension_is_refused():
         ("HardSigmoid_12", "HardSigmoid", ()),
     ],
 )
-def test_nodes_of_a_runtime_are_known_by_their_names(name, operator, sources):
+def test_nodes_of_a_runtime_are_matched_by_their_names(name, operator, sources):
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["conv"], "node_conv"),
         helper.make_node("Relu", ["conv"], ["relu"], "node_relu"),

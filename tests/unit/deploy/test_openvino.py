@@ -50,8 +50,10 @@ def test_threads_are_as_requested(onnx_files):
     assert runner_for(onnx_files[0], "openvino", num_threads=1).num_threads == 1
 
 
-def test_an_operator_openvino_lacks_is_one_line(one_node_file):
-    with pytest.raises(ValueError, match=r"one_node\.onnx: OpenVINO refuses it, got No conversion rule .*Special; ex"):
+def test_an_operator_openvino_lacks_is_a_one_line_error(one_node_file):
+    with pytest.raises(
+        ValueError, match=r"one_node\.onnx: OpenVINO cannot load it, got No conversion rule .*Special; ex"
+    ):
         OpenVinoRunner(one_node_file("Special", domain="mmdeploy"))
 
 
@@ -60,7 +62,7 @@ def test_wrong_inputs_are_refused(onnx_files):
         OpenVinoRunner(onnx_files[0]).run({"x": np.ones(1)})
 
 
-def test_missing_openvino_says_what_to_install(onnx_files, monkeypatch):
+def test_missing_openvino_names_the_package_to_install(onnx_files, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(RequestError, match=r'openvino is not installed; .*: pip install "espalier\[openvino\]"'):
         OpenVinoRunner(onnx_files[0])
@@ -73,13 +75,15 @@ def test_a_file_is_opened_in_the_runtime_of_its_kind_by_default(onnx_files):
 
 def test_an_engine_opens_only_in_the_runtime_that_built_it(onnx_files, tmp_path):
     engine_from_onnx(onnx_files[1], tmp_path / "net.engine", compute_capabilities=("8.6",))
-    with pytest.raises(ValueError, match=r"net\.engine: not for tensorrt, got an engine of tensorrt_rtx; build an eng"):
+    with pytest.raises(
+        ValueError, match=r"net\.engine: not for tensorrt, got an engine for tensorrt_rtx; build an eng"
+    ):
         runner_for(tmp_path / "net.engine", "tensorrt")
     with pytest.raises(ValueError, match=r"net\.engine: not for openvino, got \.engine; expected an ONNX file"):
         runner_for(tmp_path / "net.engine", "openvino")
 
 
-def test_a_file_that_is_not_there_is_one_line_in_every_runtime(tmp_path):
+def test_a_missing_file_is_a_one_line_error_in_every_runtime(tmp_path):
     for runtime in ("onnxruntime", "openvino", "onnxruntime_cuda"):
         with pytest.raises(FileNotFoundError, match=r"gone\.onnx: no such file"):
             runner_for(tmp_path / "gone.onnx", runtime)

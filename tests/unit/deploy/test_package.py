@@ -15,7 +15,7 @@ from deploy import OnnxRunner
 
 
 def _model_config():
-    """Return Triton's schema; the package around it would want gRPC too."""
+    """Return Triton's schema; the package around it needs gRPC too."""
     package = importlib.util.find_spec("tritonclient").submodule_search_locations[0]
     spec = importlib.util.spec_from_file_location("model_config_pb2", Path(package) / "grpc/model_config_pb2.py")
     module = importlib.util.module_from_spec(spec)
@@ -40,7 +40,7 @@ def declared(fields):
 
 
 def with_graph(folder, inputs, outputs):
-    """Put an ONNX file of such tensors there, which gives zeros, and tell its `deploy.json` so."""
+    """Write an ONNX file with these tensors that returns zeros, and update its `deploy.json`."""
 
     def values(tensors):
         kinds = {name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for name, (dtype, _) in tensors.items()}
@@ -67,7 +67,7 @@ def repository(deployed, invoke, tmp_path_factory):
     return out
 
 
-def test_a_repository_holds_what_triton_and_people_look_for(repository):
+def test_a_repository_has_all_files_of_its_models(repository):
     written = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     assert written == {
         "shapes/config.pbtxt",
@@ -148,7 +148,7 @@ def test_a_graph_of_bytes_is_given_bytes(elsewhere, invoke, tmp_path):
     assert f"wrote det, det_images to {tmp_path}/det.triton\nnext: tritonserver --model-rep" in result.stderr
 
 
-def test_an_engine_of_tensorrt_becomes_the_model_that_is_called(elsewhere, with_engine, invoke, tmp_path):
+def test_a_tensorrt_engine_becomes_the_model_that_is_called(elsewhere, with_engine, invoke, tmp_path):
     with_engine(elsewhere)
     invoke("deploy", "package", elsewhere)
     plan, onnx, images = (config_of(tmp_path / "det.triton" / name) for name in ("det_plan", "det", "det_images"))
@@ -159,11 +159,11 @@ def test_an_engine_of_tensorrt_becomes_the_model_that_is_called(elsewhere, with_
     assert images.parameters["graph"].string_value == "det_plan"
 
 
-def test_an_engine_of_tensorrt_rtx_is_left_out_with_a_note(elsewhere, with_engine, invoke, tmp_path):
+def test_a_tensorrt_rtx_engine_is_left_out_with_a_note(elsewhere, with_engine, invoke, tmp_path):
     with_engine(elsewhere, backend="tensorrt_rtx")
     result = invoke("deploy", "package", elsewhere)
     assert not (tmp_path / "det.triton/det_plan").exists()
-    problem = f"{elsewhere}/model.engine: not for Triton, got an engine of tensorrt_rtx; build one with"
+    problem = f"{elsewhere}/model.engine: not for Triton, got an engine for tensorrt_rtx; build one with"
     note = f"note: not packaged: {problem}: espalier deploy build {elsewhere}/model.onnx --backend tensorrt\n"
     assert note in result.stderr
 
@@ -192,7 +192,7 @@ def test_the_engine_that_fits_is_packaged_and_others_are_reported(elsewhere, wit
     with_engine(elsewhere, "fits.engine", content=b"this one")
     result = invoke("deploy", "package", elsewhere)
     notes = [line for line in result.stderr.splitlines() if line.startswith("note: not packaged: ")]
-    problems = ("bare.engine.json: no such file;", "other.engine: built of another ONNX file", "rtx.engine: not for Tr")
+    problems = ("bare.engine.json: no such file;", "other.engine: not built from model.onnx", "rtx.engine: not for Tr")
     for note, problem in zip(notes, problems, strict=True):
         assert problem in note
     assert (tmp_path / "det.triton/det_plan/1/model.plan").read_bytes() == b"this one"
@@ -210,7 +210,7 @@ def test_a_second_detector_leaves_the_first_as_it_was(elsewhere, invoke, tmp_pat
     assert {path.name for path in out.iterdir()} == {"first", "first_images", "second", "second_images"}
 
 
-def test_a_file_in_the_current_folder_is_packaged_beside_that_folder(elsewhere, invoke, tmp_path, monkeypatch):
+def test_a_file_in_the_current_folder_is_packaged_beside_the_folder(elsewhere, invoke, tmp_path, monkeypatch):
     monkeypatch.chdir(elsewhere)
     invoke("deploy", "package", "model.onnx")
     assert config_of(tmp_path / "det.triton/det").name == "det"
@@ -265,18 +265,18 @@ CHOSEN = ("--engine", "det.deploy/model.engine")
     ("broken", "options", "message"),
     [
         (empty_folder, (), "model.onnx: no such file; expected a folder that espalier deploy export wrote"),
-        (of_a_classifier, (), "model.onnx: not a detector of ours, got inputs and outputs image, scores; expected"),
+        (of_a_classifier, (), "model.onnx: not an Espalier detector, got inputs and outputs image, scores; expected"),
         (existing_repository, (), "det.triton: exists already; give another --out, or --force to replace it"),
-        (lambda *_: None, ("--name", "a/b"), "--name a/b: not a model's name, got 'a/b'; expected letters, digits"),
-        (lambda *_: None, ("--name", ".."), "--name ..: not a model's name, got '..'; expected letters, digits"),
+        (lambda *_: None, ("--name", "a/b"), "--name a/b: not a valid model name, got 'a/b'; expected letters, digits"),
+        (lambda *_: None, ("--name", ".."), "--name ..: not a valid model name, got '..'; expected letters, digits"),
         (two_engines, (), "det.deploy: several engines, got a.engine, b.engine; choose one with --engine"),
-        (engine_of_another_file, CHOSEN, "model.engine: built of another ONNX file than model.onnx, got sha256 0123"),
-        (engine_of_another_backend, CHOSEN, "model.engine: not for Triton, got an engine of tensorrt_rtx; build one"),
+        (engine_of_another_file, CHOSEN, "model.engine: not built from model.onnx, got an engine for sha256 0123"),
+        (engine_of_another_backend, CHOSEN, "model.engine: not for Triton, got an engine for tensorrt_rtx; build one"),
         (engine_without_sidecar, CHOSEN, "model.engine.json: no such file; rebuild it with: espalier deploy build"),
         (lambda *_: None, CHOSEN, "model.engine: no such file; rebuild it with: espalier deploy build"),
     ],
 )
-def test_a_wrong_request_is_one_line(command, elsewhere, with_engine, broken, options, message, monkeypatch):
+def test_a_wrong_request_is_a_one_line_error(command, elsewhere, with_engine, broken, options, message, monkeypatch):
     monkeypatch.chdir(elsewhere.parent)
     broken(elsewhere, with_engine)
     before = sorted(elsewhere.parent.iterdir())

@@ -62,7 +62,7 @@ def gpu_record(record):
     return record.model_copy(update={**on_gpu, "candidates": {"dense": dense}})
 
 
-def test_table_says_first_that_it_is_not_a_gpus(record):
+def test_the_first_line_of_a_table_names_the_cpu(record):
     # percentiles of 4 6 8: place 0.9 x 2 = 1.8 -> 6 + 0.8 x 2 = 7.6; place 1.98 -> 6 + 0.98 x 2 = 7.96
     # images: 2 / 6 ms = 333.3 a second, 2 / 4 ms = 500
     title = "| name | runtime | precision | batch | latency_ms, median | p90 | p99 | images_per_s "
@@ -83,12 +83,12 @@ def test_table_of_a_gpu_has_its_copies_its_clocks_and_a_warning(gpu_record):
     lines = table_from_record(gpu_record).splitlines()
     assert lines[0] == "measured on NVIDIA Test"
     assert lines[4] == "SM clock 1980 to 1980 MHz, power 302 to 302 W"
-    assert lines[6].startswith("GPU: not steady, throttled by power limit; ")
+    assert lines[6].startswith("GPU: clocks not steady, got throttling by power limit; ")
     assert " p99 | host to device | device to host | images_per_s |" in lines[8]
     assert lines[10] == "| dense | tensorrt | fp32 | 8 | 4.000 | 4.000 | 4.000 | 0.500 | 0.250 | 2000.00 | 1.00 |"
 
 
-def test_rows_are_without_what_is_not_known(record):
+def test_rows_have_none_for_unknown_values(record):
     unknown = record.candidates["slim"].model_copy(update={"macs": None})
     rows = rows_from_record(record.model_copy(update={"candidates": record.candidates | {"slim": unknown}}))
     assert [row["mac_reduction"] for row in rows] == [1.0, None]
@@ -117,7 +117,7 @@ def test_saved_and_loaded_is_the_same(record, gpu_record, tmp_path):
     ("change", "fault"),
     [({"version": 2}, "version: Input should be 1"), ({"extra": 1}, "extra: Extra"), ({"created": "x"}, "created: ")],
 )
-def test_another_version_or_a_malformed_record_is_one_line(record, tmp_path, change, fault):
+def test_another_version_or_a_malformed_record_is_refused(record, tmp_path, change, fault):
     (tmp_path / "r.json").write_text(json.dumps(record.model_dump(mode="json") | change))
     with pytest.raises(
         ValueError, match=rf"r\.json: not a readable Record, got {fault}.*; expected a record of"
@@ -126,7 +126,7 @@ def test_another_version_or_a_malformed_record_is_one_line(record, tmp_path, cha
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_json_is_one_line(tmp_path):
+def test_a_file_that_is_not_json_is_refused(tmp_path):
     (tmp_path / "r.json").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"r\.json: not a readable Record, got file: Invalid JSON"):
         load_record(tmp_path / "r.json")

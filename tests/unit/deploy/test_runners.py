@@ -22,7 +22,7 @@ def test_session_and_module_agree(net, tensors, tmp_path):
     np.testing.assert_array_equal(outputs["labels"], expected["labels"])
 
 
-def test_a_step_runs_the_module_once_and_leaves_the_time_to_the_caller():
+def test_a_step_runs_the_module_once_and_measures_no_time():
     class Counts(nn.Module):
         num_calls = 0
 
@@ -49,7 +49,7 @@ def test_a_module_compiles_before_it_is_timed_and_gives_the_same():
     np.testing.assert_allclose(runner.run(inputs)["y"], [0, -1 / 3, 0, 2 / 3, 4], rtol=1e-6)
 
 
-def test_without_a_compiler_torch_compile_is_one_line(conv_net):
+def test_torch_compile_without_a_compiler_is_a_one_line_error(conv_net):
     patch = {"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}
     with torch._inductor.config.patch(patch), pytest.raises(RuntimeError) as caught:
         ModuleRunner(conv_net, ["y"], compiled=True).prepare({"image": np.ones((1, 3, 9, 9), np.float32)})
@@ -58,9 +58,9 @@ def test_without_a_compiler_torch_compile_is_one_line(conv_net):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_onnx_runtime_without_cuda_says_what_to_install(onnx_files):
-    with pytest.raises(RuntimeError, match=r"dense\.onnx: this ONNX Runtime is without CUDA, got .*onnxruntime-gpu"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
+def test_onnx_runtime_without_cuda_names_the_package_to_install(onnx_files):
+    with pytest.raises(RuntimeError, match=r"dense\.onnx: ONNX Runtime has no CUDA support, got .*onnxruntime-gpu"):
         CudaOnnxRunner(onnx_files[0])
 
 
@@ -88,24 +88,24 @@ def test_a_free_dimension_takes_any_size(one_node_file):
     np.testing.assert_array_equal(outputs["y"], [[0, 2], [3, 0], [5, 6]])
 
 
-def test_an_operator_onnx_runtime_lacks_is_one_line(one_node_file, capfd):
+def test_an_operator_onnx_runtime_lacks_is_a_one_line_error(one_node_file, capfd):
     with pytest.raises(
-        ValueError, match=r"one_node.onnx: ONNX Runtime refuses it, got .*; expected standard"
+        ValueError, match=r"one_node.onnx: ONNX Runtime cannot load it, got .*; expected standard"
     ) as caught:
         OnnxRunner(one_node_file("Special", domain="mmdeploy"))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
 def test_an_engine_without_a_gpu_is_refused_in_one_line(onnx_files, tmp_path):
     engine_from_onnx(onnx_files[0], tmp_path / "net.engine", compute_capabilities=("8.6",))
-    with pytest.raises(RuntimeError, match=r"net\.engine: no GPU to run it"):
+    with pytest.raises(RuntimeError, match=r"net\.engine: needs a GPU"):
         EngineRunner(tmp_path / "net.engine")
 
 
-def test_what_fails_while_it_runs_is_one_line(tmp_path):
-    """An index outside of what it picks from passes every check there is before."""
+def test_a_failure_while_running_is_a_one_line_error(tmp_path):
+    """An index out of range passes every earlier check."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     index = numpy_helper.from_array(np.array([9]), "index")

@@ -12,6 +12,8 @@ from deploy.fitting import fit_image, read_image
 from detect.export import module_from_file
 from detect.synthetic import write_scenes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
@@ -40,7 +42,7 @@ def test_openvino_finds_what_onnx_runtime_finds(deployed, detector, files):
         np.testing.assert_allclose([t.box_xyxy for t in things], [e.box_xyxy for e in es], atol=0.05)
 
 
-def test_pictures_are_drawn_in_the_runtime_that_is_named(deployed, files, invoke, tmp_path, monkeypatch):
+def test_images_are_drawn_in_the_named_runtime(deployed, files, invoke, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     opened = []
 
@@ -88,14 +90,17 @@ def of_another_network(folder, with_engine):
     ("engine", "message"),
     [
         (of_another_version, "model.engine: built by another version, got tensorrt_rtx 0.9; expected the installed"),
-        (of_this_version, "model.engine: no GPU to run it, got a machine without CUDA; measure the ONNX file instead"),
-        (of_another_network, "model.engine: not a detector of ours, got inputs and outputs image, image_hw; expected"),
+        (of_this_version, "model.engine: needs a GPU, got a machine without CUDA; use the ONNX file instead"),
+        (
+            of_another_network,
+            "model.engine: not an Espalier detector, got inputs and outputs image, image_hw; expected",
+        ),
     ],
 )
-def test_an_engine_that_cannot_be_scored_is_one_line(command, elsewhere, with_engine, scenes, engine, message):
+def test_an_engine_that_cannot_be_scored_is_a_one_line_error(command, elsewhere, with_engine, scenes, engine, message):
     engine(elsewhere, with_engine)
     code, out, err = command("deploy", "eval", elsewhere / "model.engine", scenes.annotations, scenes.images)
-    assert (code, out, err.count("\n")) == (1 if "no GPU" in message else 2, "", 1)
+    assert (code, out, err.count("\n")) == (1 if "needs a GPU" in message else 2, "", 1)
     assert message in err
 
 
@@ -106,7 +111,7 @@ def test_an_engine_that_cannot_be_scored_is_one_line(command, elsewhere, with_en
         ("tensorrt", "model.onnx: not for tensorrt, got .onnx; build an engine first"),
     ],
 )
-def test_a_runtime_that_does_not_fit_is_one_line(command, deployed, scenes, name, message):
+def test_a_runtime_that_does_not_fit_is_a_one_line_error(command, deployed, scenes, name, message):
     for arguments in (
         ("deploy", "eval", deployed, scenes.annotations, scenes.images),
         ("detect", "predict", deployed, scenes.images),
@@ -127,13 +132,15 @@ def with_an_engine_of_another_file(folder, with_engine):
 
 
 @pytest.mark.parametrize("broken", [with_another_onnx_file, with_an_engine_of_another_file])
-def test_what_was_not_exported_so_gives_no_boxes_under_wrong_names(elsewhere, with_engine, broken):
-    with pytest.raises(ValueError, match=r"not as exported, its deploy\.json records another sha256; export it again"):
+def test_a_changed_file_or_a_foreign_engine_is_refused(elsewhere, with_engine, broken):
+    with pytest.raises(
+        ValueError, match=r"changed since its export, got another sha256 than in its deploy\.json; export it again"
+    ):
         Detector.load(broken(elsewhere, with_engine))
 
 
 @pytest.mark.parametrize("runtime", ["torch", "torch_compile"])
-def test_a_model_file_is_measured_in_pytorch_beside_the_file_it_became(model, single, invoke, tmp_path, runtime):
+def test_a_model_file_is_measured_in_pytorch_beside_its_export(model, single, invoke, tmp_path, runtime):
     files = (model, single / "model.onnx")
     options = ("--runtime", runtime, "--rounds", 2, "--warmup", 1, "--json", "--out", tmp_path / "record.json")
     rows = json.loads(invoke("deploy", "bench", *files, *options).stdout)["rows"]
@@ -150,8 +157,8 @@ def test_a_model_file_in_pytorch_gives_what_its_export_gives(model, single, file
         np.testing.assert_allclose(array, expected[name], atol=1e-2)
 
 
-def test_a_model_file_is_of_no_runtime(command, model, files, tmp_path):
+def test_runtime_is_refused_for_a_model_file(command, model, files, tmp_path):
     code, out, err = command("detect", "predict", model, files[0], "--runtime", "openvino", "--out", tmp_path / "out")
     assert (code, out) == (2, "")
-    assert "--runtime openvino: a model file runs in PyTorch, got " in err
+    assert "--runtime openvino: not used with a model file, got " in err
     assert not (tmp_path / "out").exists()

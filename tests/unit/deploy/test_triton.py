@@ -22,7 +22,7 @@ from PIL import Image
 from deploy.fitting import read_image
 
 ENVIRONMENT = Path(sys.prefix) / "triton"
-"""Its own: Triton's Python backend in that wheel wants numpy 1."""
+"""Separate environment: Triton's Python backend in that wheel needs numpy 1."""
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 ROOT = ENVIRONMENT / f"lib/python{VERSION}/site-packages"
 INSTALL = (
@@ -161,9 +161,9 @@ def bytes_of(data):
 
 
 @pytest.fixture(scope="module")
-def asked(server, files, sized, tmp_path_factory):
-    """What the server says to images, files and faulty ones that reach it at the same time, and its batches."""
-    folder = tmp_path_factory.mktemp("asked")
+def answers(server, files, sized, tmp_path_factory):
+    """The server's answers to images, files and invalid ones sent at the same time, and its batches."""
+    folder = tmp_path_factory.mktemp("answers")
     requests = {f"image-{i}": image[None] for i, image in enumerate(sized)}
     requests |= {f"encoded-{i}": bytes_of(file.read_bytes()) for i, file in enumerate(files)}
     requests |= {"image-two": np.stack([sized[0], sized[0][::-1]]), "image-pixel": np.zeros((1, 1, 1, 3), np.uint8)}
@@ -181,8 +181,8 @@ def sized(files):
     return [np.asarray(image.resize((60 + 20 * i, 50 + 7 * i))) for i, image in enumerate(opened)]
 
 
-def same(asked, key, expected, place=0):
-    boxes, scores, labels = (asked[f"{key}/{name}"][place] for name in ("boxes_xyxy", "scores", "labels"))
+def same(answers, key, expected, place=0):
+    boxes, scores, labels = (answers[f"{key}/{name}"][place] for name in ("boxes_xyxy", "scores", "labels"))
     num = len(expected)
     assert num > 0
     assert (labels >= 0).sum() == num
@@ -191,23 +191,23 @@ def same(asked, key, expected, place=0):
     assert not scores[num:].any()
 
 
-def test_images_of_any_size_get_the_boxes_that_detector_gives(asked, detector, sized):
+def test_images_of_any_size_get_the_boxes_that_detector_gives(answers, detector, sized):
     for i, expected in enumerate(detector(sized, 0.0)):
-        same(asked, f"image-{i}", expected)
+        same(answers, f"image-{i}", expected)
 
 
-def test_image_files_get_the_boxes_that_detector_gives(asked, detector, files):
+def test_image_files_get_the_boxes_that_detector_gives(answers, detector, files):
     for i, expected in enumerate(detector(files, 0.0)):
-        same(asked, f"encoded-{i}", expected)
+        same(answers, f"encoded-{i}", expected)
 
 
-def test_a_request_may_hold_several_images(asked, detector, sized):
+def test_a_request_may_hold_several_images(answers, detector, sized):
     for place, expected in enumerate(detector([sized[0], sized[0][::-1]], 0.0)):
-        same(asked, "image-two", expected, place)
+        same(answers, "image-two", expected, place)
 
 
-def test_a_pixel_is_an_image(asked):
-    assert asked["image-pixel/labels"].shape == (1, 100)
+def test_a_pixel_is_an_image(answers):
+    assert answers["image-pixel/labels"].shape == (1, 100)
 
 
 @pytest.mark.parametrize(
@@ -217,13 +217,13 @@ def test_a_pixel_is_an_image(asked):
         ("image-empty", "image: no pixels, got [1, 0, 8, 3]; expected height x width x 3"),
     ],
 )
-def test_a_faulty_request_gets_an_error_and_others_are_answered(asked, key, message):
-    assert message in str(asked[f"{key}/error"])
-    assert sum(name.endswith("/error") for name in asked) == 2
+def test_a_faulty_request_gets_an_error_and_others_are_answered(answers, key, message):
+    assert message in str(answers[f"{key}/error"])
+    assert sum(name.endswith("/error") for name in answers) == 2
 
 
-def test_requests_were_collected_into_batches(asked):
-    assert 2 in asked["batches"][:, 0]
+def test_requests_were_collected_into_batches(answers):
+    assert 2 in answers["batches"][:, 0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -52,7 +52,7 @@ def tiny(classes):
 
 @pytest.fixture(scope="session")
 def schedule():
-    """The fewest iterations from which every part of training can be seen."""
+    """The fewest iterations that run every part of training."""
     return Schedule(epochs=1, batch_size=4, lr=1e-3, warmup_iters=2)
 
 
@@ -65,7 +65,7 @@ def _trained(tiny):
 
 @pytest.fixture
 def trained(_trained):
-    """A detector that learned such scenes, in eval mode, and its card."""
+    """A detector trained on such scenes, in eval mode, and its card."""
     return copy.deepcopy(_trained[0]), _trained[1]
 
 
@@ -83,11 +83,11 @@ def slim(_slim):
 @pytest.fixture(scope="session")
 def found_by(scenes):
     """Return what a detector finds in the first scene, by mmdet's own inference from the file on."""
-    from mmdet.apis import inference_detector  # after detect, which brings the operators that it looks for
+    from mmdet.apis import inference_detector  # after detect, which installs the operators it needs
 
     def found(detector, card):
         detector.cfg = mmdet_config(card)
-        detector.roi_head.test_cfg.score_thr = 0.0  # just pruned, it is sure of nothing
+        detector.roi_head.test_cfg.score_thr = 0.0  # right after pruning, its scores are low
         name = read_annotations(scenes.annotations)["images"][0]["file_name"]
         with DefaultScope.overwrite_default_scope("mmdet"):
             instances = inference_detector(detector, str(scenes.images / name)).pred_instances
@@ -120,7 +120,7 @@ def train_loss(scenes):
 
 @pytest.fixture
 def write_coco(tmp_path):
-    """Write an annotation file whose top-level keys are those of a sound one, or as given."""
+    """Write a valid annotation file, with the given top-level keys replaced."""
 
     def write(**changes) -> CocoSet:
         row = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0}

@@ -39,7 +39,7 @@ def invoke(*arguments):
 
 @pytest.fixture
 def config(tmp_path):
-    """Write a config; its place is a folder of its own."""
+    """Write a config; it is in a folder of its own."""
 
     def write(start=DENSE, data=SCENES, model=MODEL):
         path = tmp_path / "config/c.py"
@@ -63,7 +63,7 @@ def slim_classifier(tmp_path):
 
 @pytest.fixture
 def model(trained, tmp_path):
-    """The model file of a detector that learned the scenes."""
+    """The model file of a detector trained on the scenes."""
     path = tmp_path / "model.safetensors"
     save_detector(path, *trained)
     return path
@@ -102,7 +102,9 @@ def test_train_goes_on_from_a_detector_at_its_own_image_size(config, model, tmp_
 
 
 def test_settings_of_a_detector_that_has_its_own_are_refused(config, model):
-    with pytest.raises(ValueError, match=r"c.py: model: of no use, got settings; expected none, .* has its own"):
+    with pytest.raises(
+        ValueError, match=r"c.py: model: not used with finetune, got settings; drop them, .* has its own"
+    ):
         invoke("train", config(f"type='finetune', file='{model}'"))
 
 
@@ -164,7 +166,7 @@ def test_sets_of_different_categories_are_refused(config, write_coco, tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(other))
     data = f"type='coco', root='{tmp_path}', train_annotations='a.json', val_annotations='b.json', "
     path = config(data=data + "train_images='images', val_images='images'")
-    with pytest.raises(ValueError, match=r"b.json: categories differ from .*a.json; expected the same, in order"):
+    with pytest.raises(ValueError, match=r"b.json: categories differ from those of .*a.json; expected the same"):
         invoke("train", path, "--out", tmp_path / "d.safetensors")
 
 

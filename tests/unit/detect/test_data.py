@@ -27,7 +27,7 @@ def save_image():
 
 @pytest.fixture
 def copied(scenes, tmp_path):
-    """Return a copy of the generated set that a test may spoil."""
+    """Return a copy of the generated set that a test may change."""
     shutil.copytree(scenes.annotations.parent, tmp_path / "scenes")
     return CocoSet(tmp_path / "scenes" / "instances.json", tmp_path / "scenes" / "images")
 
@@ -82,7 +82,7 @@ def test_a_file_that_is_not_json_is_refused(tmp_path, content):
 )
 def test_json_that_is_not_coco_is_refused(tmp_path, content, message):
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"a\.json: not COCO format, {message}; expected ids whole and unique, .*"):
+    with pytest.raises(ValueError, match=rf"a\.json: not COCO format, {message}; expected unique integer ids, .*"):
         check_coco(CocoSet(tmp_path / "a.json", tmp_path))
 
 
@@ -131,7 +131,7 @@ def test_a_field_of_another_type_is_refused_in_one_line(write_coco, key, change,
 def test_two_rows_with_one_id_are_refused(write_coco, key):
     (row,) = read_annotations(write_coco().annotations)[key]
     coco = write_coco(**{key: [row, row]})
-    with pytest.raises(ValueError, match=f"not COCO format, {key} share an id, got {row['id']} again; expected ids"):
+    with pytest.raises(ValueError, match=f"not COCO format, {key} share an id, got {row['id']} twice; expected unique"):
         check_coco(coco)
 
 
@@ -151,7 +151,7 @@ def test_a_missing_image_folder_is_refused(write_coco, tmp_path):
 def test_missing_images_are_counted_and_the_first_is_named(copied):
     for name in ("00002.png", "00005.png"):
         (copied.images / name).unlink()
-    with pytest.raises(FileNotFoundError, match=r"00002\.png: no such image, 2 of 8 named by .* are missing"):
+    with pytest.raises(FileNotFoundError, match=r"00002\.png: no such image, 2 of the 8 images in .* are missing"):
         check_coco(copied)
 
 
@@ -165,12 +165,12 @@ def test_an_image_that_does_not_decode_is_refused(write_coco, content):
 
 def test_an_image_of_another_size_than_stated_is_refused(write_coco, save_image):
     coco = save_image(write_coco(), (50, 100))
-    with pytest.raises(ValueError, match=r"a\.png: is \(50, 100\) \(w, h\), .* says \(100, 50\); expected the same"):
+    with pytest.raises(ValueError, match=r"a\.png: wrong size \(w, h\), got \(50, 100\); expected \(100, 50\), as in"):
         check_coco(coco)
 
 
 @pytest.mark.parametrize("size_wh", [(100, 50), (50, 100)])
-def test_a_photograph_taken_sideways_has_the_size_at_which_mmdet_loads_it(write_coco, size_wh):
+def test_a_rotated_photograph_has_the_size_that_mmdet_loads(write_coco, size_wh):
     coco = write_coco(images=[{"id": 7, "file_name": "a.jpg", "width": 50, "height": 100}])
     exif = Image.Exif()
     exif[0x0112] = TURNED if size_wh == (100, 50) else 1
@@ -187,9 +187,9 @@ def test_a_photograph_taken_sideways_has_the_size_at_which_mmdet_loads_it(write_
         ({"bbox": [10, 40, 30, 12]}, r"annotation 1: box outside its image, got \[10"),
         ({"bbox": [10, 20, 0, 15]}, r"annotation 1: empty box, got .*; expected width and height above 0"),
         ({"bbox": [10, 20, 30, -1]}, "annotation 1: empty box"),
-        ({"category_id": 9}, "annotation 1: category_id 9 is not declared; expected a category's id"),
-        ({"image_id": 8}, "annotation 1: image_id 8 is not among the images; expected one of them"),
-        ({"iscrowd": 1}, "holds no boxes; expected at least one that is no crowd"),
+        ({"category_id": 9}, "annotation 1: unknown category_id, got 9; expected the id of a category"),
+        ({"image_id": 8}, "annotation 1: unknown image_id, got 8; expected the id of an image"),
+        ({"iscrowd": 1}, "has no boxes, got 1 crowds; expected at least one box"),
     ],
 )
 def test_a_wrong_box_is_refused_in_one_line(write_coco, save_image, change, message):
@@ -200,7 +200,7 @@ def test_a_wrong_box_is_refused_in_one_line(write_coco, save_image, change, mess
 
 
 def test_a_set_without_images_is_refused(write_coco):
-    with pytest.raises(ValueError, match="names no images; expected at least one"):
+    with pytest.raises(ValueError, match="has no images, got an empty list; expected at least one"):
         check_coco(write_coco(images=[]))
 
 

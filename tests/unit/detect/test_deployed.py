@@ -50,7 +50,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(scenes, tmp_path_factory):
-    """The file of a detector that has seen these scenes often enough to find something in them."""
+    """The file of a detector trained on these scenes long enough to find something in them."""
     folder = tmp_path_factory.mktemp("model")
     net, card = new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=0)
     train_detector(net, card, scenes, Schedule(epochs=40, batch_size=4, lr=1e-3, warmup_iters=5), folder / "work", 0)
@@ -72,7 +72,7 @@ def deployed(model):
 
 @pytest.fixture
 def elsewhere(deployed, tmp_path):
-    """A copy of that folder, the model not beside it."""
+    """A copy of that folder, without the model beside it."""
     return shutil.copytree(deployed, tmp_path / "copy")
 
 
@@ -95,7 +95,7 @@ def test_the_deployed_file_scores_as_its_model(deployed, scenes, expected):
     assert figures["map50"] == pytest.approx(expected["map50"], abs=1e-6)
     assert figures["difference"] == figures["map"] - figures["framework_map"]
     assert (figures["num_images"], figures["precision"], figures["runtime"]) == (7, "fp32", "onnxruntime")
-    assert "WARNING" not in err
+    assert "warning:" not in err
     assert err.endswith(f"evaluated {deployed}/model.onnx\nnext: espalier deploy bench {deployed}/model.onnx\n")
 
 
@@ -125,10 +125,10 @@ def test_without_its_model_a_file_is_scored_alone(elsewhere, scenes, expected):
     figures, err = evaluated(elsewhere, scenes)
     assert figures["map"] == pytest.approx(expected["map"], abs=1e-6)
     assert [figures[key] for key in KEYS[6:9]] == [None, None, None]
-    assert "note: no model file given, nor found beside the folder; --model det.safetensors compares\n" in err
+    assert "beside the folder; to compare, add --model det.safetensors\n" in err
 
 
-def test_a_model_of_the_same_name_that_is_another_is_not_compared_with(elsewhere, model, scenes):
+def test_another_model_of_the_same_name_is_not_compared(elsewhere, model, scenes):
     net, card = new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=1)
     save_detector(elsewhere.parent / model.name, net, card)
     assert evaluated(elsewhere, scenes)[0]["framework_map"] is None
@@ -143,13 +143,13 @@ def test_the_model_of_a_stage_is_found_beside_the_exports(elsewhere, model, scen
     assert evaluated(elsewhere, scenes)[0]["framework_map"] == expected["map"]
 
 
-def test_a_graph_with_other_weights_is_warned_of(elsewhere, model, scenes, expected):
+def test_a_graph_with_other_weights_gives_a_warning(elsewhere, model, scenes, expected):
     with_classifier_scores_gone(elsewhere / "model.onnx")
     figures, err = evaluated(elsewhere, scenes, "--model", model)
     assert figures["difference"] < -0.001
-    assert f"WARNING: {elsewhere}/model.onnx: in fp32 {-100 * figures['difference']:.2f} points of mAP below" in err
+    assert f"warning: {elsewhere}/model.onnx: mAP is {-100 * figures['difference']:.2f} points below that of " in err
     assert f"expected {expected['map']:.4f} within 0.1 points" in err
-    assert "not as exported" in err
+    assert "changed since its export" in err
 
 
 def test_a_batch_gets_the_same_as_one_image_at_a_time(deployed, model, scenes, tmp_path):
@@ -177,11 +177,11 @@ def test_a_limit_takes_the_first_images_for_both(deployed, model, scenes, tmp_pa
     assert figures["num_images"] == 2
 
 
-def test_upright_pictures_in_a_wide_shape_give_a_note(deployed, tmp_path):
+def test_portrait_images_in_a_landscape_shape_give_a_note(deployed, tmp_path):
     standing = write_scenes(tmp_path / "standing", 2, (128, 96), seed=3)
     figures, err = evaluated(deployed, standing)
     assert figures["num_images"] == 2
-    assert "note: 2 of 2 images stand where the shape of 96 x 128 lies, or lie where it stands: PyTorch turns" in err
+    assert "note: 2 of 2 images are portrait, the export is landscape (96 x 128): PyTorch rotates its input" in err
 
 
 def as_is(folder, scenes):
@@ -245,7 +245,7 @@ def with_a_class_more(folder, scenes):
 def with_a_cut_image(folder, scenes):
     images = shutil.copytree(scenes.images, folder / "images")
     data = (images / "00001.png").read_bytes()
-    (images / "00001.png").write_bytes(data[:40])  # the header tells the size still
+    (images / "00001.png").write_bytes(data[:40])  # the header still has the size
     return type(scenes)(scenes.annotations, images)
 
 
@@ -262,8 +262,8 @@ def with_no_image(folder, scenes):
         (without_description, "deploy.json: no such file; expected a folder that espalier deploy export wrote"),
         (of_no_onnx, "model.onnx: not an ONNX file"),
         (of_broken_description, "deploy.json: not a readable Deployment, got inputs: "),
-        (of_another_description, "model.onnx: not what its deploy.json describes, got "),
-        (of_a_classifier, "model.onnx: not a detector of ours, got inputs and outputs image, scores; expected"),
+        (of_another_description, "model.onnx: does not match its deploy.json, got "),
+        (of_a_classifier, "model.onnx: not an Espalier detector, got inputs and outputs image, scores; expected"),
         (without_annotations, "none.json: no such file; expected a COCO annotation file"),
         (with_another_class, f"got zebra as number 2 of {len(SHAPES)}; expected {SHAPES[1]}, {len(SHAPES)} in all"),
         (with_a_class_more, f"as number {len(SHAPES) + 1} of {len(SHAPES) + 1}; expected none, {len(SHAPES)} in all"),
@@ -271,7 +271,7 @@ def with_no_image(folder, scenes):
         (with_no_image, "00001.png: does not decode; expected an image"),
     ],
 )
-def test_a_wrong_request_is_one_line(command, elsewhere, scenes, broken, message):
+def test_a_wrong_request_is_a_one_line_error(command, elsewhere, scenes, broken, message):
     coco = broken(elsewhere, scenes)
     code, out, err = command("deploy", "eval", elsewhere, coco.annotations, coco.images)
     assert (code, out) == (2, "")
@@ -285,7 +285,7 @@ def test_a_wrong_request_is_one_line(command, elsewhere, scenes, broken, message
     ("name", "message"),
     [("none.safetensors", "no such file; expected a model file"), ("other.safetensors", "not the model that ")],
 )
-def test_a_wrong_model_is_one_line(command, deployed, scenes, tmp_path, name, message):
+def test_a_wrong_model_is_a_one_line_error(command, deployed, scenes, tmp_path, name, message):
     net, card = new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=1)
     save_detector(tmp_path / "other.safetensors", net, card)
     arguments = (deployed, scenes.annotations, scenes.images, "--model", tmp_path / name)
@@ -294,15 +294,15 @@ def test_a_wrong_model_is_one_line(command, deployed, scenes, tmp_path, name, me
     assert f"{name}: {message}" in err
 
 
-def test_a_limit_that_leaves_no_box_is_one_line(command, deployed, scenes, tmp_path):
+def test_a_limit_without_boxes_is_a_one_line_error(command, deployed, scenes, tmp_path):
     data = read_annotations(scenes.annotations)
     rows = [row for row in data["annotations"] if row["image_id"] > 0]
     (tmp_path / "set.json").write_text(json.dumps({**data, "annotations": rows}))
     code, out, err = command("deploy", "eval", deployed, tmp_path / "set.json", scenes.images, "--limit", 1)
     assert (code, out) == (2, "")
-    assert err == "espalier: --limit 1: the 1 images hold no boxes; expected more images\n"
+    assert err == "espalier: --limit 1: no boxes in these images, got 1 images; expected more images\n"
 
 
-def test_an_export_records_what_it_was_made_from(deployed, model):
+def test_an_export_records_its_model_file(deployed, model):
     description = json.loads((deployed / "deploy.json").read_text())
     assert (description["model"], description["model_sha256"]) == (model.name, sha256_of(model))

@@ -8,6 +8,8 @@ from deploy import engine_from_onnx, onnx_from_module, quantized_onnx
 from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
 SIZE_HW = (800, 1344)

@@ -21,7 +21,7 @@ def either(request):
 
 @pytest.fixture
 def video(files, tmp_path):
-    """A film of the seven images."""
+    """A video of the seven images."""
     path = tmp_path / "films" / "film.avi"
     path.parent.mkdir()
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), FPS, (128, 96))
@@ -66,17 +66,17 @@ def test_the_next_command_goes_on_from_what_was_given(invoke, request, files, tm
     assert result.stderr.endswith(f"next: espalier deploy {following} {path}\n")
 
 
-def test_a_film_gets_a_film_of_the_same_length_and_rate(invoke, either, video, tmp_path):
+def test_a_video_gets_a_video_of_the_same_length_and_rate(invoke, either, video, tmp_path):
     result = invoke("detect", "predict", either, video, "--out", tmp_path / "out", "--min-score", 0.1)
-    shown = open_video(tmp_path / "out/film.mp4")
-    frames = list(shown.frames())
-    assert (shown.fps, len(frames), frames[0].shape) == (FPS, 7, (96, 128, 3))
+    written = open_video(tmp_path / "out/film.mp4")
+    frames = list(written.frames())
+    assert (written.fps, len(frames), frames[0].shape) == (FPS, 7, (96, 128, 3))
     assert result.stdout.startswith(f"{video}: ")
     assert result.stdout.endswith(" in 7 frames\n")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["film.mp4"]
 
 
-def test_what_is_in_a_film_comes_frame_by_frame(invoke, deployed, detector, video, files, tmp_path):
+def test_detections_in_a_video_are_listed_by_frame(invoke, deployed, detector, video, files, tmp_path):
     film, image = predicted(invoke, deployed, video, files[0], "--out", tmp_path / "out")
     assert (film["file"], film["fps"], image["file"]) == (str(video), FPS, str(files[0]))
     expected = detector(list(open_video(video).frames()), 0.1)
@@ -86,11 +86,11 @@ def test_what_is_in_a_film_comes_frame_by_frame(invoke, deployed, detector, vide
     ]
 
 
-def test_a_film_shows_the_boxes(invoke, deployed, detector, video, tmp_path):
+def test_a_video_has_the_boxes_drawn(invoke, deployed, detector, video, tmp_path):
     invoke("detect", "predict", deployed, video, "--out", tmp_path / "out", "--min-score", 0.1)
     plain = list(open_video(video).frames())
-    shown = list(open_video(tmp_path / "out/film.mp4").frames())
-    for frame, film, things in zip(plain, shown, detector(plain, 0.1), strict=True):
+    written = list(open_video(tmp_path / "out/film.mp4").frames())
+    for frame, film, things in zip(plain, written, detector(plain, 0.1), strict=True):
         drawn = np.asarray(draw(Image.fromarray(frame), things))
         off_drawn, off_plain = (np.abs(film - picture.astype(int)).mean() for picture in (drawn, frame))
         assert len(things) > 0
@@ -98,7 +98,7 @@ def test_a_film_shows_the_boxes(invoke, deployed, detector, video, tmp_path):
 
 
 @pytest.mark.parametrize("fps", [29.97, 25.0])
-def test_films_keep_their_rate_and_of_odd_sides_all_but_a_pixel(tmp_path, fps):
+def test_videos_keep_their_rate_and_odd_sides_lose_a_pixel(tmp_path, fps):
     with written_video(tmp_path / "a.mp4", fps, (51, 33)) as write:
         for value in (0, 255, 0):
             write(np.full((51, 33, 3), value, np.uint8))
@@ -130,8 +130,8 @@ def test_a_failed_call_leaves_nothing_and_may_be_repeated(command, deployed, fil
     (tmp_path / "there").mkdir()
     (tmp_path / "there/notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    code, told, err = command("detect", "predict", deployed, *files, video, cut, "--out", tmp_path / out, "--json")
-    assert (code, told) == (2, "")
+    code, output, err = command("detect", "predict", deployed, *files, video, cut, "--out", tmp_path / out, "--json")
+    assert (code, output) == (2, "")
     assert f"espalier: {cut}: does not decode; expected an image\n" in err
     assert sorted(tmp_path.rglob("*")) == before
     assert command("detect", "predict", deployed, *files, video, "--out", tmp_path / out)[0] == 0
@@ -148,7 +148,7 @@ def test_force_replaces_the_pictures_alone(invoke, deployed, files, tmp_path):
 
 
 def test_the_images_themselves_are_never_replaced(invoke, model, files):
-    with pytest.raises(ValueError, match="holds the images themselves; expected another folder"):
+    with pytest.raises(ValueError, match=r"would overwrite inputs, got .*; expected another folder"):
         invoke("detect", "predict", model, files[0], "--out", files[0].parent, "--force")
 
 
@@ -170,7 +170,7 @@ def two_of_a_name(folder, video):
         (lambda folder, video: [folder / "none.mp4"], "none.mp4: no such file; expected an image, a video or a folder"),
     ],
 )
-def test_a_wrong_film_is_one_line(command, model, video, tmp_path, inputs, message):
+def test_a_wrong_video_is_a_one_line_error(command, model, video, tmp_path, inputs, message):
     code, out, err = command("detect", "predict", model, *inputs(tmp_path, video), "--out", tmp_path / "out")
     assert (code, out) == (2, "")
     assert message in err

@@ -38,7 +38,7 @@ def test_the_reference_detections_get_the_reference_figures(shared_data):
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     assert len(results) == 734
     found = coco_map(folder / "instances_val2014_100_bbox.json", results)
-    # what the cocoapi prints for its own example
+    # printed by the cocoapi for its own example
     assert found == pytest.approx({"map": 0.504581, "map50": 0.696973, "map75": 0.572982}, abs=1e-6)
 
 
@@ -94,14 +94,14 @@ def test_boxes_come_back_in_the_images_own_pixels(two_images):
 
 
 def test_a_graph_is_given_red_green_blue(two_images):
-    seen = []
+    colours = []
 
     def graph(inputs):
-        seen.append(inputs["image"][0, :, 0, 0].tolist())
+        colours.append(inputs["image"][0, :, 0, 0].tolist())
         return {"boxes_xyxy": np.zeros((1, 1, 4)), "scores": np.zeros((1, 1)), "labels": np.full((1, 1), -1)}
 
     assert [len(found.boxes_xyxy) for found in detections_by_graph(graph, two_images, (64, 128))] == [0, 0]
-    assert seen == [[255, 0, 0], [255, 0, 0]]
+    assert colours == [[255, 0, 0], [255, 0, 0]]
 
 
 def test_result_rows_hold_category_ids_and_box_sizes():

@@ -31,6 +31,8 @@ from detect.synthetic import write_scenes
 from detect.train import train_detector
 from experiment.cli import app
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[3] / "configs/deploy"
 SIZE_HW = (96, 128)
 SETTINGS = DetectorSettings(
@@ -87,7 +89,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(scenes, tmp_path_factory):
-    """The file of a detector that has seen these scenes often enough to find something in them."""
+    """The file of a detector trained on these scenes long enough to find something in them."""
     folder = tmp_path_factory.mktemp("model")
     net, card = new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=0)
     train_detector(net, card, scenes, Schedule(epochs=40, batch_size=4, lr=1e-3, warmup_iters=5), folder / "work", 0)
@@ -97,7 +99,7 @@ def model(scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(model, tmp_path_factory):
-    """The folder, the description and the lines of an export without a word about it."""
+    """The folder, description and printed lines of an export with default settings."""
     folder = tmp_path_factory.mktemp("plain") / "d"
     return folder, *exported(model, folder)
 
@@ -107,11 +109,11 @@ def operators(folder):
 
 
 def test_by_default_the_file_is_fp32_and_for_every_engine(plain):
-    folder, told, err = plain
-    assert told["precision"] == "fp32"
-    assert shapes_of(told) == {"image": [1, 3, 96, 128], "image_hw": [1, 2]}
-    assert told["compared_on"] == "4 random images"
-    assert told["config"] == {
+    folder, description, err = plain
+    assert description["precision"] == "fp32"
+    assert shapes_of(description) == {"image": [1, 3, 96, 128], "image_hw": [1, 2]}
+    assert description["compared_on"] == "4 random images"
+    assert description["config"] == {
         "batch": 1,
         "precision": "fp32",
         "image": "float32",
@@ -124,7 +126,7 @@ def test_by_default_the_file_is_fp32_and_for_every_engine(plain):
         "int8": {"method": "minmax", "keep_float": list(KEEP_FLOAT)},
     }
     assert "NonMaxSuppression" not in operators(folder)
-    agreed, found = told["parity"]["num_agreed"], told["parity"]["num_detections"]
+    agreed, found = description["parity"]["num_agreed"], description["parity"]["num_detections"]
     assert agreed == found > 0
     compared = f"fp32; {agreed} of {found} detections agree with PyTorch's in 4 random images"
     onnx_file = folder / "model.onnx"
@@ -133,25 +135,25 @@ def test_by_default_the_file_is_fp32_and_for_every_engine(plain):
 
 def test_an_fp16_file_of_bytes_scores_nearly_as_its_model(model, scenes, tmp_path):
     overrides = sets("image=uint8", "batch=2")
-    told, _ = exported(model, tmp_path / "d", "--config", CONFIGS / "fp16.py", *overrides)
-    assert (told["precision"], told["config"]["precision"]) == ("fp16", "fp16")
-    assert shapes_of(told)["image"] == [2, 3, 96, 128]
+    description, _ = exported(model, tmp_path / "d", "--config", CONFIGS / "fp16.py", *overrides)
+    assert (description["precision"], description["config"]["precision"]) == ("fp16", "fp16")
+    assert shapes_of(description)["image"] == [2, 3, 96, 128]
     assert OnnxRunner(tmp_path / "d/model.onnx").inputs["image"].dtype == "uint8"
     readers = [node for node in onnx.load(tmp_path / "d/model.onnx").graph.node if "image" in node.input]
     assert [node.op_type for node in readers] == ["Cast"]  # the only thing that TensorRT does with bytes
-    assert told["parity"]["num_agreed"] > 0
+    assert description["parity"]["num_agreed"] > 0
     figures, err = evaluated(tmp_path / "d", scenes, "--model", model)
-    assert "note: onnxruntime has the weights in fp16 and computes in fp32 on this CPU; a GPU rounds more" in err
+    assert "note: onnxruntime has fp16 weights but computes in fp32 on a CPU; a GPU rounds more" in err
     assert figures["precision"] == "fp16"
     assert figures["framework_map"] > 0.02
     assert figures["map"] == pytest.approx(figures["framework_map"], abs=0.01)
 
 
 def test_bf16_is_not_compared_but_builds(model, tmp_path):
-    told, err = exported(model, tmp_path / "d", *sets("precision=bf16"))
+    description, err = exported(model, tmp_path / "d", *sets("precision=bf16"))
     file = tmp_path / "d/model.onnx"
-    assert (told["precision"], told["parity"]) == ("bf16", None)
-    assert "bf16; not compared with PyTorch: ONNX Runtime has no bfloat16 convolution on a CPU\n" in err
+    assert (description["precision"], description["parity"]) == ("bf16", None)
+    assert "bf16; not compared with PyTorch: ONNX Runtime has no bf16 convolution on a CPU\n" in err
     assert err.endswith(f"next: espalier deploy build {file}\n")
     onnx.checker.check_model(str(file), full_check=True)
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: nothing to build engines with")
@@ -161,27 +163,27 @@ def test_bf16_is_not_compared_but_builds(model, tmp_path):
 @pytest.mark.parametrize(
     ("runtime", "zero_points", "num_images", "compared_on"),
     [
-        ("any", TensorProto.INT8, 4, "3 pictures others of instances.json"),  # of seven
-        ("onnxruntime", TensorProto.UINT8, 64, "7 pictures calibrated on, of instances.json"),
+        ("any", TensorProto.INT8, 4, "3 images of instances.json not used for calibration"),  # of seven
+        ("onnxruntime", TensorProto.UINT8, 64, "7 calibration images of instances.json"),
     ],
 )
-def test_int8_has_the_form_of_what_runs_it(model, scenes, tmp_path, runtime, zero_points, num_images, compared_on):
-    asked = (*calibration(scenes, num_images), *sets(f"runtime={runtime}", "batch=2"))
-    told, err = exported(model, tmp_path / "d", *asked)
+def test_int8_has_the_form_for_its_runtime(model, scenes, tmp_path, runtime, zero_points, num_images, compared_on):
+    options = (*calibration(scenes, num_images), *sets(f"runtime={runtime}", "batch=2"))
+    description, err = exported(model, tmp_path / "d", *options)
     graph = onnx.load(tmp_path / "d/model.onnx").graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"} == {zero_points}
     assert ("NonMaxSuppression" in operators(tmp_path / "d")) == (runtime == "onnxruntime")
-    assert told["precision"] == "int8"
-    assert told["config"]["pictures"]["num_images"] == num_images
-    assert told["compared_on"] == compared_on
+    assert description["precision"] == "int8"
+    assert description["config"]["pictures"]["num_images"] == num_images
+    assert description["compared_on"] == compared_on
     assert f"detections agree with PyTorch's in {compared_on}\n" in err
     figures, _ = evaluated(tmp_path / "d", scenes, "--model", model)
     assert figures["precision"] == "int8"
     assert figures["map"] == pytest.approx(figures["framework_map"], abs=0.05)
 
 
-def test_bytes_are_what_floats_are(model):
+def test_bytes_and_floats_give_the_same_outputs(model):
     image = torch.randint(0, 256, (1, 3, *SIZE_HW), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     module, image_hw = FixedShapeDetector(load_detector(model)[0], SIZE_HW), torch.tensor([SIZE_HW]).float()
     for found, expected in zip(module(image, image_hw), module(image.float(), image_hw), strict=True):
@@ -205,7 +207,7 @@ def assert_finds_what_mmdet_finds(runner, model, size_hw):
     return found
 
 
-def test_an_upright_shape_finds_what_mmdet_finds_and_debug_adds_an_output(model, scenes, tmp_path):
+def test_a_portrait_shape_finds_what_mmdet_finds(model, scenes, tmp_path):
     exported(model, tmp_path / "d", *sets("size_hw=[128,96]", "debug=True", "nms_rounds=30"))
     runner = OnnxRunner(tmp_path / "d/model.onnx")
     assert list(runner.outputs) == ["boxes_xyxy", "scores", "labels", "nms_converged"]
@@ -227,11 +229,11 @@ def doubled(coco, folder):
     return CocoSet(folder / "instances.json", folder)
 
 
-def test_a_cameras_frames_are_scaled_inside_and_scored_as_they_are(model, plain, scenes, tmp_path):
+def test_a_cameras_frames_are_scaled_inside_the_graph(model, plain, scenes, tmp_path):
     frames = doubled(scenes, tmp_path / "frames")
-    told, _ = exported(model, tmp_path / "d", "--config", CONFIGS / "camera.py", *sets("input_hw=[192,256]"))
-    assert (shapes_of(told)["image"], told["network_hw"]) == ([1, 3, 192, 256], [96, 128])
-    assert told["parity"]["num_agreed"] == told["parity"]["num_detections"] > 0
+    description, _ = exported(model, tmp_path / "d", "--config", CONFIGS / "camera.py", *sets("input_hw=[192,256]"))
+    assert (shapes_of(description)["image"], description["network_hw"]) == ([1, 3, 192, 256], [96, 128])
+    assert description["parity"]["num_agreed"] == description["parity"]["num_detections"] > 0
     figures, _ = evaluated(tmp_path / "d", frames, "--model", model)
     assert figures["framework_map"] > 0.02
     assert figures["map"] == pytest.approx(figures["framework_map"], abs=1e-4)
@@ -267,14 +269,14 @@ def foreign(tmp_path):
 def test_a_foreign_detector_is_exported_scored_and_measured(foreign, scenes, tmp_path):
     config, checkpoint = foreign
     folder = tmp_path / "net.deploy"
-    told, err = exported(checkpoint, folder, "--mmdet", config, *sets("size_hw=[96,128]"))
-    assert told["classes"] == list(SHAPES)
-    assert (told["model"], told["mmdet"]) == ("net.pth", "stock.py")
-    assert shapes_of(told)["image"] == [1, 3, 96, 128]
+    description, err = exported(checkpoint, folder, "--mmdet", config, *sets("size_hw=[96,128]"))
+    assert description["classes"] == list(SHAPES)
+    assert (description["model"], description["mmdet"]) == ("net.pth", "stock.py")
+    assert shapes_of(description)["image"] == [1, 3, 96, 128]
     assert "note: RoIAlign samples adaptively (sampling_ratio=0), which has no fixed shape; exported with " in err
     figures, err = evaluated(folder, scenes)
     assert figures["framework_map"] is None
-    assert "--model net.pth --mmdet stock.py compares\n" in err
+    assert "to compare, add --model net.pth --mmdet stock.py\n" in err
     figures, _ = evaluated(folder, scenes, "--mmdet", config)
     assert figures["framework_map"] is not None
     invoke("deploy", "bench", folder / "model.onnx", "--rounds", 1, "--warmup", 0, "--out", tmp_path / "bench.json")
@@ -291,7 +293,9 @@ def test_a_file_that_finds_something_else_is_refused_but_in_int8(model, plain):
     graph = FixedShapeDetector(other, SIZE_HW)
     examples = [dict(zip(graph.input_names, graph.example_inputs(), strict=True))]
     comparison = Comparison(examples, "random images", expected=reference_of(other, SIZE_HW, examples).outputs)
-    with pytest.raises(RuntimeError, match=r"^model\.onnx: agrees with PyTorch on \d+ of \d+ detections; expected 95%"):
+    with pytest.raises(
+        RuntimeError, match=r"^model\.onnx: differs from PyTorch, got \d+ of \d+ detections that agree; expected 95%"
+    ):
         writing._agreement(comparison, plain[0] / "model.onnx", "fp32")
     assert writing._agreement(comparison, plain[0] / "model.onnx", "int8")["num_detections"] > 0
 
@@ -315,19 +319,19 @@ def test_a_file_that_gives_nan_is_refused_even_without_detections(model, plain, 
     ]
     comparison = Comparison(examples, "a black image", expected=reference_of(detector, SIZE_HW, examples).outputs)
     assert (comparison.expected[0]["labels"] == -1).all()
-    with pytest.raises(RuntimeError, match="gives no numbers, got NaN or infinity"):
+    with pytest.raises(RuntimeError, match="outputs are not finite, got NaN or infinity"):
         writing._agreement(comparison, tmp_path / "model.onnx", "fp32")
 
 
 def test_too_few_rounds_for_the_compared_pictures_are_refused(model, scenes, tmp_path, command):
-    """Greedy suppression by torchvision is the reference, so too few rounds would find other boxes."""
+    """Greedy NMS by torchvision is the reference, so too few rounds would find other boxes."""
     few = (*sets(f"pictures.annotations={scenes.annotations}", f"pictures.images={scenes.images}", "nms_rounds=1"),)
     code, out, err = command("deploy", "export", model, "--out", tmp_path / "d", *few)
     assert (code, out, err.count("\n")) == (2, "", 1)
     least = int(re.search(r"nms_rounds: too few for .*, got 1; expected at least (\d+)\n", err)[1])
     assert least > 1
-    told, err = exported(model, tmp_path / "d", *few[:-1], f"nms_rounds={least}", "--set", "debug=True")
-    assert (told["parity"]["num_agreed"], "WARNING" in err) == (told["parity"]["num_detections"], False)
+    description, err = exported(model, tmp_path / "d", *few[:-1], f"nms_rounds={least}", "--set", "debug=True")
+    assert (description["parity"]["num_agreed"], "warning:" in err) == (description["parity"]["num_detections"], False)
     figures, err = evaluated(tmp_path / "d", scenes, "--model", model)
     assert figures["num_unsettled"] == 0
 
@@ -342,7 +346,7 @@ def test_a_file_with_too_few_rounds_gives_a_warning_when_scored(model, plain, sc
     (tmp_path / "d/deploy.json").write_text(json.dumps(described))
     figures, err = evaluated(tmp_path / "d", scenes, "--model", model)
     assert figures["num_unsettled"] > 0
-    assert f"WARNING: suppression had not ended in {figures['num_unsettled']} of 7 images" in err
+    assert f"warning: NMS did not converge in {figures['num_unsettled']} of 7 images" in err
 
 
 def test_a_trained_detector_that_finds_nothing_gives_a_note(model, tmp_path):
@@ -350,12 +354,14 @@ def test_a_trained_detector_that_finds_nothing_gives_a_note(model, tmp_path):
     detector.roi_head.bbox_head.fc_cls.bias.data[-1] = 1e3  # background, whatever is there
     save_detector(tmp_path / "blind.safetensors", detector, card)
     _, err = exported(tmp_path / "blind.safetensors", tmp_path / "d")
-    assert "note: nothing was found in 4 random images, so no box was compared; --set pictures.annotations=" in err
+    assert (
+        "note: no boxes were compared, none were found in 4 random images; to compare on real images, add --set" in err
+    )
 
 
 @pytest.mark.parametrize("kind", ["detector", "classifier"])
-def test_what_leaves_the_range_of_fp16_on_its_way_is_refused(model, classifier, tmp_path, command, kind):
-    """Weights of a thousand fit; what they make of a picture does not, and no CPU would notice."""
+def test_activations_beyond_the_range_of_fp16_are_refused(model, classifier, tmp_path, command, kind):
+    """Weights of a thousand fit, their activations do not, and a CPU would not notice."""
     if kind == "detector":
         net, card = load_detector(model)
         net.neck.lateral_convs[0].conv.weight.data.fill_(1e3)
@@ -371,6 +377,6 @@ def test_what_leaves_the_range_of_fp16_on_its_way_is_refused(model, classifier, 
     )
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"in fp16: layer {layer}" in err
-    assert "takes or gives too large a value, got " in err
-    assert err.endswith("; expected at most 65504, take bf16 or fp32\n")
+    assert "exceeds the range of fp16, got " in err
+    assert err.endswith("; expected at most 65504, use bf16 or fp32\n")
     assert not (tmp_path / "d").exists()

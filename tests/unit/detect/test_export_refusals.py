@@ -41,13 +41,29 @@ def spoilt(model, path, name, value):
 @pytest.mark.parametrize(
     ("value", "overrides", "message"),
     [
-        (float("nan"), (), "weight neck.lateral_convs.0.conv.weight got NaN or infinity; expected finite numbers"),
-        (float("inf"), ("precision=fp16",), "weight neck.lateral_convs.0.conv.weight got NaN or infinity; expected"),
-        (float("nan"), ("precision=bf16",), "weight neck.lateral_convs.0.conv.weight got NaN or infinity; expected"),
-        (1e5, ("precision=fp16",), "in fp16: weight neck.lateral_convs.0.conv.weight got NaN or infinity; expected"),
+        (
+            float("nan"),
+            (),
+            "weight neck.lateral_convs.0.conv.weight is not finite, got NaN or infinity; expected numbers",
+        ),
+        (
+            float("inf"),
+            ("precision=fp16",),
+            "weight neck.lateral_convs.0.conv.weight is not finite, got NaN or infinity",
+        ),
+        (
+            float("nan"),
+            ("precision=bf16",),
+            "weight neck.lateral_convs.0.conv.weight is not finite, got NaN or infinity",
+        ),
+        (
+            1e5,
+            ("precision=fp16",),
+            "in fp16: weight neck.lateral_convs.0.conv.weight is not finite, got NaN or infinity",
+        ),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(model, tmp_path, command, value, overrides, message):
+def test_weights_that_are_not_finite_are_refused(model, tmp_path, command, value, overrides, message):
     path = spoilt(model, tmp_path / "bad.safetensors", "neck.lateral_convs.0.conv.weight", value)
     code, out, err = command("deploy", "export", path, *sets(*overrides))
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -58,14 +74,14 @@ def test_weights_that_are_no_numbers_are_refused(model, tmp_path, command, value
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("precision=int8",), "--set: pictures: int8 is calibrated on some, got none; expected pictures=dict("),
+        (("precision=int8",), "--set: pictures: int8 needs calibration images, got none; expected pictures=dict("),
         (("precision=int8", "pictures.images=x"), "--set: pictures.annotations: Field required"),
-        (("int8.method=entropy",), "--set: int8: of no use, got precision fp32; expected int8, or no such key"),
+        (("int8.method=entropy",), "--set: int8: not used with another precision, got fp32; drop this key"),
         (("precision=fp8",), "--set: precision: Input should be 'fp32', 'fp16', 'bf16' or 'int8', got 'fp8'"),
         (("precison=fp16",), "--set: unknown key precison; nearest valid ones: precision"),
         (("input_hw=[0,64]",), "--set: input_hw.0: Input should be greater than 0, got 0"),
         (("batch=0",), "--set: batch: Input should be greater than or equal to 1, got 0"),
-        (("size_hw=[96,100]",), "size_hw: does not fit the feature levels, got (96, 100); expected multiples of 32"),
+        (("size_hw=[96,100]",), "size_hw: not divisible by the strides, got (96, 100); expected multiples of 32"),
         (
             ("precision=int8", "pictures.annotations=none.json", "pictures.images=none"),
             "none.json: no such file; expected a COCO annotation file",
@@ -76,7 +92,7 @@ def test_weights_that_are_no_numbers_are_refused(model, tmp_path, command, value
         ),
     ],
 )
-def test_a_wrong_request_is_one_line(model, tmp_path, command, monkeypatch, overrides, message):
+def test_a_wrong_request_is_a_one_line_error(model, tmp_path, command, monkeypatch, overrides, message):
     monkeypatch.chdir(tmp_path)
     code, out, err = command("deploy", "export", model, "--out", tmp_path / "d", *sets(*overrides))
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -110,10 +126,10 @@ def test_a_missing_config_is_named(model, tmp_path, command):
         ("nms_rounds=9", "9"),
     ],
 )
-def test_what_fits_detectors_only_is_refused_for_a_classifier(classifier, tmp_path, command, override, got):
+def test_detector_settings_are_refused_for_a_classifier(classifier, tmp_path, command, override, got):
     code, _, err = command("deploy", "export", classifier, "--out", tmp_path / "d", *sets(override))
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{override.partition('=')[0]}: for detectors only, got {got} for {classifier}, which holds a class" in err
+    assert f"{override.partition('=')[0]}: for detectors only, got {got} for the classifier {classifier}" in err
 
 
 def test_int8_is_refused_for_a_classifier(classifier, scenes, tmp_path, command):

@@ -67,7 +67,7 @@ def test_a_chain_settles_in_as_many_rounds_as_it_has_links(length: int) -> None:
 
 
 @pytest.mark.parametrize("suppress", [partial(keep_best, num_rounds=30), keep_by_operator])
-def test_rows_of_a_batch_are_independent_and_invalid_boxes_do_nothing(suppress: Suppress) -> None:
+def test_rows_of_a_batch_are_independent_and_ignore_invalid_boxes(suppress: Suppress) -> None:
     boxes, valid = torch.stack([boxes_around(10, 5.0, seed) for seed in (0, 1)]), EVERY.repeat(2, 1)
     valid[1, ::2] = False
     keep, converged = suppress(boxes, valid, 0.5)

@@ -59,7 +59,7 @@ def pictures(*sizes_hw: tuple[int, int]) -> list[torch.Tensor]:
 
 
 def padded(images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The module's inputs; the padding is filled with what must not matter."""
+    """The module's inputs; the padding is filled with noise."""
     image = torch.full((len(images), 3, *SIZE_HW), 77.0)
     for place, picture in enumerate(images):
         image[place, :, : picture.shape[1], : picture.shape[2]] = picture
@@ -166,7 +166,7 @@ def test_detector_is_left_as_it_was(detector: Any) -> None:
     torch.testing.assert_close(detector.state_dict(), before)
 
 
-def test_half_precision_is_for_the_networks_alone(detector: Any) -> None:
+def test_half_precision_is_only_for_the_networks(detector: Any) -> None:
     image = padded(pictures((128, 160)))
     module = FixedShapeDetector(detector, SIZE_HW, dtype=torch.bfloat16)
     boxes, scores, _ = module(*image)
@@ -189,10 +189,10 @@ def test_half_precision_is_for_the_networks_alone(detector: Any) -> None:
         ),
         (lambda d: None, {"size_hw": (128, 150)}, r"size_hw: .* got \(128, 150\); expected multiples of 32"),
         (lambda d: None, {"max_candidates": 4000}, "max_candidates: .* got 4000; expected 1 to 3840"),
-        (lambda d: None, {"nms_rounds": 0}, "nms_rounds: .* got 0; expected 1 or more"),
+        (lambda d: None, {"nms_rounds": 0}, "nms_rounds: .* got 0; expected at least 1"),
     ],
 )
-def test_what_cannot_be_carried_is_refused(
+def test_unsupported_detectors_and_settings_are_refused(
     detector: Any, change: Callable[[Any], object], options: dict[str, Any], message: str
 ) -> None:
     change(detector)

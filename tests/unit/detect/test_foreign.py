@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:checkpoint is None")
 
 
 def reference(config, checkpoint=None):
-    """The detector by mmdet's own means, but for the fixed number of samples."""
+    """The detector built by mmdet, but with a fixed number of samples."""
     options = {"model.roi_head.bbox_roi_extractor.roi_layer": ROI_ALIGN, "model.backbone.init_cfg": None}
     return init_detector(str(config), checkpoint and str(checkpoint), device="cpu", cfg_options=options)
 
@@ -70,7 +70,7 @@ def with_meta(**meta):
 @pytest.mark.parametrize(
     ("name", "scale"), [("faster-rcnn_r50_fpn_1x_coco", 1), ("faster-rcnn_r50-caffe_fpn_1x_coco", 1 / 57)]
 )
-def test_a_stock_detector_finds_at_fixed_shape_what_it_finds_in_mmdet(write, name, scale):
+def test_a_stock_detector_at_fixed_shape_finds_what_mmdet_finds(write, name, scale):
     config, checkpoint = write(name, with_meta(dataset_meta={"classes": NAMES}), scale)
     detector, card = load_foreign(config, checkpoint)
     assert (card.kind, card.classes) == ("detector", NAMES)
@@ -93,8 +93,8 @@ def pipeline(*steps):
     return f"test_dataloader = dict(dataset=dict(_delete_=True, pipeline={list(steps)}))\n"
 
 
-def resize(**told):
-    return {"type": "Resize", **told}
+def resize(**settings):
+    return {"type": "Resize", **settings}
 
 
 PADS_TO_64 = "model.update(data_preprocessor=dict(pad_size_divisor=64))\n"
@@ -138,7 +138,7 @@ def test_classes_are_the_checkpoints_or_numbered(write, content, names):
     assert load_foreign(*write(content=content))[1].classes[: len(names)] == names
 
 
-def test_a_checkpoint_that_training_left_is_read_with_its_log(tiny, classes, scenes, schedule, tmp_path):
+def test_a_training_checkpoint_is_read_with_its_log(tiny, classes, scenes, schedule, tmp_path):
     detector, card = tiny()
     train_detector(detector, card, scenes, schedule, tmp_path / "work", seed=0)
     save_detector(tmp_path / "det.safetensors", detector, card)
@@ -159,7 +159,7 @@ class Evil:
         return os.system, (f"touch {self.path}",)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(write, tmp_path):
+def test_a_checkpoint_that_would_run_code_is_refused_without_running(write, tmp_path):
     config, checkpoint = write(content=lambda weights: {"state_dict": weights, "meta": Evil(tmp_path / "ran")})
     with pytest.raises(ValueError, match=r"net\.pth: no plain weights inside; expected"):
         load_foreign(config, checkpoint)
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(write, tmp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (with_meta(dataset_meta={"classes": NAMES[:2]}), r"net\.pth: other classes than its weights, got 2 names; exp"),
+        (with_meta(dataset_meta={"classes": NAMES[:2]}), r"net\.pth: class names do not match its weights, got 2; exp"),
         (lambda weights: {"backbone.conv1.weight": torch.zeros(1)}, r"net\.pth: of another architecture, .* got "),
     ],
 )
@@ -181,18 +181,21 @@ def test_a_checkpoint_that_does_not_fit_is_refused(write, content, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model = dict(", r"config\.py: no detector comes of it, got .*; expected a config of mmdet"),
-        ("lr = 1", r"config\.py: no detector comes of it, got .*model.*; expected a config of mmdet"),
-        ('model = dict(type="NoSuchNet")', r"config\.py: no detector comes of it, got .*NoSuchNet.*; expected"),
-        (f'_base_ = "{STOCK}/retinanet/retinanet_r18_fpn_1x_coco.py"', "rpn_head: this part is not carried, got none"),
+        ("model = dict(", r"config\.py: cannot build a detector, got .*; expected a config of mmdet"),
+        ("lr = 1", r"config\.py: cannot build a detector, got .*model.*; expected a config of mmdet"),
+        ('model = dict(type="NoSuchNet")', r"config\.py: cannot build a detector, got .*NoSuchNet.*; expected"),
+        (
+            f'_base_ = "{STOCK}/retinanet/retinanet_r18_fpn_1x_coco.py"',
+            "rpn_head: this part is not supported, got none",
+        ),
         (f'_base_ = "{STOCK}/_base_/models/cascade-rcnn_r50_fpn.py"', "roi_head: .* got CascadeRoIHead; expected"),
         (
             f'_base_ = "{STOCK}/_base_/models/faster-rcnn_r50_fpn.py"\nmodel = dict(data_preprocessor=None)',
-            r"config\.py: its model does not normalise, got BaseDataPreprocessor; expected data_preprocessor=dict\(",
+            r"config\.py: model does not normalise images, got BaseDataPreprocessor; expected data_preprocessor=dict\(",
         ),
     ],
 )
-def test_a_config_of_which_no_detector_of_ours_comes_is_refused(tmp_path, text, message):
+def test_a_config_without_a_supported_detector_is_refused(tmp_path, text, message):
     (tmp_path / "config.py").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
         load_foreign(tmp_path / "config.py", tmp_path / "net.pth")
@@ -206,7 +209,7 @@ def test_missing_files_are_named(write, tmp_path):
         load_foreign(write()[0], tmp_path / "none.pth")
 
 
-def test_a_stock_config_needs_its_pretrained_weights_no_more(write):
+def test_a_stock_config_loads_no_pretrained_weights(write):
     config, checkpoint = write()
     assert Config.fromfile(config).model.backbone.init_cfg.checkpoint == "not_there.pth"
     load_foreign(config, checkpoint)

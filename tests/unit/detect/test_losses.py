@@ -11,7 +11,7 @@ def losses(detector, card, coco, seed=0, batch_size=4, num_batches=2):
     return [loss.item() for loss in detector_losses(card, coco, batch_size, num_batches, seed)(detector)]
 
 
-def test_the_losses_come_from_the_seed_alone_and_leave_the_random_state(trained, scenes):
+def test_losses_depend_only_on_the_seed_and_keep_the_random_state(trained, scenes):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     first = losses(*trained, scenes)
@@ -30,8 +30,8 @@ def test_it_is_the_loss_that_training_lowered(trained, tiny, scenes, train_loss)
 
 def test_images_without_objects_are_left_out(trained, scenes, write_coco):
     data = read_annotations(scenes.annotations)
-    shown = {image["id"] for image in data["images"][:3]}
-    boxes = [row for row in data["annotations"] if row["image_id"] in shown]
+    kept = {image["id"] for image in data["images"][:3]}
+    boxes = [row for row in data["annotations"] if row["image_id"] in kept]
     few = CocoSet(write_coco(**{**data, "annotations": boxes}).annotations, scenes.images)
     assert len(losses(*trained, few, batch_size=1, num_batches=99)) == 3
 

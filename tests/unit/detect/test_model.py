@@ -47,7 +47,7 @@ def test_settings_reach_the_detector(tiny):
 
 
 @pytest.mark.parametrize("image_size_hw", [(0, 32), (16, 32), (100, 128), (128, 100)])
-def test_an_image_size_that_is_no_multiple_of_32_is_refused(image_size_hw):
+def test_an_image_size_not_divisible_by_32_is_refused(image_size_hw):
     got = r"\({}, {}\)".format(*image_size_hw)
     with pytest.raises(ValueError, match=rf"image_size_hw: got {got}; expected multiples of 32"):
         DetectorSettings(image_size_hw)
@@ -106,7 +106,7 @@ def test_a_classifier_given_as_detector_is_refused(tmp_path):
     architecture = Architecture("resnet18", 2, 8)
     card = ModelCard("classifier", architecture, ("a", "b"))
     save_model(tmp_path / "c.safetensors", build_classifier(architecture), card)
-    with pytest.raises(ValueError, match=r"c\.safetensors: holds a classifier; expected a detector"):
+    with pytest.raises(ValueError, match=r"c\.safetensors: not a detector, got a classifier"):
         load_detector(tmp_path / "c.safetensors")
 
 
@@ -135,7 +135,7 @@ def test_transfer_copies_every_backbone_weight_and_nothing_else(tiny):
         (("resnet34", 8), r"layer1\.2\.bn1\.bias got \(8,\); expected no such layer \(and \d+ more\)"),
     ],
 )
-def test_transfer_from_another_architecture_is_refused_with_the_layer(tiny, source, message):
+def test_transfer_from_another_architecture_names_the_layer(tiny, source, message):
     with pytest.raises(ValueError, match=rf"a\.pth: of another architecture, {message}"):
         transfer(tiny()[0], classifier(*source).state_dict(), "a.pth")
 

@@ -8,14 +8,14 @@ def test_the_three_orderings_and_the_dense_reference_are_known():
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
-def test_every_ordering_leads_from_a_classifier_to_a_trained_detector(ordering):
+def test_every_ordering_begins_and_ends_with_training(ordering):
     first, *_, last = steps(ordering)
     assert first == "train_classifier"
     assert last in {"train_detector", "finetune_detector"}
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
-def test_every_ordering_transfers_once_and_before_the_detector_trains(ordering):
+def test_every_ordering_transfers_once_before_detector_training(ordering):
     names = steps(ordering)
     assert names.count("transfer") == 1
     assert names.index("transfer") < names.index("train_detector")
@@ -28,7 +28,7 @@ def test_the_classifier_is_pruned_and_finetuned_before_the_transfer(ordering):
     assert names.index("prune_classifier") < names.index(budget) < names.index("transfer")
 
 
-def test_transfer_prune_prunes_the_trained_detector_and_trains_it_again():
+def test_transfer_prune_prunes_and_finetunes_the_trained_detector():
     names = steps("transfer_prune")
     assert names.index("transfer") < names.index("train_detector") < names.index("prune_detector")
     assert names.index("prune_detector") < names.index("finetune_detector")

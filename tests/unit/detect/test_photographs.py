@@ -18,13 +18,15 @@ from detect.predict import predict
 from detect.train import train_detector
 from experiment.cli import app
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = DetectorSettings(
     (192, 256), fpn_channels=32, head_channels=64, num_proposals=100, roi_samples=32, anchor_scale=4
 )
 NUM_PHOTOGRAPHS = 21  # which no batch of two divides
 LEAST_SCORE = 0.3
 LIMITS = np.array([0.05, 0.05, 0.05, 0.05, 1e-4])
-"""What boxes, in pixels, and scores may differ by."""
+"""Largest differences of boxes, in pixels, and of scores."""
 
 
 def invoke(*arguments):

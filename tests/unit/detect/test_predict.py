@@ -51,7 +51,7 @@ def test_an_image_may_have_any_name(photo):
         ("film.webm", "film.mp4"),
     ],
 )
-def test_pictures_that_no_format_is_known_for_become_png(name, picture):
+def test_images_of_a_format_that_is_not_written_become_png(name, picture):
     assert picture_name(Path(name)) == picture
 
 
@@ -69,7 +69,7 @@ def test_a_missing_image_is_refused(tmp_path):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no images; expected files ending in .bmp"):
+    with pytest.raises(ValueError, match=r"has no images, got none; expected files ending in .bmp"):
         input_files([tmp_path])
 
 
@@ -77,17 +77,19 @@ def test_two_images_of_one_name_are_refused(tmp_path, photo):
     (tmp_path / "other").mkdir()
     other = tmp_path / "other/photo.png"
     other.write_bytes(photo.read_bytes())
-    with pytest.raises(ValueError, match=r"other/photo.png: same name as .*; expected each name once"):
+    with pytest.raises(
+        ValueError, match=r"other/photo.png: same name as another input, got .*; expected each name once"
+    ):
         input_files([photo, other])
 
 
-def test_a_film_is_looked_for_too_and_gets_a_picture_of_mpeg4(tmp_path, photo):
+def test_videos_in_a_folder_are_found_and_written_as_mpeg4(tmp_path, photo):
     write_film(tmp_path / "film.avi")
     assert input_files([tmp_path]) == [tmp_path / "film.avi", photo]
     assert [picture_name(file) for file in (tmp_path / "film.avi", photo)] == ["film.mp4", "photo.png"]
 
 
-def test_a_broken_film_is_refused(tmp_path):
+def test_a_broken_video_is_refused(tmp_path):
     (tmp_path / "film.avi").write_text("no film")
     with pytest.raises(ValueError, match=r"film.avi: does not decode; expected a video"):
         input_files([tmp_path])

@@ -38,7 +38,7 @@ def test_every_layer_is_decided_on(trained, slim):
     assert layers_with_channels(trained[0]).keys() <= set(decided)
 
 
-def test_neck_and_heads_are_untouched_and_the_report_says_why(trained, slim):
+def test_neck_and_heads_are_not_cut_and_the_report_has_the_reason(trained, slim):
     untouched = {name: d.reason for d in slim[2].untouched for name in d.layers}
     dense_layers, slim_layers = (layers_with_channels(model) for model in (trained[0], slim[0]))
     outside = [name for name in dense_layers if not name.startswith("backbone.")]
@@ -53,7 +53,7 @@ def test_heads_keep_their_weights(trained, slim):
         torch.testing.assert_close(slim_part, dense_part, rtol=0, atol=0)
 
 
-def test_the_cards_spec_makes_the_slim_backbone_out_of_the_dense_one(trained, slim):
+def test_the_cards_spec_turns_the_dense_backbone_into_the_slim_one(trained, slim):
     detector, (slim_detector, card, _) = trained[0], slim
     again = slim_model(detector.backbone.net, card.prune_spec)
     torch.testing.assert_close(again.state_dict(), slim_detector.backbone.net.state_dict(), rtol=0, atol=0)
@@ -89,7 +89,7 @@ def test_backbone_layers_go_by_the_classifiers_names(tiny):
     assert [d.group for d in pruned.untouched if d.reason.startswith("skipped")] == ["backbone.net.layer4.0.conv1"]
 
 
-def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_names(tiny):
+def test_a_pattern_without_a_match_is_refused_with_the_nearest_names(tiny):
     with pytest.raises(ValueError, match=r"layer9\.0\.conv1: no layer of the model matches; nearest names: backbone\."):
         prune_detector(*tiny(), 0.5, skip=("layer9.0.conv1",))
 

@@ -16,7 +16,7 @@ def graph(trained):
 
 
 def scene(height, width, seed=0):
-    """A smooth picture: of noise, rounding makes another one."""
+    """A smooth image: noise would change with rounding."""
     coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed)) * 255
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)
     return smooth[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
@@ -67,7 +67,7 @@ def test_boxes_are_in_pixels_of_the_frame(graph):
     torch.testing.assert_close(boxes, 3 * expected_boxes)
 
 
-def test_boxes_do_not_leave_a_picture_that_does_not_fill_its_input(graph):
+def test_boxes_stay_inside_an_image_that_does_not_fill_its_input(graph):
     """51 of 75 rows become 108.8, that is 109 of 160: a little more than the picture."""
     image, _ = frame(scene(75, 75))
     image_hw = torch.tensor([[51.0, 51.0]])

@@ -8,6 +8,8 @@ from PIL import Image
 from detect.data import CocoSet
 from detect.train import train_detector
 
+pytestmark = pytest.mark.slow
+
 
 class KilledError(Exception):
     pass
@@ -20,11 +22,11 @@ def three_epochs(schedule):
 
 @pytest.fixture(scope="session")
 def uninterrupted(tiny, scenes, three_epochs, tmp_path_factory):
-    """The weights after three epochs of two iterations each, and what `progress` was told."""
-    (detector, card), told = tiny(), []
+    """The weights after three epochs of two iterations each, and the calls of `progress`."""
+    (detector, card), calls = tiny(), []
     folder = tmp_path_factory.mktemp("uninterrupted")
-    train_detector(detector, card, scenes, three_epochs, folder, 0, lambda *counts: told.append(counts))
-    return detector, told
+    train_detector(detector, card, scenes, three_epochs, folder, 0, lambda *counts: calls.append(counts))
+    return detector, calls
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_training_lowers_the_loss(tiny, trained, train_loss):
     assert learned < 0.6 * fresh, (fresh, learned)
 
 
-def test_progress_hears_of_every_iteration(uninterrupted):
+def test_progress_is_called_for_every_iteration(uninterrupted):
     assert uninterrupted[1] == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
 
 
@@ -59,17 +61,17 @@ def test_killed_and_resumed_equals_never_killed(tiny, scenes, three_epochs, unin
 
     with pytest.raises(KilledError, match="at step 3"):
         train_detector(*tiny(), scenes, three_epochs, tmp_path, 0, kill)
-    (detector, card), told = tiny(seed=9), []  # other weights: the checkpoint's must replace them
-    train_detector(detector, card, scenes, three_epochs, tmp_path, 0, lambda done, _: told.append(done))
-    assert told == [3, 4, 5, 6]
+    (detector, card), calls = tiny(seed=9), []  # other weights: the checkpoint's must replace them
+    train_detector(detector, card, scenes, three_epochs, tmp_path, 0, lambda done, _: calls.append(done))
+    assert calls == [3, 4, 5, 6]
     torch.testing.assert_close(detector.state_dict(), uninterrupted[0].state_dict(), rtol=0, atol=0)
 
 
-def test_training_again_in_a_finished_folder_gives_the_finished_weights(tiny, scenes, schedule, tmp_path):
-    first, second, told = tiny()[0], tiny(seed=9)[0], []
+def test_training_again_in_a_finished_folder_returns_its_weights(tiny, scenes, schedule, tmp_path):
+    first, second, calls = tiny()[0], tiny(seed=9)[0], []
     for detector in (first, second):
-        train_detector(detector, tiny()[1], scenes, schedule, tmp_path, 0, lambda *counts: told.append(counts))
-    assert len(told) == 2
+        train_detector(detector, tiny()[1], scenes, schedule, tmp_path, 0, lambda *counts: calls.append(counts))
+    assert len(calls) == 2
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
 
 
@@ -80,16 +82,16 @@ def test_another_training_seed_gives_other_weights(tiny, scenes, three_epochs, u
 
 
 def test_images_without_boxes_are_not_trained_on(tiny, one_of_two_has_boxes, schedule, tmp_path):
-    (detector, card), told = tiny(), []
+    (detector, card), calls = tiny(), []
     card = replace(card, classes=tuple("abcdef"))
     schedule = replace(schedule, batch_size=1)
     train_detector(
-        detector, card, one_of_two_has_boxes, schedule, tmp_path, 0, lambda done, total: told.append((done, total))
+        detector, card, one_of_two_has_boxes, schedule, tmp_path, 0, lambda done, total: calls.append((done, total))
     )
-    assert told == [(1, 1)]
+    assert calls == [(1, 1)]
 
 
-def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step(tiny, scenes, schedule, tmp_path):
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(tiny, scenes, schedule, tmp_path):
     detector, card = tiny()
     torch.nn.init.constant_(detector.roi_head.bbox_head.fc_cls.weight, float("nan"))
     with pytest.raises(RuntimeError, match="the loss is nan at epoch 1, iteration 1; lower the learning rate"):
@@ -103,9 +105,9 @@ def test_training_prints_nothing(tiny, scenes, schedule, tmp_path, capsys):
 
 def test_relative_paths_of_a_set_are_followed(tiny, scenes, schedule, tmp_path, monkeypatch):
     monkeypatch.chdir(scenes.annotations.parent)
-    told = []
+    calls = []
     here = CocoSet(
         scenes.annotations.relative_to(scenes.annotations.parent), scenes.images.relative_to(scenes.annotations.parent)
     )
-    train_detector(*tiny(), here, schedule, tmp_path, 0, lambda done, total: told.append(done))
-    assert told == [1, 2]
+    train_detector(*tiny(), here, schedule, tmp_path, 0, lambda done, total: calls.append(done))
+    assert calls == [1, 2]

@@ -64,11 +64,11 @@ def test_switching_mode_returns_the_backbone(mode):
 
 
 def test_init_cfg_is_refused():
-    with pytest.raises(ValueError, match=r"backbone\.init_cfg: not used, got .*Pretrained.*; weights come with the"):
+    with pytest.raises(ValueError, match=r"backbone\.init_cfg: not used, got .*Pretrained.*; drop it, weights are"):
         TrunkBackbone("resnet18", 8, init_cfg={"type": "Pretrained", "checkpoint": "torchvision://resnet18"})
 
 
-def test_an_unknown_backbone_in_a_config_is_refused_with_the_known_names(tiny):
+def test_an_unknown_backbone_is_refused_with_the_known_names(tiny):
     config = tiny()[1].detector
     with pytest.raises(ValueError, match=r"backbone: unknown, got 'resnet19'; expected one of .*'resnet18'"):
         build_detector({**config, "backbone": {**config["backbone"], "name": "resnet19"}})

@@ -73,7 +73,7 @@ def test_it_trains_on_and_is_evaluated(whole, scenes, schedule, tmp_path):
     assert 0 <= evaluate_detector(detector, card, scenes, tmp_path / "evaluation")["map"] <= 1
 
 
-def test_its_graph_of_fixed_shapes_costs_what_the_traced_layers_cost(whole):
+def test_its_fixed_shape_graph_costs_the_same_as_the_traced_layers(whole):
     detector, card, _ = whole
     size_hw = card.preprocessing.image_hw
     graph = FixedShapeDetector(detector, size_hw)

@@ -9,6 +9,8 @@ from PIL import Image
 
 from experiment.cli import app
 
+pytestmark = pytest.mark.slow
+
 TRAINING = ("torch", "torchvision", "mmdet", "mmengine", "mmcv", "scipy", "safetensors", "filelock", "matplotlib")
 WITHOUT = """
 import sys

@@ -18,6 +18,8 @@ from detect.synthetic import write_scenes
 from experiment.cli import app
 from experiment.commands import prune_table
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 PRUNE = ROOT / "configs/prune"
 HALF = PRUNE / "l1_half.py"

@@ -56,7 +56,7 @@ def test_parts_of_a_classifier_are_refused(refused, classifier):
 @pytest.mark.parametrize("own", ["ratios={'neck.*': 0.5}", "widths={'neck.*': 8}"])
 def test_layers_of_a_part_that_stays_whole_get_nothing_of_their_own(refused, detector, own):
     message = refused(detector, "--set", own)
-    assert "['neck.*']: in a part that stays whole, got neck; expected it among parts" in message
+    assert "['neck.*']: in a part that is not cut, got neck; add it to parts" in message
 
 
 def test_weight_that_is_not_finite_is_named(refused, tmp_path):

@@ -7,6 +7,8 @@ from torch import nn
 from classify.backbones import BACKBONES, Architecture, build_classifier
 from prune import PruneSpec, cost_of, find_groups, masked_model, narrowed_model, prune_model
 
+pytestmark = pytest.mark.slow
+
 WHOLE = {"convnext_tiny": {"layer_norm"}, "cifar": {"padded with", "model's input"}}
 """What keeps groups whole, besides the model's outputs."""
 

@@ -11,6 +11,8 @@ from torchvision import models
 from classify.backbones import Architecture, build_classifier
 from prune import PruneSpec, cost_of, find_groups, prune_model, slim_model
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {
     "max_macs": lambda cost: cost.macs,
     "max_params": lambda cost: cost.params,
