@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from deploy import Arrays, Measurement, OnnxRunner, Runner, measure, onnx_from_module
 from deploy.runtimes.openvino import OpenVinoRunner
 from detect.fixed_boxes import keep_best, keep_by_operator
-from detect.fixed_shape import NMS_ROUNDS, Suppress
+from detect.fixed_shape import NMS_ITERATIONS, Suppress
 
 NUM_BOXES = (1000, 2000)
 NUM_OBJECTS = 40
 IOU_THRESHOLD = 0.7
-FORMS: dict[str, Suppress] = {"rounds": partial(keep_best, num_rounds=NMS_ROUNDS), "operator": keep_by_operator}
+FORMS: dict[str, Suppress] = {"rounds": partial(keep_best, num_iterations=NMS_ITERATIONS), "operator": keep_by_operator}
 RUNTIMES = {"ONNX Runtime": OnnxRunner, "OpenVINO": OpenVinoRunner}
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     for num_boxes in NUM_BOXES:
         measurement, kept = timed(num_boxes, arguments.rounds, arguments.threads)
         results += rows_of(num_boxes, kept, measurement)
-    columns = ["boxes", "kept", "runtime", f"{NMS_ROUNDS} rounds (ms)", "NonMaxSuppression (ms)"]
+    columns = ["boxes", "kept", "runtime", f"{NMS_ITERATIONS} iterations (ms)", "NonMaxSuppression (ms)"]
     table = [
         [str(row["boxes"]), str(row["kept"]), row["runtime"], f"{row['rounds']:.1f}", f"{row['operator']:.1f}"]
         for row in results

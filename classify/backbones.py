@@ -27,6 +27,7 @@ __all__ = [
     "HEADS",
     "Architecture",
     "Trunk",
+    "Widths",
     "build_classifier",
     "build_trunk",
     "initialize",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 Widths = Mapping[str, tuple[int, int]]
+"""Layer -> (inputs, outputs)."""
 _Build = Callable[..., nn.Module]
 
 

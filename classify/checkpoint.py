@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from classify.backbones import Architecture, build_classifier
+from classify.backbones import Architecture, Widths, build_classifier
 from classify.data import MEAN, STD
 from command.errors import RequestError
 from command.files import existing_file, written_atomically
@@ -62,10 +62,10 @@ class ModelCard:
     """Its name is empty where a foreign detector has a backbone that espalier does not know."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing = Preprocessing((224, 224))
-    detector: Mapping[str, Any] | None = None
-    """mmdet's model config, for detectors."""
     settings: Mapping[str, Any] | None = None
     """Arguments of `detect.model.DetectorSettings`, for detectors."""
+    widths: Widths = field(default_factory=dict)
+    """(inputs, outputs) of the layers outside the backbone that a slim detector has narrower."""
     spec: Mapping[str, Any] | None = None
     """The PruneSpec that made it slim, or None. The backbone's layers have the classifier's names."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class ModelCard:
     @property
     def is_slim(self) -> bool:
         """Whether any of its layers was cut."""
-        return bool(self.backbone.widths) or "widths" in (self.detector or {})
+        return bool(self.backbone.widths or self.widths)
 
     def check_dense(self, subject: object) -> None:
         """Raise RequestError if the model was pruned before."""

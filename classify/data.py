@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from command.errors import MissingFileError, RequestError
+from command.errors import MissingFileError, RequestError, WorkError
 
 __all__ = ["MEAN", "STD", "check_folder", "class_names", "fingerprint", "image_folder"]
 
@@ -29,7 +30,8 @@ def image_folder(root: Path, split: str, image_size: int) -> Dataset[tuple[Tenso
         split: "train" (random crops and flips) or "val" (centre crops).
         image_size: Side S of the crop in pixels.
     """
-    return ImageFolder(str(_split_folder(root, split)), transform=_transform(split, image_size), allow_empty=True)
+    folder = str(_split_folder(root, split))
+    return ImageFolder(folder, transform=_transform(split, image_size), loader=_loaded, allow_empty=True)
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -66,6 +68,14 @@ def fingerprint(root: Path) -> str:
         for path in _files(_split_folder(root, split)):
             digest.update(os.fsencode(f"{path.relative_to(root)} {path.stat().st_size}"))
     return digest.hexdigest()
+
+
+def _loaded(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise WorkError(f"{path}: does not decode, {error}; replace or delete it") from error
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -1,6 +1,5 @@
 """The deployed model: a folder of one ONNX file, engines built from it, and the `deploy.json` that describes it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from command.errors import RequestError
 from command.files import existing_file, model_from_json, sha256_of
 from deploy.engine import read_engine_info
+from deploy.machine import num_cores
 from deploy.runtimes.registry import ENGINE, runner_for
 from deploy.runtimes.runner import FileRunner
 from deploy.tensors import TensorSpec
@@ -56,7 +56,7 @@ class Deployment(BaseModel):
     """The settings of the export."""
     mmdet: str | None = None
     """Name of mmdet's config, for a checkpoint of mmdet."""
-    nms_rounds: int | None = None
+    nms_iterations: int | None = None
     """Rounds of NMS, where it is computed as arithmetic."""
     network_hw: tuple[int, int] | None = None
     """Height and width that the detector works at, if not those of the input: the graph scales images then."""
@@ -106,7 +106,7 @@ class Deployed:
             RequestError: If inputs or outputs differ from those in `deploy.json`, and for the reasons of `runner_for`.
             WorkError: If the runtime needs a GPU and finds none.
         """
-        runner = runner_for(self.file, runtime, _num_cores())
+        runner = runner_for(self.file, runtime, num_cores())
         for got, expected in ((runner.inputs, self.inputs), (runner.outputs, self.outputs)):
             if got != expected:
                 raise RequestError(f"{self.file}: does not match its {DEPLOYMENT}, got {got}; expected {expected}")
@@ -146,7 +146,3 @@ def _check_names(file: Path, names: set[str]) -> None:
             f"{file}: not an Espalier detector, got inputs and outputs {', '.join(sorted(names - _DEBUG))}; "
             f"expected {', '.join(sorted(expected))}"
         )
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

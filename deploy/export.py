@@ -78,7 +78,11 @@ def onnx_from_module(
         beside.write_bytes(model.SerializeToString())
         if tolerance is None:
             return _checked_by_onnx(path, beside)
-        return _checked_differences(path, expected, OnnxRunner(beside).run(arrays), tolerance)
+        try:
+            found = OnnxRunner(beside).run(arrays)
+        except RequestError as error:  # of a file that was just written: nobody's request
+            raise WorkError(f"{path}: ONNX Runtime does not run the exported file, {error}") from error
+        return _checked_differences(path, expected, found, tolerance)
 
 
 def _check_size(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ The state of a GPU during a measurement is read in nvml.py.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ __all__ = [
     "device_from_place",
     "git_commit",
     "installed_versions",
+    "num_cores",
 ]
 
 VERSIONED = (
@@ -82,6 +84,11 @@ def cpu_model() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def installed_versions() -> dict[str, str]:

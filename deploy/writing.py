@@ -14,7 +14,7 @@ from command.files import filled_folder, sha256_of
 from deploy.agreement import agreement
 from deploy.deployment import DEPLOYMENT, ONNX_NAME, Deployment, Precision
 from deploy.export import onnx_from_module
-from deploy.machine import installed_versions
+from deploy.machine import installed_versions, num_cores
 from deploy.onnx_file import input_specs, load_onnx, output_specs
 from deploy.runtimes.onnxruntime import OnnxRunner
 from deploy.tensors import Arrays
@@ -33,7 +33,8 @@ _NETWORK_TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 0.01}
 _LEAST_AGREED: Mapping[str, float] = {"fp32": 0.95, "fp16": 0.9, "int8": 0.0}
 """Share of the detections that must agree: either of two nearly equal boxes may be kept. `deploy eval` measures what
 int8 loses."""
-_MOST_SPREAD, _FEWEST = 0.25, 10  # untrained detectors find many boxes whose scores differ by less
+_MOST_SPREAD, _FEWEST = 20, 10
+"""The scores of at least so many detections lie within so many tolerances of each other: as with random weights."""
 
 _PREPROCESSING = {
     "detector": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
@@ -55,7 +56,7 @@ class Origin:
     """Precision of the final file; it sets the tolerances."""
     mmdet: str | None = None
     """Name of mmdet's config, for a checkpoint of mmdet."""
-    nms_rounds: int | None = None
+    nms_iterations: int | None = None
     network_hw: tuple[int, int] | None = None
 
 
@@ -143,14 +144,14 @@ def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
         compared_on="",
         config=dict(origin.config),
         mmdet=origin.mmdet,
-        nms_rounds=origin.nms_rounds,
+        nms_iterations=origin.nms_iterations,
         network_hw=origin.network_hw,
     )
 
 
 def _agreement(comparison: Comparison, file: Path, precision: str) -> dict[str, Any]:
     """Return how many detections agree; if all scores are nearly equal, also the networks' largest differences."""
-    runner = OnnxRunner(file)
+    runner = OnnxRunner(file, num_threads=num_cores())
     tolerances = _TOLERANCES[precision], _BOX_TOLERANCES[precision]
     num_agreed = num_detections = 0
     for outputs, example in zip(comparison.expected, comparison.examples, strict=True):
@@ -163,7 +164,7 @@ def _agreement(comparison: Comparison, file: Path, precision: str) -> dict[str, 
     least = _LEAST_AGREED[precision]
     if num_agreed >= least * num_detections:
         return parity
-    if comparison.networks and _scores_are_equal(comparison.expected):
+    if comparison.networks and _scores_are_equal(comparison.expected, tolerances[0]):
         return {**parity, "networks": _network_differences(comparison, comparison.networks, file, precision)}
     raise WorkError(
         f"{file.name}: differs from PyTorch, got {num_agreed} of {num_detections} detections that agree; expected "
@@ -171,10 +172,10 @@ def _agreement(comparison: Comparison, file: Path, precision: str) -> dict[str, 
     )
 
 
-def _scores_are_equal(expected: Sequence[Arrays]) -> bool:
+def _scores_are_equal(expected: Sequence[Arrays], tolerance: float) -> bool:
     """Return whether many boxes are found and their scores are nearly equal, as with random weights."""
     scores = np.concatenate([outputs["scores"][np.asarray(outputs["labels"], np.int64) >= 0] for outputs in expected])
-    return len(scores) >= _FEWEST and bool(np.ptp(scores) <= _MOST_SPREAD)
+    return len(scores) >= _FEWEST and bool(np.ptp(scores) <= _MOST_SPREAD * tolerance)
 
 
 def _network_differences(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator, with_config
+from pydantic import Field, model_validator
 
 from classify.config import Dense, Finetune
 from classify.train import Schedule
@@ -13,8 +13,6 @@ from detect.data import CocoSet, check_coco
 from detect.model import DetectorSettings
 
 __all__ = ["CocoData", "DetectorTraining", "ScenesData", "Transfer"]
-
-with_config(ConfigDict(extra="forbid"))(DetectorSettings)
 
 
 class ScenesData(Part):

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from command.errors import MissingFileError, RequestError
+from command.errors import MissingFileError, RequestError, WorkError
 from command.files import write_json
 
 __all__ = ["CocoSet", "check_coco", "coco_subset", "fingerprint", "num_crops", "read_annotations", "write_crops"]
@@ -155,12 +155,19 @@ def write_crops(coco: CocoSet, folder: Path) -> int:
         x, y, w, h = box["bbox"]
         side = 1.25 * max(w, h)
         left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
-        with Image.open(coco.images / files[box["image_id"]]) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            crop = upright.crop((round(left), round(top), round(left + side), round(top + side)))
+        upright = _upright(coco.images / files[box["image_id"]])
+        crop = upright.crop((round(left), round(top), round(left + side), round(top + side)))
         crop.save(folder / names[box["category_id"]] / f"{i:07}.png", compress_level=1)
         num += 1
     return num
+
+
+def _upright(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise WorkError(f"{path}: does not decode, {error}; replace or delete it") from error
 
 
 def _first_fault(error: ValidationError) -> str:
@@ -194,7 +201,7 @@ def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
         try:
             with Image.open(path) as image:
                 size = _upright_size(image)
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise RequestError(f"{path}: does not decode; expected an image") from error
         if size != (row["width"], row["height"]):
             stated = (row["width"], row["height"])

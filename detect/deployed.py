@@ -40,7 +40,7 @@ class Evaluated:
     """The model file that the file was compared with."""
     figures: dict[str, Any]
     """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`, `file_sha256`; `num_unsettled`,
-    the images for which its rounds of NMS were too few, None if the file has no such output; `framework_map` and
+    the images for which its NMS iterations were too few, None if the file has no such output; `framework_map` and
     `framework_map50` of the model file and the `difference` of both mAPs, None without a model file."""
     notes: tuple[str, ...]
     """Notes on the figures, one line each."""
@@ -125,7 +125,7 @@ def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, .
         if got != expected:
             raise RequestError(
                 f"{coco.annotations}: classes differ from those of {deployed.file}, got {got} as number {label + 1} "
-                f"of {len(classes)}; expected {expected}, {len(known)} classes in all"
+                f"of {len(classes)}; expected {expected}, {len(known)} in all"
             )
 
 
@@ -199,7 +199,8 @@ def _notes_on_running(runner: FileRunner, num_unsettled: int | None, num_images:
     """Yield notes on NMS that did not converge, and on fp16 that runs as fp32."""
     if num_unsettled:
         yield (
-            f"warning: NMS did not converge in {num_unsettled} of {num_images} images; export with more nms_rounds, or "
+            f"warning: NMS did not converge in {num_unsettled} of {num_images} images; export with "
+            f"more nms_iterations, or "
             f"with images like these as `pictures`"
         )
     if runner.precision == "fp16" and runner.device == "cpu":

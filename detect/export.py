@@ -107,11 +107,16 @@ def _export_detector(
     image_hw, precision = card.preprocessing.image_hw, settings.precision
     examples, images, quantize = _inputs(settings.input_hw or image_hw, settings)
     found = reference_of(detector, image_hw, examples, settings.input_hw)
-    nms_rounds = _nms_rounds(settings, found, images)
+    nms_iterations = _nms_iterations(settings, found, images)
 
     def graph_in(dtype: torch.dtype) -> FixedShapeDetector:
         return FixedShapeDetector(
-            detector, image_hw, nms_rounds=nms_rounds, runtime=settings.runtime, debug=settings.debug, dtype=dtype
+            detector,
+            image_hw,
+            nms_iterations=nms_iterations,
+            runtime=settings.runtime,
+            debug=settings.debug,
+            dtype=dtype,
         )
 
     def networks() -> tuple[nn.Module, nn.Module]:
@@ -130,7 +135,7 @@ def _export_detector(
         settings.model_dump(mode="json"),
         precision,
         mmdet=mmdet,
-        nms_rounds=nms_rounds if settings.runtime == "any" else None,
+        nms_iterations=nms_iterations if settings.runtime == "any" else None,
         network_hw=image_hw if settings.input_hw else None,
     )
     comparison = Comparison(examples, images, expected=found.outputs, networks=networks)
@@ -141,12 +146,12 @@ def _export_detector(
     return Exported(parity, _compared(parity, images), tuple(notes))
 
 
-def _nms_rounds(settings: ExportConfig, found: Reference, images: str) -> int:
-    """Return the configured rounds, by default enough; raise RequestError if NMS does not converge with them."""
-    given = settings.nms_rounds
-    if given is not None and settings.runtime == "any" and given < found.rounds:
-        raise RequestError(f"nms_rounds: too few for {images}, got {given}; expected at least {found.rounds}")
-    return given or found.safe_rounds
+def _nms_iterations(settings: ExportConfig, found: Reference, images: str) -> int:
+    """Return the configured iterations, by default enough; raise RequestError if NMS does not converge with them."""
+    given = settings.nms_iterations
+    if given is not None and settings.runtime == "any" and given < found.iterations:
+        raise RequestError(f"nms_iterations: too few for {images}, got {given}; expected at least {found.iterations}")
+    return given or found.safe_iterations
 
 
 def _export_classifier(model: Path, settings: ExportConfig, folder: Path) -> Exported:

@@ -64,11 +64,11 @@ class ExportConfig(Part):
     input_hw: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of the input, any: the graph scales it to `size_hw`, keeping its ratio, and boxes are in its
     pixels. Default: `size_hw`. For detectors only."""
-    nms_rounds: int | None = Field(None, ge=1)
-    """Rounds of NMS where it is computed as arithmetic, see FixedShapeDetector. Default: 24, or twice what the compared
-    images need if that is close to 24. For detectors only."""
+    nms_iterations: int | None = Field(None, ge=1)
+    """Iterations of NMS where it is computed as arithmetic, see FixedShapeDetector. Default: 24, or twice what the
+    compared images need if that is close to 24. For detectors only."""
     debug: bool = False
-    """Add the output nms_converged: whether these rounds were enough. For detectors only."""
+    """Add the output nms_converged: whether these iterations were enough. For detectors only."""
     pictures: Pictures | None = None
     """Images to calibrate int8 on, and to compare every file on. Default: random images, in which a trained detector
     may find nothing. For detectors only."""
@@ -88,5 +88,5 @@ class ExportConfig(Part):
         return self
 
 
-FOR_DETECTORS = {"runtime", "size_hw", "input_hw", "nms_rounds", "debug", "pictures"}
+FOR_DETECTORS = {"runtime", "size_hw", "input_hw", "nms_iterations", "debug", "pictures"}
 """Fields that are not used for classifiers."""

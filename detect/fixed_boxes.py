@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-__all__ = ["BoxDecoder", "keep_best", "keep_by_operator", "rounds_to_settle", "spread_by_group", "take"]
+__all__ = ["BoxDecoder", "iterations_to_settle", "keep_best", "keep_by_operator", "spread_by_group", "take"]
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # default of mmdet's DeltaXYWHBBoxCoder.decode, which configs cannot change
 
@@ -40,17 +40,17 @@ class BoxDecoder(nn.Module):
         return torch.minimum(moved_NX4.clamp(min=0), border_N14) if self.clip_border else moved_NX4
 
 
-def keep_best(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float, num_rounds: int) -> tuple[Tensor, Tensor]:
-    """Return which boxes greedy NMS keeps, and whether the rounds were enough for that.
+def keep_best(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float, num_iterations: int) -> tuple[Tensor, Tensor]:
+    """Return which boxes greedy NMS keeps, and whether the iterations were enough for that.
 
     With M[j, i] = 1 where j is before i and their IoU is above the threshold, keep <- (keep . M < 0.5) is repeated. Its
-    only fixed point is greedy NMS, and round r settles every box that depends on a chain of fewer than r others.
+    only fixed point is greedy NMS, and iteration r settles every box that depends on a chain of fewer than r others.
 
     Args:
         boxes_X4: Corners x1, y1, x2, y2, best score first, shape (..., X, 4).
         valid_X: False for unused places; they are not kept and suppress nothing, bool (..., X).
         iou_threshold: A box overlapping a kept one by more than this is dropped, in [0, 1].
-        num_rounds: Number of rounds, at least 1.
+        num_iterations: Number of iterations, at least 1.
 
     Returns:
         keep, bool (..., X), and converged, bool (...): True if another round would change nothing.
@@ -59,20 +59,20 @@ def keep_best(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float, num_round
     """
     overlaps_XX = _overlaps(boxes_X4, iou_threshold)
     keep_1X = valid_1X = valid_X[..., None, :]
-    for _ in range(num_rounds):
-        keep_1X = _round(keep_1X, valid_1X, overlaps_XX)
-    converged_1 = (_round(keep_1X, valid_1X, overlaps_XX) == keep_1X).all(-1)
+    for _ in range(num_iterations):
+        keep_1X = _iterate(keep_1X, valid_1X, overlaps_XX)
+    converged_1 = (_iterate(keep_1X, valid_1X, overlaps_XX) == keep_1X).all(-1)
     return keep_1X[..., 0, :], converged_1[..., 0]
 
 
-def rounds_to_settle(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> int:
-    """Return the fewest rounds with which `keep_best` converges on all of these boxes."""
+def iterations_to_settle(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> int:
+    """Return the fewest iterations with which `keep_best` converges on all of these boxes."""
     overlaps_XX = _overlaps(boxes_X4, iou_threshold)
     keep_1X = valid_1X = valid_X[..., None, :]
-    num_rounds = 0
-    while not torch.equal(after_1X := _round(keep_1X, valid_1X, overlaps_XX), keep_1X):
-        keep_1X, num_rounds = after_1X, num_rounds + 1
-    return num_rounds
+    num_iterations = 0
+    while not torch.equal(after_1X := _iterate(keep_1X, valid_1X, overlaps_XX), keep_1X):
+        keep_1X, num_iterations = after_1X, num_iterations + 1
+    return num_iterations
 
 
 def keep_by_operator(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ def _overlaps(boxes_X4: Tensor, iou_threshold: float) -> Tensor:
     return (_pairwise_iou(boxes_X4) > iou_threshold).to(boxes_X4.dtype).triu(1)
 
 
-def _round(keep_1X: Tensor, valid_1X: Tensor, overlaps_XX: Tensor) -> Tensor:
+def _iterate(keep_1X: Tensor, valid_1X: Tensor, overlaps_XX: Tensor) -> Tensor:
     return valid_1X & (keep_1X.to(overlaps_XX.dtype) @ overlaps_XX < 0.5)
 
 

@@ -24,7 +24,7 @@ from detect.fixed_roi import CanvasRoIAlign, OperatorRoIAlign
 if TYPE_CHECKING:
     from mmdet.models import TwoStageDetector
 
-__all__ = ["NMS_ROUNDS", "FixedShapeDetector", "GraphRuntime", "check_parts"]
+__all__ = ["NMS_ITERATIONS", "FixedShapeDetector", "GraphRuntime", "check_parts"]
 
 GraphRuntime = Literal["any", "onnxruntime", "openvino"]
 """The runtime that a graph is for."""
@@ -32,8 +32,8 @@ GraphRuntime = Literal["any", "onnxruntime", "openvino"]
 Suppress = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 """Boxes, best first, valid and IoU threshold -> which are kept, and whether NMS converged."""
 
-NMS_ROUNDS = 24
-"""Default rounds of NMS; see FixedShapeDetector."""
+NMS_ITERATIONS = 24
+"""Default iterations of NMS; see FixedShapeDetector."""
 
 TOPK_LIMIT = 3840  # of TensorRT's TopK
 
@@ -63,12 +63,12 @@ class FixedShapeDetector(nn.Module):
         size_hw: Height and width of the input in pixels, both multiples of the detector's padding.
         max_candidates: Number of (proposal, class) pairs that enter the final NMS. mmdet takes all above the score
             threshold; leaving out the worst changes nothing as long as `max_per_img` of the others survive.
-        nms_rounds: Rounds of NMS, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17 for its
-            proposals, usually 10; an untrained one, whose scores are smooth, can need 60.
+        nms_iterations: Iterations of NMS, see `fixed_boxes.keep_best`. A small detector trained on BCCD needed up to 17
+            for its proposals, usually 10; an untrained one, whose scores are smooth, can need 60.
         runtime: The runtime it is for; all find the same boxes. `any`: NMS and RoIAlign as arithmetic, which every
             engine builds. `onnxruntime`: with ONNX's NMS operator; `openvino`: with its RoIAlign operator too. These
             are faster in these runtimes, but TensorRT-RTX cannot build them.
-        debug: Adds the output `nms_converged`, bool (N,): False where `nms_rounds` were too few.
+        debug: Adds the output `nms_converged`, bool (N,): False where `nms_iterations` were too few.
         dtype: Dtype of backbone, neck and heads; boxes and scores are always float32. In half precision, BatchNorm is
             folded into the convolutions before it.
 
@@ -88,7 +88,7 @@ class FixedShapeDetector(nn.Module):
         size_hw: tuple[int, int],
         *,
         max_candidates: int = 1000,
-        nms_rounds: int = NMS_ROUNDS,
+        nms_iterations: int = NMS_ITERATIONS,
         runtime: GraphRuntime = "any",
         debug: bool = False,
         dtype: torch.dtype = torch.float32,
@@ -96,7 +96,7 @@ class FixedShapeDetector(nn.Module):
         super().__init__()
         check_parts(detector)
         _check_settings(detector)
-        _check_numbers(detector, size_hw, nms_rounds)
+        _check_numbers(detector, size_hw, nms_iterations)
         detector = copy.deepcopy(detector).cpu()
         if dtype != torch.float32:
             _fold_batchnorm(detector)
@@ -104,7 +104,7 @@ class FixedShapeDetector(nn.Module):
         self.output_names = ("boxes_xyxy", "scores", "labels", "nms_converged")[: 4 if debug else 3]
         self._copy_preprocessing(detector.data_preprocessor)
         self.backbone, self.neck = detector.backbone.to(dtype), detector.neck.to(dtype)
-        suppress = partial(keep_best, num_rounds=nms_rounds) if runtime == "any" else keep_by_operator
+        suppress = partial(keep_best, num_iterations=nms_iterations) if runtime == "any" else keep_by_operator
         self.proposals = _Proposals(detector.rpn_head.to(dtype), size_hw, suppress)
         num_proposals = self.proposals.num_proposals
         align = OperatorRoIAlign if runtime == "openvino" and self.proposals.are_inside else CanvasRoIAlign
@@ -324,8 +324,8 @@ def _check_settings(detector: Any) -> None:
         _require(not coder.add_ctr_clamp, "bbox_coder", "not supported", "add_ctr_clamp=True", "add_ctr_clamp=False")
 
 
-def _check_numbers(detector: Any, size_hw: tuple[int, int], nms_rounds: int) -> None:
-    _require(nms_rounds >= 1, "nms_rounds", "too few", nms_rounds, "at least 1")
+def _check_numbers(detector: Any, size_hw: tuple[int, int], nms_iterations: int) -> None:
+    _require(nms_iterations >= 1, "nms_iterations", "too few", nms_iterations, "at least 1")
     step = max(detector.data_preprocessor.pad_size_divisor, *detector.roi_head.bbox_roi_extractor.featmap_strides)
     fits = all(side > 0 and side % step == 0 for side in size_hw)
     _require(fits, "size_hw", "not divisible by the strides", size_hw, f"multiples of {step}")

@@ -9,19 +9,22 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner.checkpoint import CheckpointLoader
+from pydantic import ConfigDict as PydanticConfig
+from pydantic import TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
-import detect.slim  # noqa: F401  # registers the class that configs name
 from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights, save_model
 from classify.train import silent
 from command.errors import RequestError
 from detect.openmmlab import MODELS, STOCK_FASTER_RCNN, DefaultScope, register_all_modules
+from detect.slim import SlimFasterRCNN
 from detect.trunk import TrunkBackbone
 
 __all__ = [
     "DetectorSettings",
     "build_detector",
+    "config_of",
     "detector_config",
     "load_detector",
     "load_from_model_file",
@@ -59,6 +62,9 @@ class DetectorSettings:
         for name in ("fpn_channels", "head_channels", "num_proposals", "roi_samples", "anchor_scale"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected at least 1")
+
+
+_SETTINGS = TypeAdapter(with_config(PydanticConfig(extra="forbid"))(DetectorSettings))
 
 
 def detector_config(backbone: Architecture, num_classes: int, settings: DetectorSettings) -> dict[str, Any]:
@@ -101,15 +107,32 @@ def new_detector(
     backbone: Architecture, classes: tuple[str, ...], settings: DetectorSettings, seed: int
 ) -> tuple[nn.Module, ModelCard]:
     """Return a Faster R-CNN with random weights and its card."""
-    config = detector_config(backbone, len(classes), settings)
     preprocessing = Preprocessing(settings.image_size_hw)
-    card = ModelCard("detector", backbone, classes, preprocessing, config, asdict(settings))
-    return build_detector(config, seed), card
+    card = ModelCard("detector", backbone, classes, preprocessing, asdict(settings))
+    return build_detector(config_of(card), seed), card
 
 
 def settings_of(card: ModelCard) -> DetectorSettings:
-    """Return the settings of the card's detector besides its backbone."""
-    return DetectorSettings(**(card.settings or {}))
+    """Return the settings of the card's detector besides its backbone.
+
+    Raises:
+        RequestError: If one is unknown or of another type.
+    """
+    try:
+        return _SETTINGS.validate_python(dict(card.settings or {}))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise RequestError(f"settings: damaged in the model's card, {where} {fault['msg']}; train again") from error
+
+
+def config_of(card: ModelCard) -> dict[str, Any]:
+    """Return mmdet's model config, built from the card's typed fields: nothing in a model file reaches a registry."""
+    config = detector_config(card.backbone, len(card.classes), settings_of(card))
+    if card.widths:
+        widths = {name: list(width) for name, width in card.widths.items()}
+        config |= {"type": SlimFasterRCNN.__name__, "widths": widths}
+    return config
 
 
 def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subject: str) -> None:
@@ -136,9 +159,9 @@ def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:
         RequestError: If the file is not a detector.
     """
     card = read_card(path)
-    if card.kind != "detector" or card.detector is None:
+    if card.kind != "detector":
         raise RequestError(f"{path}: not a detector, got a {card.kind}; expected a detector")
-    detector = build_detector(card.detector)
+    detector = build_detector(config_of(card))
     load_weights(detector, read_weights(path), str(path))
     return detector.eval(), card
 
@@ -155,7 +178,7 @@ def mmdet_config(card: ModelCard) -> Config:
         {
             "default_scope": "mmdet",
             "custom_imports": {"imports": ["detect.register"], "allow_failed_imports": False},
-            "model": dict(card.detector or {}),
+            "model": config_of(card),
             "metainfo": {"classes": list(card.classes)},
             "test_dataloader": {"dataset": {"type": "CocoDataset", "pipeline": pipeline}},
         }

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
 from command.errors import RequestError
-from detect.model import build_detector, detector_config, settings_of
-from detect.slim import SlimFasterRCNN
+from detect.model import build_detector, config_of, settings_of
 from prune.choose.criteria import Criterion
 from prune.choose.recipe import Recipe, resolved
 from prune.cost import Cost, cost_of
@@ -141,14 +140,11 @@ def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.M
     """Return the slim detector, built from its config, and its card."""
     in_backbone = pruned.spec.under(_BACKBONE)
     backbone = replace(card.backbone, widths=in_backbone.widths())
-    config = detector_config(backbone, len(card.classes), settings_of(card))
     outside = {name: cut for name, cut in pruned.spec.layers.items() if not name.startswith(_BACKBONE)}
     if all(cut.kept_out is None for cut in outside.values()):
         outside = {}  # the neck's inputs follow the backbone
-    else:
-        widths = {name: list(width) for name, width in replace(pruned.spec, layers=outside).widths().items()}
-        config = {**config, "type": SlimFasterRCNN.__name__, "widths": widths}
-    slim = build_detector(config)
-    slim.load_state_dict(slim_model(detector, pruned.spec).state_dict())
     spec = json.loads(replace(in_backbone, layers={**in_backbone.layers, **outside}).to_json())
-    return slim, replace(card, backbone=backbone, detector=config, spec=spec)
+    slim_card = replace(card, backbone=backbone, widths=replace(pruned.spec, layers=outside).widths(), spec=spec)
+    slim = build_detector(config_of(slim_card))
+    slim.load_state_dict(slim_model(detector, pruned.spec).state_dict())
+    return slim, slim_card

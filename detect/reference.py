@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detect.fixed_boxes import keep_by_operator, rounds_to_settle
-from detect.fixed_shape import NMS_ROUNDS, FixedShapeDetector
+from detect.fixed_boxes import iterations_to_settle, keep_by_operator
+from detect.fixed_shape import NMS_ITERATIONS, FixedShapeDetector
 from detect.scaling import ScalingDetector
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ class Reference:
 
     outputs: tuple[dict[str, NDArray[Any]], ...]
     """{"boxes_xyxy", "scores", "labels"} of each example, as FixedShapeDetector returns them."""
-    rounds: int
-    """Most rounds that any NMS needed to converge."""
+    iterations: int
+    """Most iterations that any NMS needed to converge."""
 
     @property
-    def safe_rounds(self) -> int:
-        """Enough rounds for images like these: NMS_ROUNDS if that leaves a margin, else twice the rounds needed.
+    def safe_iterations(self) -> int:
+        """Enough iterations for images like these: NMS_ITERATIONS if that leaves a margin, else twice the needed ones.
 
         Networks that are compared should have the same number; they do, unless one of them needs unusually many.
         """
-        return NMS_ROUNDS if _MARGIN * self.rounds <= NMS_ROUNDS else 2 * self.rounds
+        return NMS_ITERATIONS if _MARGIN * self.iterations <= NMS_ITERATIONS else 2 * self.iterations
 
 
 def reference_of(
@@ -45,7 +45,7 @@ def reference_of(
     examples: Sequence[Mapping[str, Tensor]],
     input_hw: tuple[int, int] | None = None,
 ) -> Reference:
-    """Run a detector in fp32, with the NMS operator that mmdet uses instead of rounds.
+    """Run a detector in fp32, with the NMS operator that mmdet uses instead of iterations.
 
     Args:
         detector: A detector for FixedShapeDetector.
@@ -54,10 +54,10 @@ def reference_of(
         input_hw: Height and width of the examples, if they are scaled first, see `ScalingDetector`.
     """
     graph = FixedShapeDetector(detector, size_hw, runtime="onnxruntime")
-    rounds = []
+    iterations = []
 
     def suppress(boxes_X4: Tensor, valid_X: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-        rounds.append(rounds_to_settle(boxes_X4, valid_X, iou_threshold))
+        iterations.append(iterations_to_settle(boxes_X4, valid_X, iou_threshold))
         return keep_by_operator(boxes_X4, valid_X, iou_threshold)
 
     graph.proposals.suppress = graph.detections.suppress = suppress
@@ -65,4 +65,4 @@ def reference_of(
     with torch.no_grad():
         found = [module(*(example[name] for name in graph.input_names)) for example in examples]
     outputs = [dict(zip(graph.output_names, map(np.asarray, tensors), strict=True)) for tensors in found]
-    return Reference(tuple(outputs), max(rounds, default=0))
+    return Reference(tuple(outputs), max(iterations, default=0))

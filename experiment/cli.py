@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -78,17 +79,15 @@ def copy(
     refuse_existing(force, target)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    closing(f"wrote {target}", f"espalier {_USES[source.parent.name]} {target}")
+    closing(f"wrote {target}", _command_with(source, target))
 
 
-_USES = {
-    "classify": "classify train",
-    "deploy": "deploy export MODEL --config",
-    "detect": "detect train",
-    "experiment": "run",
-    "prune": "prune",
-}
-"""Kind of a config -> the command that takes it."""
+def _command_with(source: Path, target: Path) -> str:
+    """Return the command in a config's docstring, with another path of the config."""
+    name = rf" {source.stem}(?= |$)"
+    lines = source.read_text("utf-8").splitlines()
+    command = next(line for line in lines if "espalier " in line and re.search(name, line))
+    return re.sub(name, f" {shlex.quote(str(target))}", command[command.index("espalier ") :], count=1)
 
 
 @app.command()

@@ -116,7 +116,7 @@ class Cut(Recipe):
 class Pruning(Cut):
     """What is cut, in the classifier and in the detector alike. In patterns, layers have the classifier's names."""
 
-    prune_ratios: Annotated[tuple[Ratio, ...], AfterValidator(_check_once)] = (0.5,)
+    prune_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1), AfterValidator(_check_once)] = (0.5,)
     """Shares of channels removed from every group."""
 
     def _check_amount(self) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, read_card
 from command.errors import MissingFileError, RequestError
-from detect.model import build_detector, detector_config, settings_of
+from detect.model import build_detector, config_of, settings_of
 from detect.pruning import TracedDetector
 from prune.choose.presets import PRESETS, Preset, preset
 from prune.cut.spec import PruneSpec
@@ -158,8 +158,8 @@ def _detectors(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.M
     settings = settings_of(card)
     if image_side:
         settings = replace(settings, image_size_hw=(image_side, image_side))
-    config = detector_config(replace(card.backbone, widths={}), len(card.classes), settings)
-    dense, slim = (TracedDetector(build_detector(c), settings.num_proposals) for c in (config, card.detector or {}))
+    dense_card = replace(card, backbone=replace(card.backbone, widths={}), widths={})
+    dense, slim = (TracedDetector(build_detector(config_of(one)), settings.num_proposals) for one in (dense_card, card))
     return dense, slim, (settings.image_size_hw[0], settings.image_size_hw[1])
 
 

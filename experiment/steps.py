@@ -5,7 +5,7 @@ Every step is a function (job, folder, progress) -> figures. `job.source` is the
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from detect.evaluate import evaluate_detector
 from detect.losses import detector_losses
 from detect.model import load_detector, new_detector, save_detector, transfer
 from detect.train import train_detector
-from experiment.config import ExperimentConfig
+from experiment.config import ExperimentConfig, Pruning
 from experiment.cutting import cut_model
 from experiment.data import Data
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
@@ -128,7 +128,7 @@ def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     detector, card = load_detector(job.source_model)
     losses = partial(detector_losses, card, job.data.train)
     recipe = job.config.pruning.at(job.prune_ratio)
-    recipe = replace(recipe, skip=_skip_in(detector, recipe.skip))
+    recipe = _in_trunk(recipe, detector)
     slim, card, pruned = cut_model(detector, card, recipe, losses, job.seed)
     save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))
     return {"untouched": [asdict(d) for d in pruned.untouched]}
@@ -179,10 +179,19 @@ def _trained_detector(
     return {"epochs": schedule.epochs, **figures}
 
 
-def _skip_in(detector: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the classifier's patterns as the detector's; one of the head, which a detector lacks, is dropped."""
+def _in_trunk(recipe: Pruning, detector: nn.Module) -> Pruning:
+    """Return the classifier's recipe for a detector: patterns of the head, which a detector lacks, are dropped."""
     names = [name for name, _ in detector.named_modules()]
-    return tuple(pattern for pattern in patterns if fnmatch.filter(names, f"backbone.net.{pattern}"))
+
+    def is_there(pattern: str) -> bool:
+        return bool(fnmatch.filter(names, f"backbone.net.{pattern}"))
+
+    return replace(
+        recipe,
+        skip=tuple(filter(is_there, recipe.skip)),
+        ratios={pattern: ratio for pattern, ratio in recipe.ratios.items() if is_there(pattern)},
+        widths={pattern: width for pattern, width in recipe.widths.items() if is_there(pattern)},
+    )
 
 
 def _provenance(job: Job, metrics: Figures) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class SweepConfig(Part):
     round_to: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 8, 16, 32), min_length=1)
     """Multiples that kept channels are moved to, the nearest one."""
     runtime: Annotated[str, AfterValidator(lambda name: check_name(name, _RUNTIMES))] = "onnxruntime"
-    """One of `deploy.runtimes.RUNTIMES` that run ONNX files, or engines, which are built."""
+    """One of `deploy.runtimes.registry.RUNTIMES` that run ONNX files, or engines, which are built."""
     latency: Timing = Timing()
 
 

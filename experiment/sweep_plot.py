@@ -19,7 +19,7 @@ def sweep_plot(figures: Mapping[str, Any]) -> Figure:
     """Return latency against MACs, and beside it speedup / MAC reduction; a line for each rounding.
 
     Args:
-        figures: As `experiment.deployed.sweep.measure_sweep` returns them.
+        figures: As `experiment.sweep.measure_sweep` returns them.
     """
     figure = Figure((14, 6), dpi=120, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(5, 4))

@@ -67,8 +67,8 @@ def test_card_survives_the_file(tmp_path):
         backbone=ARCH,
         classes=("b", "a"),
         preprocessing=Preprocessing((8, 9), (1.5, 2.0, 3.0), (4.0, 5.0, 6.0), keep_ratio=False),
-        detector={"type": "FasterRCNN", "neck": {"in_channels": [8, 16]}},
         settings={"fpn_channels": 16},
+        widths={"neck.fpn_convs.0.conv": (8, 16)},
         provenance={"seed": 3, "metrics": {"top1": 0.25}, "parents": ["ü"]},
     )
     save_model(tmp_path / "m.safetensors", nn.Linear(2, 2), card)

@@ -151,7 +151,7 @@ def detectors(tmp_path_factory):
     )
     made = []
     for name, net in (("dense", dense), ("slim", slim)):
-        graph = FixedShapeDetector(net, SIZE_HW, nms_rounds=2)
+        graph = FixedShapeDetector(net, SIZE_HW, nms_iterations=2)
         examples = dict(zip(graph.input_names, graph.example_inputs(), strict=True))
         onnx_from_module(graph, examples, folder / f"{name}.onnx", graph.output_names, tolerance=None)
         made.append((graph, folder / f"{name}.onnx"))

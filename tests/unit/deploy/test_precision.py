@@ -271,7 +271,7 @@ def detector_file(detector, tmp_path_factory):
     def write(dtype):
         path = folder / f"{dtype}.onnx"
         if not path.exists():
-            module = FixedShapeDetector(detector, SIZE_HW, nms_rounds=2, dtype=dtype)
+            module = FixedShapeDetector(detector, SIZE_HW, nms_iterations=2, dtype=dtype)
             names = {"input_names": module.input_names, "output_names": module.output_names}
             torch.onnx.export(module, module.example_inputs(), path, dynamo=True, verbose=False, **names)
         return path

@@ -41,7 +41,7 @@ def test_every_image_gets_a_picture_of_what_is_in_it(invoke, either, files, tmp_
     assert [path.name for path in pictures] == [path.name for path in files]
     assert Image.open(pictures[0]).size == (128, 96)
     assert len(result.stdout.splitlines()) == len(pictures)
-    assert f"wrote {len(pictures)} pictures to {tmp_path / 'pictures'}" in result.stderr
+    assert f"wrote {len(pictures)} files to {tmp_path / 'pictures'}" in result.stderr
 
 
 def test_a_picture_shows_the_image_and_its_boxes(invoke, detector, deployed, files, tmp_path):

@@ -111,7 +111,7 @@ def test_result_rows_hold_category_ids_and_box_sizes():
 
 def test_a_graph_scores_as_mmdets_own_evaluation(trained, scenes, tmp_path):
     detector, card = trained
-    module = FixedShapeDetector(detector, (128, 128), debug=True, nms_rounds=60)
+    module = FixedShapeDetector(detector, (128, 128), debug=True, nms_iterations=60)
 
     def graph(inputs):
         outputs = module(*(torch.from_numpy(inputs[name]) for name in module.input_names))

@@ -15,20 +15,17 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from classify.backbones import Architecture
 from classify.checkpoint import Preprocessing, load_classifier, save_model
 from classify.synthetic import SHAPES
-from classify.train import Schedule
 from deploy import Detector, ModuleRunner, OnnxRunner, engine_from_onnx, onnx_from_module, writing
 from deploy.precision import KEEP_FLOAT
 from deploy.writing import Comparison
-from detect import DetectorSettings, load_detector, new_detector, save_detector
+from detect import DetectorSettings, load_detector, save_detector
 from detect.data import CocoSet, read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from detect.foreign import load_foreign
 from detect.reference import reference_of
 from detect.synthetic import write_scenes
-from detect.train import train_detector
 from experiment.cli import app
 
 pytestmark = pytest.mark.slow
@@ -88,13 +85,9 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(scenes, tmp_path_factory):
-    """The file of a detector trained on these scenes long enough to find something in them."""
-    folder = tmp_path_factory.mktemp("model")
-    net, card = new_detector(Architecture("resnet18", 1, 8), SHAPES, SETTINGS, seed=0)
-    train_detector(net, card, scenes, Schedule(epochs=40, batch_size=4, lr=1e-3, warmup_iters=5), folder / "work", 0)
-    save_detector(folder / "det.safetensors", net, card)
-    return folder / "det.safetensors"
+def model(model, tmp_path_factory):
+    """A copy of the detector's file; the exports of this module are written beside it."""
+    return Path(shutil.copy(model, tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +113,7 @@ def test_by_default_the_file_is_fp32_and_for_every_engine(plain):
         "runtime": "any",
         "size_hw": None,
         "input_hw": None,
-        "nms_rounds": None,
+        "nms_iterations": None,
         "debug": False,
         "pictures": None,
         "int8": {"method": "minmax", "keep_float": list(KEEP_FLOAT)},
@@ -208,7 +201,7 @@ def assert_finds_what_mmdet_finds(runner, model, size_hw):
 
 
 def test_a_portrait_shape_finds_what_mmdet_finds(model, scenes, tmp_path):
-    exported(model, tmp_path / "d", *sets("size_hw=[128,96]", "debug=True", "nms_rounds=30"))
+    exported(model, tmp_path / "d", *sets("size_hw=[128,96]", "debug=True", "nms_iterations=30"))
     runner = OnnxRunner(tmp_path / "d/model.onnx")
     assert list(runner.outputs) == ["boxes_xyxy", "scores", "labels", "nms_converged"]
     assert assert_finds_what_mmdet_finds(runner, model, (128, 96))["nms_converged"].tolist() == [True]
@@ -248,7 +241,7 @@ def test_a_cameras_frames_are_scaled_inside_the_graph(model, plain, scenes, tmp_
 
 @pytest.mark.parametrize("size_hw", [(128, 128), (192, 256)], ids=["square", "larger"])
 def test_any_shape_finds_what_mmdet_finds_at_it(model, size_hw):
-    module = FixedShapeDetector(load_detector(model)[0], size_hw, nms_rounds=30)
+    module = FixedShapeDetector(load_detector(model)[0], size_hw, nms_iterations=30)
     assert_finds_what_mmdet_finds(ModuleRunner(module, module.output_names), model, size_hw)
 
 
@@ -325,19 +318,19 @@ def test_a_file_that_gives_nan_is_refused_even_without_detections(model, plain, 
 
 def test_too_few_rounds_for_the_compared_pictures_are_refused(model, scenes, tmp_path, command):
     """Greedy NMS by torchvision is the reference, so too few rounds would find other boxes."""
-    few = (*sets(f"pictures.annotations={scenes.annotations}", f"pictures.images={scenes.images}", "nms_rounds=1"),)
+    few = (*sets(f"pictures.annotations={scenes.annotations}", f"pictures.images={scenes.images}", "nms_iterations=1"),)
     code, out, err = command("deploy", "export", model, "--out", tmp_path / "d", *few)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    least = int(re.search(r"nms_rounds: too few for .*, got 1; expected at least (\d+)\n", err)[1])
+    least = int(re.search(r"nms_iterations: too few for .*, got 1; expected at least (\d+)\n", err)[1])
     assert least > 1
-    description, err = exported(model, tmp_path / "d", *few[:-1], f"nms_rounds={least}", "--set", "debug=True")
+    description, err = exported(model, tmp_path / "d", *few[:-1], f"nms_iterations={least}", "--set", "debug=True")
     assert (description["parity"]["num_agreed"], "warning:" in err) == (description["parity"]["num_detections"], False)
     figures, err = evaluated(tmp_path / "d", scenes, "--model", model)
     assert figures["num_unsettled"] == 0
 
 
 def test_a_file_with_too_few_rounds_gives_a_warning_when_scored(model, plain, scenes, tmp_path):
-    graph = FixedShapeDetector(load_detector(model)[0], SIZE_HW, nms_rounds=1, debug=True)
+    graph = FixedShapeDetector(load_detector(model)[0], SIZE_HW, nms_iterations=1, debug=True)
     shutil.copytree(plain[0], tmp_path / "d")
     examples = dict(zip(graph.input_names, graph.example_inputs(), strict=True))
     onnx_from_module(graph, examples, tmp_path / "d/model.onnx", graph.output_names, tolerance=None)

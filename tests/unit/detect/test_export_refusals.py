@@ -123,7 +123,7 @@ def test_a_missing_config_is_named(model, tmp_path, command):
         ("size_hw=[64,64]", "(64, 64)"),
         ("input_hw=[64,64]", "(64, 64)"),
         ("debug=True", "True"),
-        ("nms_rounds=9", "9"),
+        ("nms_iterations=9", "9"),
     ],
 )
 def test_detector_settings_are_refused_for_a_classifier(classifier, tmp_path, command, override, got):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from detect.fixed_boxes import keep_best, keep_by_operator, rounds_to_settle, spread_by_group
+from detect.fixed_boxes import iterations_to_settle, keep_best, keep_by_operator, spread_by_group
 from detect.fixed_shape import Suppress
 
 EVERY = torch.ones(300, dtype=torch.bool)
@@ -33,19 +33,19 @@ def kept_by_torchvision(boxes: torch.Tensor, iou_threshold: float) -> torch.Tens
 @pytest.mark.parametrize(("num_centres", "jitter"), [(300, 0.0), (10, 3.0), (3, 10.0), (1, 0.0)])
 def test_equals_torchvision_nms(num_centres: int, jitter: float, iou_threshold: float) -> None:
     boxes = boxes_around(num_centres, jitter)
-    keep, converged = keep_best(boxes, EVERY, iou_threshold, num_rounds=30)
+    keep, converged = keep_best(boxes, EVERY, iou_threshold, num_iterations=30)
     assert converged
     assert keep.nonzero()[:, 0].tolist() == kept_by_torchvision(boxes, iou_threshold).tolist()
 
 
 def test_overlap_equal_to_the_threshold_is_kept() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])  # IoU 50 / 100
-    keep, _ = keep_best(boxes, EVERY[:2], 0.5, num_rounds=2)
+    keep, _ = keep_best(boxes, EVERY[:2], 0.5, num_iterations=2)
     assert keep.tolist() == [True, True]
 
 
 def test_boxes_without_area_neither_suppress_nor_are_suppressed() -> None:
-    keep, converged = keep_best(torch.zeros(3, 4), EVERY[:3], 0.5, num_rounds=1)
+    keep, converged = keep_best(torch.zeros(3, 4), EVERY[:3], 0.5, num_iterations=1)
     assert keep.all()
     assert converged
 
@@ -63,10 +63,10 @@ def test_chain_longer_than_the_rounds_is_reported(length: int, num_rounds: int, 
 @pytest.mark.parametrize("length", [1, 2, 5, 40])
 def test_a_chain_settles_in_as_many_rounds_as_it_has_links(length: int) -> None:
     boxes = torch.stack([chain(length), torch.zeros(length, 4)])
-    assert rounds_to_settle(boxes, torch.ones(2, length, dtype=torch.bool), 0.4) == length - 1
+    assert iterations_to_settle(boxes, torch.ones(2, length, dtype=torch.bool), 0.4) == length - 1
 
 
-@pytest.mark.parametrize("suppress", [partial(keep_best, num_rounds=30), keep_by_operator])
+@pytest.mark.parametrize("suppress", [partial(keep_best, num_iterations=30), keep_by_operator])
 def test_rows_of_a_batch_are_independent_and_ignore_invalid_boxes(suppress: Suppress) -> None:
     boxes, valid = torch.stack([boxes_around(10, 5.0, seed) for seed in (0, 1)]), EVERY.repeat(2, 1)
     valid[1, ::2] = False
@@ -80,6 +80,6 @@ def test_groups_do_not_overlap_once_spread() -> None:
     boxes = boxes_around(3, 10.0).clamp(min=0)
     group = torch.arange(300) % 7
     apart = spread_by_group(boxes[None], group[None], EVERY[None])
-    keep, _ = keep_best(apart, EVERY[None], 0.5, num_rounds=30)
+    keep, _ = keep_best(apart, EVERY[None], 0.5, num_iterations=30)
     expected = torchvision.ops.batched_nms(boxes, torch.arange(300, 0, -1).float(), group, 0.5)
     assert keep[0].nonzero()[:, 0].tolist() == expected.sort().values.tolist()

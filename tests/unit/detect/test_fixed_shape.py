@@ -152,7 +152,7 @@ def test_candidates_left_out_are_the_worst(detector: Any) -> None:
 
 
 def test_too_few_rounds_are_reported(detector: Any) -> None:
-    *_, converged = FixedShapeDetector(detector, SIZE_HW, debug=True, nms_rounds=1)(*padded(pictures((128, 160))))
+    *_, converged = FixedShapeDetector(detector, SIZE_HW, debug=True, nms_iterations=1)(*padded(pictures((128, 160))))
     assert converged.tolist() == [False]
 
 
@@ -189,7 +189,7 @@ def test_half_precision_is_only_for_the_networks(detector: Any) -> None:
         ),
         (lambda d: None, {"size_hw": (128, 150)}, r"size_hw: .* got \(128, 150\); expected multiples of 32"),
         (lambda d: None, {"max_candidates": 4000}, "max_candidates: .* got 4000; expected 1 to 3840"),
-        (lambda d: None, {"nms_rounds": 0}, "nms_rounds: .* got 0; expected at least 1"),
+        (lambda d: None, {"nms_iterations": 0}, "nms_iterations: .* got 0; expected at least 1"),
     ],
 )
 def test_unsupported_detectors_and_settings_are_refused(

@@ -76,7 +76,8 @@ def test_a_stock_detector_at_fixed_shape_finds_what_mmdet_finds(write, name, sca
     assert (card.kind, card.classes) == ("detector", NAMES)
     assert card.preprocessing == Preprocessing((800, 1344))
     image = torch.rand(1, 3, *SIZE_HW, generator=torch.Generator().manual_seed(1)) * 255
-    boxes, scores, labels = FixedShapeDetector(detector, SIZE_HW, nms_rounds=60)(image, torch.tensor([SIZE_HW]).float())
+    graph = FixedShapeDetector(detector, SIZE_HW, nms_iterations=60)
+    boxes, scores, labels = graph(image, torch.tensor([SIZE_HW]).float())
     net = reference(config, checkpoint)
     data = {"inputs": [image[0].flip(0)], "data_samples": [DetDataSample(metainfo={"img_shape": SIZE_HW})]}
     with torch.no_grad():
@@ -169,7 +170,10 @@ def test_a_checkpoint_that_would_run_code_is_refused_without_running(write, tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (with_meta(dataset_meta={"classes": NAMES[:2]}), r"net\.pth: class names do not match its weights, got 2; exp"),
+        (
+            with_meta(dataset_meta={"classes": NAMES[:2]}),
+            r"net\.pth: class names do not match its weights, got 2 names",
+        ),
         (lambda weights: {"backbone.conv1.weight": torch.zeros(1)}, r"net\.pth: of another architecture, .* got "),
     ],
 )

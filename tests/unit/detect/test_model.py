@@ -1,14 +1,18 @@
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from mmdet.apis import init_detector
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, save_model
 from detect import DetectorSettings, build_detector, detector_config, load_detector, save_detector
-from detect.model import transfer
+from detect.model import config_of, transfer
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def test_the_neck_reads_what_the_backbone_gives(name, channels):
 
 def test_the_neck_reads_what_a_slim_backbone_gives(slim):
     detector, card, _ = slim
-    assert card.detector["neck"]["in_channels"] == [4, 8, 16, 32]  # half of 8, 16, 32, 64
+    assert config_of(card)["neck"]["in_channels"] == [4, 8, 16, 32]  # half of 8, 16, 32, 64
     assert [m.shape[1] for m in detector.backbone(torch.zeros(1, 3, 64, 64))] == [4, 8, 16, 32]
 
 
@@ -49,7 +53,7 @@ def test_settings_reach_the_detector(tiny):
 @pytest.mark.parametrize("image_size_hw", [(0, 32), (16, 32), (100, 128), (128, 100)])
 def test_an_image_size_not_divisible_by_32_is_refused(image_size_hw):
     got = r"\({}, {}\)".format(*image_size_hw)
-    with pytest.raises(ValueError, match=rf"image_size_hw: got {got}; expected multiples of 32"):
+    with pytest.raises(ValueError, match=rf"image_size_hw: not divisible by 32, got {got}; expected multiples of 32"):
         DetectorSettings(image_size_hw)
 
 
@@ -64,10 +68,35 @@ def test_another_seed_gives_other_weights(tiny):
 
 
 def test_building_leaves_the_config_as_it_was(tiny):
-    card = tiny()[1]
-    before = repr(card.detector)
-    build_detector(card.detector, seed=0)
-    assert repr(card.detector) == before
+    config = config_of(tiny()[1])
+    before = repr(config)
+    build_detector(config, seed=0)
+    assert repr(config) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fpn_channels": {"type": "os.system", "command": "true"}}, "settings: .*fpn_channels Input should be"),
+        ({"type": "os.system"}, "settings: .*type Unexpected keyword argument"),
+    ],
+)
+def test_a_card_with_code_in_its_settings_is_refused(tiny, tmp_path, settings, message):
+    detector, card = tiny()
+    save_model(tmp_path / "d.safetensors", detector, replace(card, settings={**card.settings, **settings}))
+    with pytest.raises(ValueError, match=message):
+        load_detector(tmp_path / "d.safetensors")
+
+
+def test_a_card_with_a_config_for_a_registry_is_refused(tiny, tmp_path):
+    detector, card = tiny()
+    save_model(tmp_path / "d.safetensors", detector, card)
+    with safe_open(tmp_path / "d.safetensors", "pt") as file:
+        fields = json.loads(file.metadata()["espalier"])
+    evil = {**fields, "detector": {"type": "os.system", "command": "true"}}
+    save_file(detector.state_dict(), tmp_path / "d.safetensors", {"espalier": json.dumps(evil)})
+    with pytest.raises(ValueError, match="detector Unexpected keyword argument"):
+        load_detector(tmp_path / "d.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["trained", "slim"])

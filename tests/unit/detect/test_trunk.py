@@ -5,6 +5,7 @@ from torch import nn
 
 from classify.backbones import Architecture, stage_shapes
 from detect import TrunkBackbone, build_detector
+from detect.model import config_of
 
 
 def running_means(backbone):
@@ -69,7 +70,7 @@ def test_init_cfg_is_refused():
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_names(tiny):
-    config = tiny()[1].detector
+    config = config_of(tiny()[1])
     with pytest.raises(ValueError, match=r"backbone: unknown, got 'resnet19'; expected one of .*'resnet18'"):
         build_detector({**config, "backbone": {**config["backbone"], "name": "resnet19"}})
 

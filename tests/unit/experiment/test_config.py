@@ -59,7 +59,7 @@ def test_an_unknown_key_lists_the_nearest_keys_of_its_level(override, message):
         ("seeds=()", "seeds: Tuple should have at least 1 item"),
         (
             "detection.model.image_size_hw=(100, 96)",
-            "detection.model.image_size_hw: got (100, 96); expected multiples",
+            "detection.model.image_size_hw: not divisible by 32, got (100, 96); expected multiples",
         ),
         ("name='a/b'", "name: String should match pattern"),
     ],

@@ -1,6 +1,7 @@
 import itertools
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from typer.testing import CliRunner
 from classify.backbones import Architecture
 from classify.checkpoint import load_classifier, save_model
 from classify.synthetic import SHAPES, write_shapes
-from classify.train import Schedule
 from command.config import read_config
 from command.folders import locked
 from detect import DetectorSettings, load_detector, new_detector, save_detector
@@ -18,7 +18,6 @@ from detect.data import CocoSet
 from detect.evaluate import evaluate_detector
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
-from detect.train import train_detector
 from experiment import sensitivity, subjects
 from experiment.cli import app
 from experiment.config import PruneConfig
@@ -33,7 +32,7 @@ CLASSIFIER = """
 start = dict(type="dense", name="resnet18", base_channels=16)
 data = dict(type="shapes", num_train=12, num_val=60)
 image_size = 32
-schedule = dict(epochs=1, batch_size=6, lr=1e-3)
+schedule = dict(epochs=8, batch_size=6, lr=2e-3)
 """
 STUDY = """
 data = dict(type="shapes", num_train=12, num_val=60)
@@ -43,7 +42,7 @@ num_images = 12
 skip = ("layer1.?.conv1", "layer2.*", "layer3.*")
 """
 NUM_TRIALS = 1 + 2 * 4  # dense; conv1 and three groups of layer4
-SIZE_HW = (64, 64)
+SIZE_HW = (96, 128)
 SETTINGS = DetectorSettings(
     SIZE_HW, fpn_channels=16, head_channels=32, num_proposals=30, roi_samples=32, anchor_scale=2
 )
@@ -82,13 +81,9 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def detector(scenes, tmp_path_factory):
-    """The file of a detector that was trained on these scenes long enough to find something in them."""
-    folder = tmp_path_factory.mktemp("detector")
-    net, card = new_detector(Architecture("resnet18", 1, 16), SHAPES, SETTINGS, seed=0)
-    train_detector(net, card, scenes, Schedule(epochs=30, batch_size=4, lr=5e-3, warmup_iters=2), folder / "work", 0)
-    save_detector(folder / "det.safetensors", net, card)
-    return folder / "det.safetensors"
+def detector(model, tmp_path_factory):
+    """A copy of the detector's file; studies are written beside it."""
+    return Path(shutil.copy(model, tmp_path_factory.mktemp("detector")))
 
 
 @pytest.fixture
