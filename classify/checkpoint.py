@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from classify.backbones import Architecture, Widths, build_classifier
 from classify.data import MEAN, STD
-from command.errors import RequestError
+from command.errors import RequestError, WorkError
 from command.files import existing_file, written_atomically
 from prune.cut.spec import PruneSpec
 
@@ -95,7 +95,10 @@ def save_model(path: str | Path, model: nn.Module, card: ModelCard) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {_KEY: json.dumps({"version": _VERSION, **asdict(card)})}
     with written_atomically(path) as partial:
-        save_file(weights, partial, metadata)
+        try:
+            save_file(weights, partial, metadata)
+        except safetensors.SafetensorError as error:  # of the disk: it wraps what the system answers
+            raise WorkError(f"{path}: cannot be written, {error}; free some space, or give another --out") from error
 
 
 def read_card(path: str | Path) -> ModelCard:

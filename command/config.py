@@ -56,10 +56,12 @@ def config_file(name: str | Path) -> Path:
         MissingFileError: If there is no such file or name; the message lists the nearest names.
     """
     path, shipped = Path(name), shipped_configs()
-    if path.is_file():
+    if path.is_file() and path.suffix == ".py":
         return path
     if str(name) in shipped:
         return shipped[str(name)]
+    if path.is_file():
+        raise RequestError(f"{name}: not a config, got the ending {path.suffix!r}; expected a Python file, .py")
     near = difflib.get_close_matches(path.stem, shipped, n=3, cutoff=0.6)
     remedy = f"the nearest names are {', '.join(near)}" if near else "espalier configs lists the names"
     raise MissingFileError(f"{name}: no such file or config; expected a Python file or a name, {remedy}")
@@ -111,7 +113,7 @@ def _read(path: Path) -> "Config":
 
     try:
         return Config.fromfile(path, use_predefined_variables=False, import_custom_modules=False)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RequestError(f"{path}: cannot be read, {' '.join(str(error).split())}; expected Python") from error
 
 

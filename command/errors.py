@@ -59,7 +59,8 @@ def exit_code_of(command: Callable[[], object]) -> int:
 
 def _is_of_the_machine(error: Exception) -> bool:
     """Return whether the operating system or the GPU's memory failed, not our code."""
-    return isinstance(error, OSError) or type(error).__name__ == "OutOfMemoryError"
+    is_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's word on a CPU
+    return isinstance(error, OSError) or is_memory or type(error).__name__ == "OutOfMemoryError"
 
 
 def _prefixed(text: str, code: int) -> int:

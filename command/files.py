@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,17 +53,35 @@ def filled_folder(folder: str | Path) -> Iterator[Path]:
 
     Entries of `folder` with the same names are replaced, all others stay. Missing folders are made.
     """
-    folder = Path(folder)
-    beside = next(path for path in folder.absolute().parents if path.exists())  # on the same disk, so moved at once
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{folder.name}.") as name:
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder}: is a file; expected a folder, or a new name")
+    # on the same disk, so that moving is renaming
+    place = next(path for path in (folder, *folder.parents) if path.is_dir())
+    with tempfile.TemporaryDirectory(dir=place, prefix=f".{folder.name}.") as name:
         work = Path(name)
-        yield work
+        (work / "new").mkdir()
+        yield work / "new"
         folder.mkdir(parents=True, exist_ok=True)
-        for made in work.iterdir():
-            place = folder / made.name
-            if place.is_dir():
-                place.replace(work / f".{made.name}.old")  # deleted together with `work`
+        _move_all(work / "new", folder, work)
+
+
+def _move_all(source: Path, folder: Path, replaced: Path) -> None:
+    """Move all entries of `source` into `folder`, and what they replace into `replaced`; all of them or none."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for made in source.iterdir():
+            place, old = folder / made.name, replaced / f"old-{made.name}"
+            if place.exists():
+                place.replace(old)
+            moved.append((place, old))
             made.replace(place)
+    except OSError:
+        for place, old in reversed(moved):
+            if old.exists():
+                place.unlink(missing_ok=True) if not place.is_dir() else shutil.rmtree(place)
+                old.replace(place)
+        raise
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "Force",
     "OutFile",
     "Overrides",
+    "check_file_name",
     "closing",
     "model_output",
     "refuse_existing",
@@ -42,6 +43,12 @@ def model_output(out: Path | None, default: Path) -> Path:
             f"--out {out}: not a model file's name, got the ending {out.suffix!r}; expected .safetensors"
         )
     return out or default
+
+
+def check_file_name(path: Path) -> None:
+    """Raise RequestError if a path has no file name, as one from an empty shell variable."""
+    if not path.name:
+        raise RequestError(f"{str(path)!r}: not a file; expected a file's name")
 
 
 def refuse_existing(force: bool, *paths: Path) -> None:

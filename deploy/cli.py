@@ -9,7 +9,7 @@ from rich.console import Console
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import AsJson, Force, closing, refuse_existing
+from command.options import AsJson, Force, check_file_name, closing, refuse_existing
 from deploy.runtimes.registry import ENGINE
 
 __all__ = ["build", "explain", "package"]
@@ -37,6 +37,7 @@ def build(
     """Build an engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
     from deploy.engine import engine_from_onnx
 
+    check_file_name(onnx)
     engines = _engine_names(out or onnx.with_suffix(ENGINE), repeat)
     if repeat > 1 and timing_cache:
         raise RequestError(
@@ -76,6 +77,7 @@ def package(
     from deploy.triton.package import package_detector
 
     place = (folder if folder.is_dir() else folder.parent).resolve()  # Path(".").name is empty
+    check_file_name(place)
     out, name = out or place.with_suffix(".triton"), name or place.stem
     refuse_existing(force, out)
     packaged = package_detector(folder, out, name, engine)

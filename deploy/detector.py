@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from command.errors import MissingFileError, RequestError
+from command.errors import MissingFileError, RequestError, WorkError
 from deploy.deployment import Deployed, open_deployment
 from deploy.fitting import Boxes, boxes_by_graph
 from deploy.images import image_from_file
@@ -97,7 +97,14 @@ class Detector:
 
 
 def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[Found]:
-    """Return the boxes of an image with the names of their classes, highest score first."""
+    """Return the boxes of an image with the names of their classes, highest score first.
+
+    Raises:
+        WorkError: If there are fewer classes than the detector has.
+    """
+    largest = int(boxes[2].max(initial=-1))
+    if largest >= len(classes):
+        raise WorkError(f"classes: too few, got {len(classes)} and a box of class {largest}; export the model again")
     rows = zip(*(array.tolist() for array in boxes), strict=True)
     found = [Found(classes[label], score, tuple(box)) for box, score, label in rows if score >= min_score]
     return sorted(found, key=lambda thing: -thing.score)

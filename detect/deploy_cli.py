@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from command.extras import loading
-from command.options import AsJson, Force, Overrides, closing, refuse_existing
+from command.options import AsJson, Force, Overrides, check_file_name, closing, refuse_existing
 from deploy.runtime_option import RuntimeName
 from deploy.runtimes.module import OpenModel
 from deploy.runtimes.registry import ENGINE, MODEL, ONNX, RUNTIMES
@@ -35,6 +35,7 @@ def export(
     force: Force = False,
 ) -> None:
     """Write a model file as ONNX with fixed shapes, and `deploy.json`, which describes its inputs and outputs."""
+    check_file_name(model)
     out = out or model.with_suffix(".deploy")
     refuse_existing(force, out)
     with loading("torch and mmdet"):

@@ -59,7 +59,7 @@ class ExportConfig(Part):
     runtime: GraphRuntime = "any"
     """`any`: every engine builds it; `onnxruntime` and `openvino`: faster in that runtime on a CPU, but TensorRT cannot
     build it. For detectors only."""
-    size_hw: tuple[int, int] | None = None
+    size_hw: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width that the detector works at, multiples of 32; default: the model's. For detectors only."""
     input_hw: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of the input, any: the graph scales it to `size_hw`, keeping its ratio, and boxes are in its

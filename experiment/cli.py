@@ -16,7 +16,7 @@ from rich.console import Console
 
 from classify.cli import app as classify_app
 from command.config import config_file, shipped_configs
-from command.errors import exit_code_of
+from command.errors import RequestError, exit_code_of
 from command.extras import loading
 from command.files import existing_file
 from command.options import AsJson, Force, Overrides, closing, refuse_existing
@@ -76,6 +76,8 @@ def copy(
 ) -> None:
     """Copy a config that comes with Espalier, to edit it."""
     source, target = config_file(name), folder / f"{Path(name).stem}.py"
+    if source not in shipped_configs().values():
+        raise RequestError(f"{name}: a file of yours; expected a name that espalier configs lists")
     refuse_existing(force, target)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)

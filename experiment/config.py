@@ -152,7 +152,7 @@ class PruneConfig(Cut):
         super().__post_init__()
         for name in self.parts:
             check_name(name, PARTS, "parts")
-        if self.preset:
+        if self.preset is not None:
             check_name(self.preset, PRESETS, "preset")
             self._check_alone(self.preset)
         if self.needs_data and self.data is None:
@@ -202,7 +202,7 @@ class Timing(Part):
 class ExperimentConfig(Part):
     """Orderings x budgets x ratios x seeds on one backbone and one detection set."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     """Also the name of the run's folder."""
     backbone: Backbone
     classification: Classification

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import AsJson, Force, OutFile, Overrides, closing, model_output, refuse_existing
+from command.options import AsJson, Force, OutFile, Overrides, check_file_name, closing, model_output, refuse_existing
 
 __all__ = ["app", "apply", "sensitivity", "show"]
 
@@ -51,6 +51,7 @@ def apply(
         from experiment.commands import prune_file, prune_table
         from experiment.config import PruneConfig
     settings = read_config(config, overrides or (), PruneConfig)
+    check_file_name(model)
     out = model_output(out, model.with_name(f"{model.stem}-{settings.label}.safetensors"))
     if out.resolve() == model.resolve():
         raise RequestError(f"--out {out}: is the dense model itself; expected another file")

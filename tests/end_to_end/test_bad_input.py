@@ -93,7 +93,7 @@ def test_an_annotation_file_that_is_not_coco_is_refused(espalier, photos):
 
 def test_missing_images_are_refused(espalier, photos):
     (photos / "images/b.png").unlink()
-    refused(run_photos(espalier, photos), "b.png: no such image", "1 of 2")
+    refused(run_photos(espalier, photos), "b.png: no such image", "1 of the 2")
 
 
 def test_a_box_outside_its_image_is_refused(espalier, photos):
