@@ -22,7 +22,7 @@ __all__ = ["load_foreign"]
 
 
 class _Log:
-    """Stands in for mmengine's HistoryBuffer, which on loading would replace the methods of its whole class."""
+    """Loaded in place of mmengine's HistoryBuffer: unpickling a real one overwrites methods of the class itself."""
 
 
 _NUMPY = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
