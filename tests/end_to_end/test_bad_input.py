@@ -1,15 +1,11 @@
 import json
 import os
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
-
-from experiment.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -17,23 +13,10 @@ CONFIGS = Path(__file__).parents[2] / "configs/experiment"
 
 
 @pytest.fixture
-def espalier(monkeypatch, capsys):
-    """Runs the command in this process: importing mmdet again for every test would take minutes."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return SimpleNamespace(returncode=stopped.value.code, stderr=capsys.readouterr().err)
-
-    return run
-
-
-@pytest.fixture
-def quickstart(espalier, tmp_path):
+def quickstart(command, tmp_path):
     def run(*sets):
         overrides = [part for text in sets for part in ("--set", text)]
-        return espalier("run", CONFIGS / "quickstart.py", "--out", tmp_path / "run", *overrides)
+        return command("run", CONFIGS / "quickstart.py", "--out", tmp_path / "run", *overrides)
 
     return run
 
@@ -62,15 +45,16 @@ def spoil(photos, change):
 
 def refused(done, *texts):
     """One line, exit code 2, no traceback."""
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
+    code, _, stderr = done
+    assert code == 2, stderr
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, stderr
     assert all(text in lines[0] for text in texts), lines[0]
 
 
-def run_photos(espalier, photos, *sets):
+def run_photos(command, photos, *sets):
     overrides = [part for text in (f"detection.data.root={photos}", *sets) for part in ("--set", text)]
-    return espalier("run", CONFIGS / "photos.py", "--out", photos.parent / "run", *overrides)
+    return command("run", CONFIGS / "photos.py", "--out", photos.parent / "run", *overrides)
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_ones(quickstart, tmp_path):
@@ -82,38 +66,38 @@ def test_ratio_one_is_refused(quickstart):
     refused(quickstart("pruning.prune_ratios=(1.0,)"), "prune_ratio", "got 1.0", "[0, 1)")
 
 
-def test_a_missing_data_folder_is_refused(espalier, tmp_path):
-    refused(run_photos(espalier, tmp_path / "nowhere"), "nowhere: no such folder")
+def test_a_missing_data_folder_is_refused(command, tmp_path):
+    refused(run_photos(command, tmp_path / "nowhere"), "nowhere: no such folder")
 
 
-def test_an_annotation_file_that_is_not_coco_is_refused(espalier, photos):
+def test_an_annotation_file_that_is_not_coco_is_refused(command, photos):
     (photos / "instances_train.json").write_text("[]")
-    refused(run_photos(espalier, photos), "instances_train.json: not COCO")
+    refused(run_photos(command, photos), "instances_train.json: not COCO")
 
 
-def test_missing_images_are_refused(espalier, photos):
+def test_missing_images_are_refused(command, photos):
     (photos / "images/b.png").unlink()
-    refused(run_photos(espalier, photos), "b.png: no such image", "1 of the 2")
+    refused(run_photos(command, photos), "b.png: no such image", "1 of the 2")
 
 
-def test_a_box_outside_its_image_is_refused(espalier, photos):
+def test_a_box_outside_its_image_is_refused(command, photos):
     spoil(photos, lambda coco: coco["annotations"][0].update(bbox=[50, 4, 30, 30]))
-    refused(run_photos(espalier, photos), "annotation 1: box outside its image", "64 x 48")
+    refused(run_photos(command, photos), "annotation 1: box outside its image", "64 x 48")
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(espalier, photos, tmp_path):
+def test_a_checkpoint_of_another_architecture_is_refused(command, photos, tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
-    done = run_photos(espalier, photos, f"backbone.weights={tmp_path / 'other.pth'}")
+    done = run_photos(command, photos, f"backbone.weights={tmp_path / 'other.pth'}")
     refused(done, "other.pth: of another architecture")
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(espalier, photos, tmp_path):
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(command, photos, tmp_path):
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pth")
-    refused(run_photos(espalier, photos, f"backbone.weights={tmp_path / 'evil.pth'}"), "evil.pth: no plain weights")
+    refused(run_photos(command, photos, f"backbone.weights={tmp_path / 'evil.pth'}"), "evil.pth: no plain weights")
     assert not (tmp_path / "ran").exists()
 
 
@@ -124,11 +108,11 @@ def test_a_run_folder_in_use_is_refused(quickstart, tmp_path):
         refused(quickstart(), "in use by another run")
 
 
-def test_a_missing_config_is_refused(espalier, tmp_path):
-    refused(espalier("run", tmp_path / "none.py"), "none.py: no such file")
+def test_a_missing_config_is_refused(command, tmp_path):
+    refused(command("run", tmp_path / "none.py"), "none.py: no such file")
 
 
-def test_nothing_is_written_before_the_checks(espalier, photos):
+def test_nothing_is_written_before_the_checks(command, photos):
     (photos / "images/a.png").write_bytes(b"no image")
-    refused(run_photos(espalier, photos), "a.png: does not decode")
+    refused(run_photos(command, photos), "a.png: does not decode")
     assert not (photos.parent / "run").exists()

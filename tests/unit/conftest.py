@@ -1,6 +1,5 @@
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 
 import onnx
@@ -16,26 +15,13 @@ from deploy import Detector, EngineInfo
 from deploy.onnx_file import input_specs, output_specs
 from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
-from experiment.cli import app, main
+from experiment.cli import app
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TRAINED = Path(__file__).parents[1] / "data/small_detector.safetensors"
 SETTINGS = DetectorSettings(
     (96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4
 )
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run `main` as the shell would; return exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["espalier", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")
