@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlock
@@ -34,7 +35,8 @@ __all__ = [
     "stage_shapes",
 ]
 
-Widths = Mapping[str, tuple[int, int]]
+_Width = Annotated[int, Field(ge=1, le=10**6)]
+Widths = Mapping[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], tuple[_Width, _Width]]
 """Layer -> (inputs, outputs)."""
 _Build = Callable[..., nn.Module]
 
@@ -45,8 +47,8 @@ class Architecture:
 
     name: str
     """A key of `BACKBONES`."""
-    num_classes: int
-    base_channels: int = 64
+    num_classes: Annotated[int, Field(ge=1, le=10**6)]
+    base_channels: Annotated[int, Field(ge=1, le=512)] = 64
     """Channels of the stem; the stages follow in proportion. Only torchvision's ResNets can differ from 64."""
     widths: Widths = field(default_factory=dict)
     """(inputs, outputs) of the layers that a slim network has narrower than the dense one."""

@@ -3,14 +3,16 @@
 import io
 import json
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from command.files import existing_file, written_atomically
 from prune.cut.spec import PruneSpec
 
 __all__ = [
+    "UNREADABLE",
     "ModelCard",
     "Preprocessing",
     "check_classes",
@@ -29,25 +32,30 @@ __all__ = [
     "read_card",
     "read_weights",
     "save_model",
+    "torch_content",
 ]
 
-_UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError)
+UNREADABLE = (
+    *(safetensors.SafetensorError, pickle.UnpicklingError, struct.error, EOFError, AssertionError),
+    *(RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError),
+)
 """What reading a damaged or foreign file raises; torch's reader does not wrap errors of its parser."""
 _KEY = "espalier"
 _VERSION = 1
 _REMEDY = "expected a model file"
+_Side = Annotated[int, Field(ge=1, le=16_384)]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What happens to an image before the network sees it."""
 
-    image_hw: tuple[int, int]
+    image_hw: tuple[_Side, _Side]
     """Height and width that the network is made for, in pixels: a classifier's crop, what a detector's image is scaled
     to fit."""
-    mean_rgb: tuple[float, float, float] = MEAN
+    mean_rgb: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = MEAN
     """Subtracted, for pixels of 0 to 255."""
-    std_rgb: tuple[float, float, float] = STD
+    std_rgb: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = STD
     """Divided by, after the mean is subtracted."""
     keep_ratio: bool = True
     """False where a foreign detector was trained on images stretched to its shape."""
@@ -112,7 +120,7 @@ def read_card(path: str | Path) -> ModelCard:
     try:
         with safetensors.safe_open(path, "pt") as file:
             fields = json.loads((file.metadata() or {})[_KEY])
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise RequestError(
             f"{path}: not an espalier model file; expected a .safetensors written by espalier"
         ) from error
@@ -124,7 +132,8 @@ def read_card(path: str | Path) -> ModelCard:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise RequestError(
-            f"{path}: its card is damaged, {where} {fault['msg']}; expected a file written by espalier"
+            f"{path}: its card is damaged, {where} {fault['msg']}, got {fault['input']!r:.200}; "
+            "expected a file written by espalier"
         ) from error
 
 
@@ -142,16 +151,28 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        content = io.BytesIO(path.read_bytes())  # from a path, a cut-off file raises OSError, as a bad disk would
-        data = torch.load(content, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+        data = torch_content(path)
+    except UNREADABLE as error:
         raise RequestError(
             f"{path}: no plain weights inside; expected .safetensors or a file of tensors only"
         ) from error
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
         raise RequestError(f"{path}: no named weights inside, got a {type(data).__name__}; expected a state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in data.items() if isinstance(tensor, Tensor)}
+    weights = {name: tensor for name, tensor in data.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+def torch_content(path: Path, map_location: Any = "cpu") -> Any:
+    """Return the tensors, numbers and text in a PyTorch file; nothing in it is executed, and no warning is printed.
+
+    Raises:
+        Exception: One of `UNREADABLE` if it is damaged, or would execute code.
+    """
+    content = io.BytesIO(path.read_bytes())  # from a path, a cut-off file raises OSError, as a bad disk would
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(content, map_location=map_location, weights_only=True)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, optional: tuple[str, ...] = ()) -> None:

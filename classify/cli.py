@@ -33,7 +33,7 @@ def train(
     out = model_output(out, Path("runs/classify") / f"{config.stem}.safetensors")
     refuse_existing(force, out)
     train_to_file(settings, out, force, Console(stderr=True))
-    closing(f"wrote {out}", f"espalier prune l1_half {out}")
+    closing(f"wrote {out}", ["espalier", "prune", "l1_half", out])
 
 
 @app.command("eval")
@@ -48,4 +48,4 @@ def evaluate(
     with Console(stderr=True).status("Evaluating ..."):
         figures = evaluate_file(model, images)
     show(figures, as_json)
-    closing(f"evaluated {model}", f"espalier prune l1_half {model}")
+    closing(f"evaluated {model}", ["espalier", "prune", "l1_half", model])

@@ -24,7 +24,7 @@ from classify.data import check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES, write_shapes
-from classify.train import silent, train_classifier
+from classify.train import silent, train_classifier, using_threads
 from command.folders import generated, training_folder
 from command.progress import RunProgress
 from prune.cost import cost_of
@@ -41,9 +41,10 @@ def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console:
     """
     classes = _checked_classes(settings.data)
     net, card = _start(settings, classes)
-    data = (fingerprint(settings.data.root),) if isinstance(settings.data, FolderData) else ()
+    given = settings.data.root if isinstance(settings.data, FolderData) else None
+    data = [fingerprint(given, split) for split in ("train", "val")] if given else []
     made_from = origin(settings, settings.start.file, data)
-    with training_folder(out, made_from, force) as work:
+    with training_folder(out, made_from, force) as work, using_threads(settings.num_threads):
         images, side = _images(settings, out.parent), settings.image_size
         progress = RunProgress(console, [settings.schedule.epochs, 0.2])
         with progress.stage("train"):
@@ -63,6 +64,7 @@ def evaluate_file(model: Path, images: Path) -> dict[str, Any]:
     net, card = load_classifier(model)
     check_folder(images)
     check_classes(model, card, class_names(images))
+    fingerprint(images, "val")  # refuses images that do not decode
     side = card.preprocessing.image_hw[0]
     cost = cost_of(net, (torch.zeros(1, 3, side, side),))
     with silent(), tempfile.TemporaryDirectory() as folder:

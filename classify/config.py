@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator, with_config
 
 from classify.backbones import BACKBONES
-from classify.train import Schedule
-from command.config import Part, Seed, check_name
+from classify.schedule import Schedule
+from command.config import Part, Seed, Threads, check_name
 
 __all__ = [
     "Backbone",
@@ -27,7 +27,7 @@ class Backbone(Part):
 
     name: str = "resnet18"
     """One of `classify.backbones.BACKBONES`: torchvision's name, or a network for CIFAR."""
-    base_channels: int = Field(64, ge=8)
+    base_channels: int = Field(64, ge=8, le=512)
     """Channels of the stem; the stages follow in proportion."""
     weights: Path | None = None
     """Trained weights (.safetensors, or a PyTorch file of tensors); an experiment then trains no dense network."""
@@ -67,8 +67,8 @@ class ShapesData(Part):
     """Generated images of coloured shapes."""
 
     type: Literal["shapes"] = "shapes"
-    num_train: int = Field(1200, ge=1)
-    num_val: int = Field(300, ge=1)
+    num_train: int = Field(1200, ge=1, le=10**7)
+    num_val: int = Field(300, ge=1, le=10**7)
     seed: Seed = 0
 
 
@@ -85,7 +85,9 @@ class ClassifierTraining(Part):
     start: Annotated[Dense | Finetune | Scratch, Field(discriminator="type")]
     """What is trained."""
     data: Annotated[ShapesData | FolderData, Field(discriminator="type")]
-    image_size: int = Field(224, ge=32)
+    image_size: int = Field(224, ge=32, le=4096)
     """Side of the training crops in pixels."""
     schedule: Schedule
     seed: Seed = 0
+    num_threads: Threads = 1
+    """CPU threads of torch; the weights depend on it."""

@@ -1,8 +1,8 @@
 """Image folders (`train/<class>/*`, `val/<class>/*`, as ImageNet's) as data sets of uint8 images."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from classify.decoding import image_contents
 from command.errors import MissingFileError, RequestError, WorkError
 
 __all__ = ["MEAN", "STD", "check_folder", "class_names", "fingerprint", "image_folder"]
@@ -36,7 +37,7 @@ def image_folder(root: Path, split: str, image_size: int) -> Dataset[tuple[Tenso
 
 def class_names(root: Path) -> tuple[str, ...]:
     """Return the names of the class folders, in the order of their labels."""
-    return tuple(sorted(folder.name for folder in _split_folder(root, "train").iterdir() if folder.is_dir()))
+    return tuple(_class_folders(_split_folder(root, "train")))
 
 
 def check_folder(root: Path) -> None:
@@ -47,7 +48,7 @@ def check_folder(root: Path) -> None:
     classes = {}
     for split in ("train", "val"):
         folder = _split_folder(root, split)
-        classes[split] = sorted(f.name for f in folder.iterdir() if f.is_dir())
+        classes[split] = _class_folders(folder)
         if not classes[split]:
             raise RequestError(f"{folder}: holds no class folders; expected one folder per class with its images")
     if classes["train"] != classes["val"]:
@@ -57,17 +58,21 @@ def check_folder(root: Path) -> None:
         )
     for split in ("train", "val"):
         folder = _split_folder(root, split)
-        if not any(path.suffix.lower() in IMG_EXTENSIONS for path in _files(folder) if path.parent != folder):
+        if not _images(folder):
             raise RequestError(f"{folder}: holds no images, got empty class folders; expected images, as .jpg or .png")
 
 
-def fingerprint(root: Path) -> str:
-    """Return a hash of the name and the size in bytes of every file in both splits."""
-    digest = hashlib.sha256()
-    for split in ("train", "val"):
-        for path in _files(_split_folder(root, split)):
-            digest.update(os.fsencode(f"{path.relative_to(root)} {path.stat().st_size}"))
-    return digest.hexdigest()
+def fingerprint(root: Path, split: str) -> str:
+    """Return a hash of the class folders' names and of the name and content of every image in a split.
+
+    Raises:
+        RequestError: If a file is not an image that decodes.
+    """
+    folder = _split_folder(root, split)
+    images = _images(folder)
+    named = zip((path.relative_to(folder).as_posix() for path in images), image_contents(images), strict=True)
+    content = [_class_folders(folder), [(name, image.sha256) for name, image in named]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _loaded(path: str) -> Image.Image:
@@ -78,10 +83,17 @@ def _loaded(path: str) -> Image.Image:
         raise WorkError(f"{path}: does not decode, {error}; replace or delete it") from error
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders.sort()
-        yield from (Path(folder, name) for name in sorted(names))
+def _images(folder: Path) -> list[Path]:
+    """Return the images that torchvision's ImageFolder reads, in its order."""
+    found = []
+    for name in _class_folders(folder):
+        for inside, _, files in sorted(os.walk(folder / name, followlinks=True)):
+            found += [Path(inside, file) for file in sorted(files) if file.lower().endswith(IMG_EXTENSIONS)]
+    return found
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def _split_folder(root: Path, split: str) -> Path:

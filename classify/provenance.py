@@ -22,8 +22,11 @@ def origin(settings: object, parent: Path | None, data: Sequence[str] = ()) -> d
 
 
 def outcome(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the other half of a model's provenance: its figures, and the torch version that produced them."""
-    return {"metrics": dict(figures), "torch": torch.__version__}
+    """Return the other half of a model's provenance: its figures, and what produced them besides the config.
+
+    The weights depend on the number of threads, too: sums are added in another order.
+    """
+    return {"metrics": dict(figures), "torch": torch.__version__, "num_threads": torch.get_num_threads()}
 
 
 def provenance(settings: object, parent: Path | None, figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,33 +5,37 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["SHAPES", "background", "draw_shape", "write_shapes"]
+__all__ = ["SHAPES", "background", "draw_shape", "write_shapes", "write_split"]
 
 SHAPES = ("circle", "cross", "diamond", "ring", "square", "triangle")
 """Class names, in the order of their labels (alphabetical, as an image folder sorts them)."""
 
 
 def write_shapes(folder: Path, num_train: int, num_val: int, image_size: int, seed: int) -> None:
-    """Write `train/<shape>/*.png` and `val/<shape>/*.png`, one shape per image, classes in turn.
+    """Write both splits of an image folder, as `write_split` does; the seed of `val` is `seed` + 1."""
+    write_split(folder / "train", num_train, image_size, seed)
+    write_split(folder / "val", num_val, image_size, seed + 1)
+
+
+def write_split(folder: Path, num: int, image_size: int, seed: int) -> None:
+    """Write `<shape>/*.png`, one shape per image, classes in turn.
 
     Args:
-        folder: Must not hold images yet; created.
-        num_train: Images in `train`.
-        num_val: Images in `val`.
+        folder: Must not hold images yet; created, with a folder for every shape.
+        num: Images.
         image_size: Side in pixels.
         seed: Same seed, same bytes.
     """
     rng = np.random.default_rng(seed)
-    for split, num in (("train", num_train), ("val", num_val)):
-        for i in range(num):
-            label = i % len(SHAPES)
-            image = background(rng, (image_size, image_size))
-            size = int(rng.uniform(0.35, 0.85) * image_size)
-            x, y = (int(v) for v in rng.integers(0, image_size - size + 1, 2))
-            draw_shape(image, SHAPES[label], (x, y, x + size, y + size), rng)
-            path = folder / split / SHAPES[label] / f"{i:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path, compress_level=1)
+    for shape in SHAPES:
+        (folder / shape).mkdir(parents=True, exist_ok=True)
+    for i in range(num):
+        shape = SHAPES[i % len(SHAPES)]
+        image = background(rng, (image_size, image_size))
+        size = int(rng.uniform(0.35, 0.85) * image_size)
+        x, y = (int(v) for v in rng.integers(0, image_size - size + 1, 2))
+        draw_shape(image, shape, (x, y, x + size, y + size), rng)
+        image.save(folder / shape / f"{i:05}.png", compress_level=1)
 
 
 def background(rng: np.random.Generator, size_hw: tuple[int, int]) -> Image.Image:

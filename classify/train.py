@@ -4,12 +4,11 @@
 """
 
 import contextlib
+import copy
 import io
 import itertools
 import math
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,64 +20,27 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from classify.data import MEAN, STD
+from classify.resume import ResumableRunner, newest_checkpoint
+from classify.schedule import Schedule
 from command.errors import RequestError, WorkError
 
 __all__ = [
-    "OPTIMIZERS",
     "ClassifierModel",
     "Progress",
-    "Schedule",
+    "check_batch_size",
     "collate",
     "fit",
     "make_runner",
     "silent",
     "train_classifier",
+    "using_threads",
 ]
-
-OPTIMIZERS = ("AdamW", "Adam", "SGD")
 
 _NUMBERS = itertools.count()
 """Numbers the Runners of this process: mmengine gives two with the same name and second the same log."""
 
 Progress = Callable[[int, int], None]
 """Called after every iteration with (iterations done, iterations in all)."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    """Peak learning rate."""
-    optimizer: str = "AdamW"
-    """One of `OPTIMIZERS`."""
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    """Of SGD; other optimizers keep their own."""
-    warmup_iters: int = 20
-    """Iterations over which the learning rate rises linearly to its peak."""
-    milestones: tuple[float, ...] = ()
-    """Shares of the training after which the rate falls to a tenth; none = cosine to zero."""
-    max_grad_norm: float | None = 10.0
-    """Gradients are clipped to this L2 norm."""
-    num_workers: int = 0
-    """Processes that load images."""
-
-    def __post_init__(self) -> None:
-        """Raise RequestError for settings that cannot train."""
-        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_iters", 0), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected at least {least}")
-        if not self.lr > 0:
-            raise RequestError(f"lr: not above 0, got {self.lr}; expected a learning rate above 0")
-        if self.optimizer not in OPTIMIZERS:
-            raise RequestError(f"optimizer: unknown, got {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
-        if self.weight_decay < 0:
-            raise RequestError(f"weight_decay: below 0, got {self.weight_decay}; expected 0 or more")
-        if not all(0 < share < 1 for share in self.milestones):
-            raise RequestError(f"milestones: got {self.milestones}; expected shares of the training, between 0 and 1")
 
 
 class ClassifierModel(BaseModel):
@@ -104,8 +66,33 @@ def train_classifier(
     seed: int,
     progress: Progress | None = None,
 ) -> None:
-    """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted."""
-    fit(ClassifierModel(net), {"dataset": dataset, "collate_fn": collate}, schedule, work_dir, seed, progress)
+    """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted.
+
+    A last batch of a single image, which BatchNorm may refuse, is left out.
+
+    Raises:
+        RequestError: As `check_batch_size`, and if there is only one image.
+    """
+    num_images: int = len(dataset)  # type: ignore[arg-type]  # every one here has a length
+    side = dataset[0][0].shape[-1]
+    check_batch_size(net, side, min(schedule.batch_size, num_images))
+    is_last_alone = num_images % schedule.batch_size == 1 < schedule.batch_size
+    loader = {"dataset": dataset, "collate_fn": collate, "drop_last": is_last_alone and not _learns_from_one(net, side)}
+    fit(ClassifierModel(net), loader, schedule, work_dir, seed, progress)
+
+
+def check_batch_size(net: nn.Module, image_size: int, batch_size: int) -> None:
+    """Raise RequestError if batches have a single image, and a normalisation layer cannot train on one of that size."""
+    if batch_size == 1 and not _learns_from_one(net, image_size):
+        raise RequestError("batch_size: BatchNorm has one value per channel, got batches of 1 image; expected 2 or more")
+
+
+def _learns_from_one(net: nn.Module, image_size: int) -> bool:
+    try:
+        copy.deepcopy(net).train()(torch.zeros(1, 3, image_size, image_size))
+    except ValueError:  # of BatchNorm
+        return False
+    return True
 
 
 def fit(
@@ -164,7 +151,7 @@ def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "m
     with (
         silent()
     ):  # the Runner's logger keeps the stream it was created with: created silent, it writes to its file only
-        return Runner(
+        return ResumableRunner(
             model=model,
             work_dir=str(work_dir),
             experiment_name=name,
@@ -173,6 +160,17 @@ def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "m
             default_scope=scope,
             **settings,
         )
+
+
+@contextlib.contextmanager
+def using_threads(num_threads: int) -> Iterator[None]:
+    """Compute with so many CPU threads in the block: weights depend on it, as sums are added in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def silent() -> contextlib.AbstractContextManager[Any]:
@@ -193,9 +191,8 @@ def collate(batch: Sequence[tuple[Tensor, int]]) -> dict[str, Any]:
 
 def _resumption(work_dir: Path) -> dict[str, Any]:
     """Return the Runner's arguments for resuming from the newest complete checkpoint in the folder, if there is one."""
-    checkpoints = sorted(work_dir.glob("epoch_*.pth"), key=lambda path: int(path.stem.removeprefix("epoch_")))
-    whole = [path for path in checkpoints if zipfile.is_zipfile(path)]  # a kill can leave the newest one cut short
-    return {"resume": True, "load_from": str(whole[-1])} if whole else {}
+    newest = newest_checkpoint(work_dir)
+    return {"resume": True, "load_from": str(newest)} if newest else {}
 
 
 class _EpochSeed(Hook):
@@ -227,7 +224,7 @@ def _optim_wrapper(schedule: Schedule) -> dict[str, Any]:
     optimizer = {"type": schedule.optimizer, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "SGD":
         optimizer["momentum"] = schedule.momentum
-    clip = {"max_norm": schedule.max_grad_norm} if schedule.max_grad_norm else None
+    clip = {"max_norm": schedule.max_grad_norm} if schedule.max_grad_norm is not None else None
     return {"type": "OptimWrapper", "optimizer": optimizer, "clip_grad": clip}
 
 

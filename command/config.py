@@ -6,6 +6,7 @@ the current folder. Those that come with Espalier are found by name, wherever it
 
 import ast
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from pydantic_core import ErrorDetails
 
-__all__ = ["Part", "Seed", "check_name", "config_file", "read_config", "shipped_configs"]
+__all__ = [
+    "Part",
+    "Seed",
+    "Threads",
+    "check_name",
+    "config_file",
+    "read_config",
+    "read_yaml_as_data",
+    "shipped_configs",
+]
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 """pydantic's error types for a key that a description does not have."""
@@ -28,6 +38,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """Seed of random numbers."""
+
+Threads = Annotated[int, Field(ge=1, le=1024)]
+"""CPU threads of torch. Weights depend on their number, so it is part of the settings and not of the machine."""
 
 
 class Part(BaseModel):
@@ -111,10 +124,28 @@ def check_name(name: str, known: Iterable[str], subject: str = "") -> str:
 def _read(path: Path) -> "Config":
     from mmengine.config import Config
 
+    read_yaml_as_data()
     try:
         return Config.fromfile(path, use_predefined_variables=False, import_custom_modules=False)
-    except (Exception, SystemExit) as error:
-        raise RequestError(f"{path}: cannot be read, {' '.join(str(error).split())}; expected Python") from error
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):  # mmengine copies the file first
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(
+            f"{path}: cannot be read, got {reason}; expected Python that sets the config's keys"
+        ) from error
+
+
+def read_yaml_as_data() -> None:
+    """Make mmengine read YAML, as in a config's `_base_`, without the tags that run Python."""
+    import yaml  # type: ignore[import-untyped]  # ships no types
+    from mmengine.fileio import YamlHandler, register_handler
+
+    class SafeYaml(YamlHandler):
+        def load_from_fileobj(self, file: Any, **options: Any) -> Any:
+            return yaml.safe_load(file)
+
+    register_handler(["yaml", "yml"])(SafeYaml)
 
 
 def _set(raw: "Config", text: str) -> None:
@@ -123,16 +154,16 @@ def _set(raw: "Config", text: str) -> None:
         raise RequestError(f"--set {text}: no key and value; expected a.b=value")
     try:
         raw.merge_from_dict({key: _literal(value)})
-    except TypeError as error:
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise RequestError(
-            f"--set {text}: {key.rpartition('.')[0]} has no parts; expected a key of the config"
+            f"--set {text}: {key.rpartition('.')[0] or key} has no such part; expected a key of the config"
         ) from error
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two for deep nesting
         return text
 
 
@@ -150,7 +181,7 @@ def _one_line(errors: Sequence["ErrorDetails"], schema: dict[str, Any]) -> str:
     field = re.match(r"\w+", message)
     if key and field and field[0] in inner:  # raised where a dataclass checks its fields together
         return f"{key}.{message}"
-    got = "" if "got" in message or error["type"] == "missing" else f", got {error['input']!r}"
+    got = "" if "got" in message or error["type"] == "missing" else f", got {error['input']!r:.200}"
     return f"{key}: {message}{got}" if key else message
 
 

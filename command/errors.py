@@ -4,20 +4,27 @@ A `RequestError` means that the request is wrong, a `WorkError` that work failed
 Anything else is a bug of ours, and reported as one.
 """
 
+import contextlib
+import errno
+import io
+import logging
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
 __all__ = ["BUG", "MissingFileError", "RequestError", "WorkError", "exit_code_of"]
 
 DONE, FAILED, WRONG, BUG = 0, 1, 2, 70
 """Exit codes; 70 is EX_SOFTWARE of sysexits.h."""
-_INTERRUPTED = 130
+_STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_MOST_LETTERS = 2000
+"""Of a message: it may quote what a file holds."""
 
 
 class RequestError(ValueError):
@@ -36,25 +43,86 @@ def exit_code_of(command: Callable[[], object]) -> int:
     """Run a command; return its exit code, and print on standard error, in one line, why it is not 0.
 
     An OSError of the system itself (full disk, no permission) and a lack of memory are failed work. Any other exception
-    is a bug: its trace goes to a file that the line names.
+    is a bug: its trace goes to a file that the line names. Ctrl-C and SIGTERM end the command in one line, too.
     """
+    _print_in_any_encoding()
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, must not print traces
     try:
-        command()
+        with _stopping_at_signals():
+            _check_folder()
+            _refuse_empty(sys.argv[1:])
+            command()
     except SystemExit as exit_:
         code = exit_.code
         return code if isinstance(code, int) else DONE if code is None else FAILED
-    except KeyboardInterrupt:
-        return _prefixed("interrupted; the same command goes on where it stopped", _INTERRUPTED)
+    except _StoppedError as stopped:
+        return _prefixed(f"{_STOPPED[stopped.number]}; the same command goes on where it stopped", 128 + stopped.number)
+    except BrokenPipeError:  # the reader has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except RequestError as error:
         return _prefixed(str(error), WRONG)
     except (WorkError, MemoryError) as error:
         return _prefixed(str(error) or "out of memory", FAILED)
     except Exception as error:  # noqa: BLE001  # the outermost place: unexpected errors are reported here
         if _is_of_the_machine(error):
-            return _prefixed(str(error), FAILED)
+            return _prefixed(_described(error), FAILED)
         report = _bug_report(error)
         return _prefixed(f"a bug of ours, {type(error).__name__}: {error}; please report it with {report}", BUG)
     return DONE
+
+
+class _StoppedError(BaseException):
+    """A signal ended the command. Not KeyboardInterrupt, which typer handles itself, without a word."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _stopping_at_signals() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _StoppedError(number)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread
+        before = {number: signal.signal(number, stop) for number in _STOPPED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_in_any_encoding() -> None:
+    """Escape what a terminal cannot show, rather than fail after all work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_folder() -> None:
+    """Raise RequestError if the current folder was deleted: libraries that need it end the process without a word."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise RequestError("current folder: does not exist any more; change to another one") from error
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise RequestError for an empty argument, as from an unset shell variable: a path of it is the current folder."""
+    for before, argument in zip(("argument", *arguments), arguments, strict=False):
+        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+            name = argument.rstrip("=") or (before if before.startswith("--") else "argument")
+            raise RequestError(f"{name}: empty, got {argument!r}; expected a value")
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        remedy = "; free some space, then give the same command again" if error.errno == errno.ENOSPC else ""
+        return f"{error.filename or 'system'}: {error.strerror}{remedy}"
+    return str(error)
 
 
 def _is_of_the_machine(error: Exception) -> bool:
@@ -64,7 +132,10 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 
 def _prefixed(text: str, code: int) -> int:
-    print(f"espalier: {' '.join(text.split())}", file=sys.stderr)
+    line = " ".join(text.split())
+    shown = line if len(line) <= _MOST_LETTERS else f"{line[: _MOST_LETTERS // 2]} ... {line[-_MOST_LETTERS // 2 :]}"
+    harmless = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)  # on a terminal
+    print(f"espalier: {harmless}", file=sys.stderr)
     return code
 
 

@@ -5,11 +5,12 @@ The modules that write the files define their content.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import platform
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from command.errors import MissingFileError, RequestError
 
 __all__ = [
     "existing_file",
-    "filled_folder",
+    "flush",
+    "flush_entry",
+    "make_folder",
     "model_from_json",
     "sha256_of",
     "write_json",
@@ -35,53 +38,74 @@ Model = TypeVar("Model", bound=BaseModel)
 def written_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path`, which becomes `path` when the block ends and vanishes when it raises.
 
-    Missing parent folders are made.
+    Missing parent folders are made. Once `path` has its name, its content is on the disk, power loss or not.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_folder(path.parent)
+    _delete_leftovers(path)
+    beside = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode
         yield beside
+        beside.chmod(mode)  # safetensors makes files that only their owner can read
+        flush_entry(beside)
         beside.replace(path)
+        flush_entry(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
-@contextmanager
-def filled_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty folder whose files and folders move into `folder` when the block ends; none do if it raises.
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it unless they exist.
 
-    Entries of `folder` with the same names are replaced, all others stay. Missing folders are made.
+    Raises:
+        RequestError: If one of them is a file.
     """
-    folder = Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise RequestError(f"{folder}: is a file; expected a folder, or a new name")
-    # on the same disk, so that moving is renaming
-    place = next(path for path in (folder, *folder.parents) if path.is_dir())
-    with tempfile.TemporaryDirectory(dir=place, prefix=f".{folder.name}.") as name:
-        work = Path(name)
-        (work / "new").mkdir()
-        yield work / "new"
-        folder.mkdir(parents=True, exist_ok=True)
-        _move_all(work / "new", folder, work)
-
-
-def _move_all(source: Path, folder: Path, replaced: Path) -> None:
-    """Move all entries of `source` into `folder`, and what they replace into `replaced`; all of them or none."""
-    moved: list[tuple[Path, Path]] = []
     try:
-        for made in source.iterdir():
-            place, old = folder / made.name, replaced / f"old-{made.name}"
-            if place.exists():
-                place.replace(old)
-            moved.append((place, old))
-            made.replace(place)
-    except OSError:
-        for place, old in reversed(moved):
-            if old.exists():
-                place.unlink(missing_ok=True) if not place.is_dir() else shutil.rmtree(place)
-                old.replace(place)
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(place for place in (folder, *folder.parents) if place.exists())
+        raise RequestError(f"{file}: is a file; expected a folder, or a new name") from error
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{platform.node()}-"
+
+
+def _delete_leftovers(path: Path) -> None:
+    """Delete what processes of this machine left beside a file when they were killed while writing it."""
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+        pid = left.name.removeprefix(_prefix(path)).removesuffix(".tmp")
+        if pid.isdecimal() and not _is_running(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def flush(path: Path) -> None:
+    """Return once a file, or all that a folder holds, is on the disk and survives a power loss."""
+    for entry in (*path.rglob("*"), path) if path.is_dir() else (path,):
+        flush_entry(entry)
+
+
+def flush_entry(path: Path) -> None:
+    """Return once a file's content, or the list of names in a folder, is on the disk."""
+    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -119,7 +143,7 @@ def model_from_json(model_class: type[Model], path: str | Path, remedy: str) -> 
         RequestError: If the file does not describe a `model_class`; names the first error and ends with `remedy`.
     """
     try:
-        return model_class.model_validate_json(existing_file(path, remedy).read_bytes())
+        return model_class.model_validate_json(existing_file(path, remedy).read_bytes().removeprefix(BOM_UTF8))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "file"

@@ -1,5 +1,6 @@
 """Folders that commands work in: used by one process at a time, kept after a kill to resume in, made only once."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -10,8 +11,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from command.errors import RequestError
+from command.files import flush, make_folder
 
-__all__ = ["generated", "locked", "training_folder"]
+__all__ = ["filled_folder", "generated", "locked", "training_folder"]
+
+_LOCK = ".lock"
+_PARTIAL = ".partial"
+"""Folder inside a filled one, on the same disk, so that moving its files is renaming."""
 
 
 @contextmanager
@@ -21,8 +27,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RequestError: If another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    make_folder(folder)
+    lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -68,7 +74,66 @@ def generated(folder: Path, write: Callable[[Path], object]) -> Path:
     """Return the folder, made by `write` unless it exists; a folder of that name is always complete."""
     if not folder.exists():
         partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        write(partial)
-        partial.rename(folder)
+        with locked(partial):
+            _empty(partial)
+            write(partial)
+            flush(partial)
+            (partial / _LOCK).unlink()
+            partial.rename(folder)
     return folder
+
+
+@contextmanager
+def filled_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder whose files and folders move into `folder` when the block ends; none do if it raises.
+
+    Entries of `folder` with the same names are replaced, all others stay. Missing folders are made. What a killed
+    process left is deleted.
+
+    Raises:
+        RequestError: If `folder` is a file, or another process fills it.
+    """
+    folder = Path(folder).resolve()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        with locked(folder):
+            work = folder / _PARTIAL
+            try:
+                shutil.rmtree(work, ignore_errors=True)
+                (work / "new").mkdir(parents=True)
+                yield work / "new"
+                flush(work / "new")
+                _move_all(work / "new", folder, work)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+                (folder / _LOCK).unlink(missing_ok=True)  # while it is held
+    finally:
+        for place in made:  # those that are empty
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def _move_all(source: Path, folder: Path, replaced: Path) -> None:
+    """Move all entries of `source` into `folder`, and what they replace into `replaced`; all of them or none."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for made in source.iterdir():
+            place, old = folder / made.name, replaced / f"old-{made.name}"
+            if place.exists():
+                place.replace(old)
+            moved.append((place, old))
+            made.replace(place)
+    except OSError:
+        for place, old in reversed(moved):
+            if old.exists():
+                place.unlink(missing_ok=True) if not place.is_dir() else shutil.rmtree(place)
+                old.replace(place)
+        raise

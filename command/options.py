@@ -1,7 +1,8 @@
 """Options and closing lines that the commands of all folders share."""
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +69,7 @@ def show(figures: Mapping[str, Any], as_json: bool) -> None:
         typer.echo(f"{name:{width}}  {figure:,.4f}" if isinstance(figure, float) else f"{name:{width}}  {figure:,}")
 
 
-def closing(done: str, next_command: str) -> None:
-    """Print on standard error what was written and what to run next."""
-    typer.echo(f"{done}\nnext: {next_command}", err=True)
+def closing(done: str, next_command: str | Sequence[str | Path]) -> None:
+    """Print on standard error what was written and what to run next: a command line, or its words, to be quoted."""
+    line = next_command if isinstance(next_command, str) else shlex.join(map(str, next_command))
+    typer.echo(f"{done}\nnext: {line}", err=True)

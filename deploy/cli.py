@@ -10,6 +10,7 @@ from rich.console import Console
 from command.errors import RequestError
 from command.extras import loading
 from command.options import AsJson, Force, check_file_name, closing, refuse_existing
+from deploy.runtime_option import MOST_ROUNDS, Threads
 from deploy.runtimes.registry import ENGINE
 
 __all__ = ["build", "explain", "package"]
@@ -23,9 +24,13 @@ def build(
     ] = None,
     repeat: Annotated[
         int,
-        typer.Option(help="Engines to build, NAME-1, NAME-2, ...: TensorRT chooses its kernels anew for each.", min=1),
+        typer.Option(
+            help="Engines to build, NAME-1, NAME-2, ...: TensorRT chooses its kernels anew for each.", min=1, max=100
+        ),
     ] = 1,
-    workspace_mib: Annotated[int | None, typer.Option(help="Limit of a layer's scratch memory.", min=1)] = None,
+    workspace_mib: Annotated[
+        int | None, typer.Option(help="Limit of a layer's scratch memory.", min=1, max=2**20)
+    ] = None,
     optimization_level: Annotated[int | None, typer.Option(help="Builder effort, 0 to 5.", min=0, max=5)] = None,
     timing_cache: Annotated[
         Path | None, typer.Option(help="File of kernel times from earlier builds, created or updated; tensorrt only.")
@@ -83,14 +88,14 @@ def package(
     packaged = package_detector(folder, out, name, engine)
     for note in packaged.notes:
         typer.echo(note, err=True)
-    closing(f"wrote {', '.join(packaged.models)} to {out}", f"tritonserver --model-repository {out}")
+    closing(f"wrote {', '.join(packaged.models)} to {out}", ["tritonserver", "--model-repository", out])
 
 
 def explain(
     dense: Annotated[Path, typer.Argument(help="Folder that deploy export wrote, its ONNX file, or an engine.")],
     slim: Annotated[Path, typer.Argument(help="The same network, pruned; an engine where DENSE is one.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of ONNX Runtime.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 30,
+    threads: Threads = 1,
+    rounds: Annotated[int, typer.Option(min=1, max=MOST_ROUNDS, help="Measured rounds.")] = 30,
     as_json: AsJson = False,
 ) -> None:
     """Find out why a slim network is not faster: time and MACs of every layer, dense and slim."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Detector", "Found", "ImageLike", "found_in"]
 
 ImageLike: TypeAlias = Union[str, Path, "Image.Image", NDArray[np.uint8]]
-"""A file, a PIL image of any mode, or RGB of height x width x 3."""
+"""A file, a PIL image of 8 bits a channel, or RGB of height x width x 3."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[F
     """Return the boxes of an image with the names of their classes, highest score first.
 
     Raises:
-        WorkError: If there are fewer classes than the detector has.
+        WorkError: If there are fewer classes than the detector has, or a box is not finite.
     """
+    if not all(np.isfinite(array).all() for array in boxes):
+        raise WorkError("outputs: not finite, got NaN or infinity; expected boxes and scores, export the model again")
     largest = int(boxes[2].max(initial=-1))
     if largest >= len(classes):
         raise WorkError(f"classes: too few, got {len(classes)} and a box of class {largest}; export the model again")
@@ -126,6 +128,8 @@ def _check(image: Any, subject: str) -> None:
     elif isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise RequestError(f"{subject}: not an RGB image, got {_kind(image)}; expected uint8 of height x width x 3")
+    elif _is_pil(image) and image.mode.startswith(("I", "F")):  # Pillow would cut off all values above 255
+        raise RequestError(f"{subject}: not 8 bits a channel, got a PIL image of mode {image.mode}; pass the file")
     elif not _is_pil(image):
         raise RequestError(f"{subject}: not an image, got {_kind(image)}; expected a path, a PIL image or an RGB array")
 

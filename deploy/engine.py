@@ -10,16 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from command.errors import RequestError, WorkError
 from command.extras import optional_module
 from command.files import existing_file, model_from_json, sha256_of, written_atomically
 from deploy.machine import current_gpu
-from deploy.onnx_file import input_specs, load_onnx, output_specs, precision_of
-from deploy.tensors import TensorSpec
+from deploy.onnx_file import input_specs, onnx_from_bytes, output_specs, precision_of, read_onnx, weight_array
+from deploy.tensors import Specs, TensorSpec, checked_spec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -34,16 +34,15 @@ DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "
 class EngineInfo(BaseModel):
     """What an engine was built from and for; its sidecar, `<engine>.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    backend: str
-    """Either "tensorrt" or "tensorrt_rtx"."""
+    backend: Literal["tensorrt", "tensorrt_rtx"]
     backend_version: str
     compute_capabilities: tuple[str, ...]
     """Such as "8.6"; empty for the backend's own choice."""
     precision: str
     """As `deploy.onnx_file.precision_of` returns it; "tf32" where fp32 may be rounded to tf32 (TensorFloat-32)."""
-    onnx_file: str | None = None
+    onnx_file: str | None = Field(None, pattern=r"^[^/]+$")
     """Its name, without folders. The fields with default None are missing in sidecars of earlier versions."""
     onnx_sha256: str
     engine_sha256: str
@@ -55,8 +54,8 @@ class EngineInfo(BaseModel):
     optimization_level: int | None = None
     workspace_mib: int | None = None
     """The limit; None for the backend's default."""
-    inputs: dict[str, TensorSpec]
-    outputs: dict[str, TensorSpec]
+    inputs: Specs
+    outputs: Specs
 
 
 def engine_from_onnx(
@@ -95,14 +94,15 @@ def engine_from_onnx(
     """
     trt = _backend_module(backend)
     _check_options(backend, workspace_mib, optimization_level, timing_cache)
-    model = load_onnx(onnx_path)
+    data = read_onnx(onnx_path)
+    model = onnx_from_bytes(onnx_path, data)
     _check_graph(onnx_path, model)
     start_s = time.perf_counter()
     _errors(backend).clear()
     builder = _builder(trt, backend)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, _logger(backend))
-    if not parser.parse_from_file(str(onnx_path)):
+    if not parser.parse(data):
         raise WorkError(_parser_fault(onnx_path, backend, parser))
     inputs = _fixed_specs(input_specs(model), [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _fixed_specs(output_specs(model), [network.get_output(i) for i in range(network.num_outputs)])
@@ -120,7 +120,7 @@ def engine_from_onnx(
         compute_capabilities=tuple(compute_capabilities),
         precision="tf32" if tf32 and precision == "fp32" else precision,
         onnx_file=Path(onnx_path).name,
-        onnx_sha256=sha256_of(onnx_path),
+        onnx_sha256=hashlib.sha256(data).hexdigest(),
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         build_s=build_s,
         gpu=gpu.name if gpu else None,
@@ -192,7 +192,7 @@ def _write(engine_path: Path, plan: Any, info: EngineInfo) -> None:
     with written_atomically(engine_path) as beside:
         beside.write_bytes(plan)
     with written_atomically(_sidecar(engine_path)) as beside:
-        beside.write_text(info.model_dump_json(indent=2) + "\n")
+        beside.write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _backend_module(backend: str) -> Any:
@@ -247,8 +247,6 @@ def _check_options(
 
 def _check_graph(onnx_path: str | Path, model: ModelProto) -> None:
     """Refuse graphs of which a backend would build an engine with wrong results."""
-    from onnx import numpy_helper
-
     for name, spec in {**input_specs(model), **output_specs(model)}.items():
         if spec.dtype not in DTYPES:
             raise RequestError(
@@ -256,7 +254,7 @@ def _check_graph(onnx_path: str | Path, model: ModelProto) -> None:
                 f"expected one of {', '.join(DTYPES)}"
             )
     for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
+        array = weight_array(onnx_path, tensor)
         if "float" in array.dtype.name and bool((array != array).any()):
             raise RequestError(
                 f"{onnx_path}: weight {tensor.name!r} is not finite, got NaN; expected numbers, train again"
@@ -283,8 +281,10 @@ def _fixed_specs(specs: Mapping[str, TensorSpec], tensors: Sequence[Any]) -> dic
     """Return the file's dtypes with the shapes that the backend found: a file may lack those of its outputs."""
     found = {}
     for tensor in tensors:
+        if tensor.name not in specs:  # TensorRT renames an output that is an input, too
+            raise RequestError(f"tensor {tensor.name!r}: not in the file, got a graph that returns an input; remove it")
         shape = tuple(None if size < 0 else int(size) for size in tensor.shape)
-        found[tensor.name] = TensorSpec(shape, specs[tensor.name].dtype)
+        found[tensor.name] = checked_spec(tensor.name, shape, specs[tensor.name].dtype)
         found[tensor.name].fixed_shape(tensor.name)
     return found
 
@@ -320,6 +320,8 @@ def _config(
 
 def _use_timing_cache(config: Any, backend: str, path: Path) -> None:
     """Pass the kernel times in a file to the builder; none if the file does not exist yet."""
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path}: not a file, got a folder, pipe or device; give a new file name, it is created")
     known = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):

@@ -49,7 +49,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def decode_image(data: bytes, subject: str) -> NDArray[np.uint8]:
     """Return the content of an image file as `read_image` does; `subject` begins the error message."""
-    image_HW3 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    try:
+        image_HW3 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # an empty file, or one of 2**30 pixels and more
+        image_HW3 = None
     if image_HW3 is None:
         raise ValueError(f"{subject}: does not decode; expected an image")
     return np.asarray(cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB), np.uint8)

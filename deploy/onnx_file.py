@@ -8,14 +8,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from command.errors import RequestError
 from command.files import existing_file
-from deploy.tensors import PRECISIONS, TensorSpec
+from deploy.classes import classes_in
+from deploy.tensors import PRECISIONS, TensorSpec, checked_spec
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
-__all__ = ["foreign_operators", "input_specs", "load_onnx", "output_specs", "precision_of"]
+__all__ = [
+    "classes_of",
+    "foreign_operators",
+    "input_specs",
+    "load_onnx",
+    "onnx_from_bytes",
+    "output_specs",
+    "precision_of",
+    "read_onnx",
+    "weight_array",
+]
+
+_REMEDY = "expected an ONNX file with fixed shapes, as espalier deploy export writes"
 
 
 def load_onnx(path: str | Path) -> ModelProto:
@@ -23,22 +39,68 @@ def load_onnx(path: str | Path) -> ModelProto:
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If it is not an ONNX file.
+        RequestError: If it is not a valid ONNX file, or has weights in another file, which is not opened.
     """
+    return onnx_from_bytes(path, read_onnx(path))
+
+
+def read_onnx(path: str | Path) -> bytes:
+    """Return the content of a file that may be an ONNX file."""
+    return existing_file(path, _REMEDY).read_bytes()
+
+
+def onnx_from_bytes(path: str | Path, data: bytes) -> ModelProto:
+    """Return `load_onnx` of a file's content; `path` begins the error messages."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
 
-    remedy = "expected an ONNX file with fixed shapes, as espalier deploy export writes"
     try:
-        model = onnx.load(existing_file(path, remedy))
-    except (
-        DecodeError,
-        onnx.checker.ValidationError,
-    ) as error:  # the second: its weights are in a file that is missing
-        raise RequestError(f"{path}: not an ONNX file, got {error}; {remedy}") from error
+        model = onnx.load_model_from_string(data)
+        for tensor in _tensors(model):
+            _check_tensor(path, tensor)
+        _check_structure(model)
+    except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError) as error:
+        raise RequestError(f"{path}: not an ONNX file, got {error}; {_REMEDY}") from error
     if not model.graph.output:
-        raise RequestError(f"{path}: not an ONNX file, got a graph without outputs; {remedy}")
+        raise RequestError(f"{path}: not an ONNX file, got a graph without outputs; {_REMEDY}")
+    try:
+        input_specs(model), output_specs(model)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
     return model
+
+
+def _check_tensor(path: str | Path, tensor: TensorProto) -> None:
+    if tensor.data_location == tensor.EXTERNAL:  # any file of this machine could be read so
+        raise RequestError(
+            f"{path}: has weights in another file, got {tensor.name!r}; expected all in one file, save it without "
+            f"external data"
+        )
+    if tensor.data_type not in tensor.DataType.values():
+        raise RequestError(f"{path}: weight {tensor.name!r} has an unknown type, got {tensor.data_type}; {_REMEDY}")
+
+
+def _check_structure(model: ModelProto) -> None:
+    """Raise onnx's ValidationError for a graph on which some runtimes crash, such as a node without its inputs."""
+    import onnx
+
+    types = [value.type.tensor_type for value in model.graph.output if value.type.HasField("tensor_type")]
+    shapeless = [tensor for tensor in types if not tensor.HasField("shape")]  # which the checker refuses
+    for tensor in shapeless:
+        tensor.shape.SetInParent()
+    onnx.checker.check_model(model)
+    for tensor in shapeless:
+        tensor.ClearField("shape")
+
+
+def weight_array(path: str | Path, tensor: TensorProto) -> npt.NDArray[np.generic]:
+    """Return a weight; raise RequestError if its bytes do not fit its shape and type."""
+    from onnx import numpy_helper
+
+    try:
+        return numpy_helper.to_array(tensor)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{path}: weight {tensor.name!r} is damaged, got {error}; export it again") from error
 
 
 def input_specs(model: ModelProto) -> dict[str, TensorSpec]:
@@ -50,6 +112,11 @@ def input_specs(model: ModelProto) -> dict[str, TensorSpec]:
 def output_specs(model: ModelProto) -> dict[str, TensorSpec]:
     """Return the outputs, in the file's order."""
     return {value.name: _spec(value) for value in model.graph.output}
+
+
+def classes_of(path: str | Path, model: ModelProto) -> tuple[str, ...] | None:
+    """Return the class names that `espalier deploy export` wrote into the file, see `deploy.classes`."""
+    return classes_in(path, {entry.key: entry.value for entry in model.metadata_props})
 
 
 def precision_of(model: ModelProto) -> str:
@@ -74,8 +141,7 @@ def precision_of(model: ModelProto) -> str:
 
 def foreign_operators(model: ModelProto) -> list[str]:
     """Return the operators outside the standard ONNX domain as sorted "domain::name"."""
-    graphs = [model.graph, *model.functions]
-    foreign = {f"{node.domain}::{node.op_type}" for graph in graphs for node in _nodes(graph) if node.domain}
+    foreign = {f"{node.domain}::{node.op_type}" for graph in _graphs(model) for node in graph.node if node.domain}
     return sorted(name for name in foreign if not name.startswith("ai.onnx::"))
 
 
@@ -83,18 +149,39 @@ def _spec(value: ValueInfoProto) -> TensorSpec:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     if not value.type.HasField("tensor_type"):
-        raise RequestError(
-            f"{value.name!r}: not a tensor, got {value.type.WhichOneof('value')}; expected a graph of tensors"
-        )
+        kind = value.type.WhichOneof("value") or "no type"
+        raise RequestError(f"{value.name!r}: not a tensor, got {kind}; expected a graph of tensors")
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return TensorSpec(shape, tensor_dtype_to_np_dtype(tensor.elem_type).name)
+    try:
+        dtype = tensor_dtype_to_np_dtype(tensor.elem_type).name
+    except (KeyError, TypeError):
+        dtype = f"type {tensor.elem_type}"
+    return checked_spec(value.name, shape, dtype)
 
 
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Yield every node, including those inside If and Loop bodies."""
+def _graphs(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
+    """Yield the graph, all functions, and the bodies of If and Loop inside them."""
+    waiting: list[GraphProto | FunctionProto] = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for attribute in _attributes(graph):
+            waiting += [attribute.g] * attribute.HasField("g") + [*attribute.graphs]
+
+
+def _attributes(graph: GraphProto | FunctionProto) -> Iterator[AttributeProto]:
     for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in [attribute.g, *attribute.graphs]:
-                yield from _nodes(body)
+        yield from node.attribute
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield all weights and constants."""
+    for graph in _graphs(model):
+        sparse = [*getattr(graph, "sparse_initializer", ())]  # functions have none
+        yield from getattr(graph, "initializer", ())
+        for attribute in _attributes(graph):
+            yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)

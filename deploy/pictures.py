@@ -7,11 +7,14 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from command.errors import MissingFileError, RequestError
 from deploy.detector import Found
+from deploy.images import image_fault
+from deploy.text import printable
 from deploy.video import VIDEO_ENDINGS, is_video, open_video
 
 __all__ = ["draw", "input_files", "picture_name"]
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *VIDEO_ENDINGS)
+_MOST_LETTERS = 60
 
 
 def input_files(paths: Iterable[Path]) -> list[Path]:
@@ -39,8 +42,8 @@ def picture_name(file: Path) -> str:
     """Return the name of the image or video with the detections of that file."""
     if is_video(file):
         return f"{file.stem}.mp4"
-    is_known = Image.registered_extensions().get(file.suffix.lower()) in Image.SAVE
-    return file.name if is_known else f"{file.name}.png"  # keeps the whole name: frame.001 and frame.002 must differ
+    # the whole name is kept: frame.001 and frame.002 must differ
+    return file.name if file.suffix.lower() in _ENDINGS else f"{file.name}.png"
 
 
 def draw(image: Image.Image, found: Iterable[Found]) -> Image.Image:
@@ -50,25 +53,23 @@ def draw(image: Image.Image, found: Iterable[Found]) -> Image.Image:
     font = ImageFont.load_default(max(10, min(image.size) // 40))
     for thing in reversed(list(found)):
         colour = _colour(thing.name)
-        left, top = thing.box_xyxy[:2]
-        pen.rectangle(thing.box_xyxy, outline=colour, width=width)
-        label = f"{thing.name} {thing.score:.2f}"
+        left, top, right, bottom = (min(max(side, 0), max(image.size)) for side in thing.box_xyxy)  # Pillow's limits
+        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=width)
+        label = f"{printable(thing.name):.{_MOST_LETTERS}} {thing.score:.2f}"
         pen.rectangle(pen.textbbox((left, top), label, font), fill=colour)
         pen.text((left, top), label, "white", font)
     return picture
 
 
 def _check_decodes(file: Path) -> None:
-    if not file.is_file():
+    if not file.exists():
         raise MissingFileError(f"{file}: no such file; expected an image, a video or a folder of them")
+    if not file.is_file():  # a pipe would be waited for
+        raise RequestError(f"{file}: not a file, got a folder, pipe or device; expected an image or a video")
     if is_video(file):
         open_video(file)
-        return
-    try:
-        with Image.open(file):
-            pass
-    except OSError as error:
-        raise RequestError(f"{file}: does not decode; expected an image") from error
+    elif fault := image_fault(file.read_bytes()):
+        raise RequestError(f"{file}: {fault}")
 
 
 def _colour(name: str) -> tuple[int, ...]:

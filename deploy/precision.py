@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from command.errors import RequestError, WorkError
 from command.files import written_atomically
-from deploy.onnx_file import foreign_operators, input_specs, load_onnx
+from deploy.onnx_file import foreign_operators, input_specs, load_onnx, weight_array
 from deploy.runtimes.onnxruntime import OnnxRunner
 from deploy.tensors import Arrays, check_inputs
 
@@ -121,11 +121,9 @@ def _matches(node: NodeProto, patterns: Sequence[str]) -> bool:
 
 def _check_weights(source: str | Path, model: ModelProto, names: Sequence[str]) -> None:
     """Refuse NaN in any weight, and infinity in those to be quantized; elsewhere infinity can be intended."""
-    from onnx import numpy_helper
-
     finite = {name for node in model.graph.node if node.name in names for name in node.input[1:]}
     for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
+        array = weight_array(source, tensor)
         if _has_nan(array) or (tensor.name in finite and not np.isfinite(array).all()):
             raise RequestError(
                 f"{source}: weight {tensor.name!r} is not finite, got NaN or infinity; expected numbers, train again"

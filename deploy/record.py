@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from command.files import model_from_json, written_atomically
 from deploy.latency import Latency, Measurement, Speedup, Transfers, inputs_by_name
@@ -16,6 +16,7 @@ from deploy.machine import Device, cpu_model, device_from_place, git_commit, ins
 from deploy.nvml import GpuLog
 from deploy.runtimes.runner import Runner
 from deploy.tensors import Arrays
+from deploy.text import markdown, printable
 
 __all__ = [
     "Candidate",
@@ -36,7 +37,7 @@ VERSION = 1
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Conditions(_Frozen):
@@ -53,7 +54,7 @@ class Candidate(_Frozen):
 
     runtime: str
     precision: str
-    batch: int
+    batch: PositiveInt
     """Images per run."""
     input_shapes: dict[str, tuple[int, ...]]
     reference: str
@@ -83,6 +84,17 @@ class Record(_Frozen):
     conditions: Conditions
     candidates: dict[str, Candidate]
     speedups: dict[str, Speedup]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Record:
+        names = self.candidates.keys()
+        if not names:
+            raise ValueError("no candidates")
+        if unknown := {one.reference for one in self.candidates.values()}.union(self.speedups) - names:
+            raise ValueError(f"unknown candidate {min(unknown)!r}")
+        if untimed := [name for name, one in self.candidates.items() if one.latency.median_ms <= 0]:
+            raise ValueError(f"no time of {untimed[0]!r}")
+        return self
 
     @property
     def is_gpu(self) -> bool:
@@ -143,7 +155,7 @@ def record_from_measurement(
 def save_record(record: Record, path: str | Path) -> None:
     """Write the record as JSON, completely or not at all."""
     with written_atomically(path) as beside:
-        beside.write_text(record.model_dump_json(indent=2) + "\n")
+        beside.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def load_record(path: str | Path) -> Record:
@@ -202,9 +214,9 @@ def table_from_record(record: Record) -> str:
     ]
     rows = rows_from_record(record)
     columns = {title: text for title, text in _COLUMNS.items() if any(text(row) for row in rows)}
-    cells = [[text(row) for text in columns.values()] for row in rows]
+    cells = [[markdown(text(row)) for text in columns.values()] for row in rows]
     table = [list(columns), ["---"] * len(columns), *cells]
-    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in table)]) + "\n"
+    return "\n".join([*map(printable, lines), *(f"| {' | '.join(line)} |" for line in table)]) + "\n"
 
 
 def _batches(record: Record) -> str:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator
 
 from command.errors import RequestError
 
-__all__ = ["PRECISIONS", "Arrays", "TensorSpec", "check_inputs", "random_inputs"]
+__all__ = ["PRECISIONS", "Arrays", "Specs", "TensorSpec", "check_inputs", "checked_spec", "random_inputs"]
+
+_BITS = (8, 16, 32, 64)
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", *(f"{i}{n}" for i in ("int", "uint") for n in _BITS))
+_MOST_SIZES, _MOST_ELEMENTS = 8, 2**31
+"""TensorRT's limits of a tensor."""
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "float64": "fp64"}
 """numpy's dtype of most weights -> the name of the precision in configs, records and tables."""
@@ -36,6 +44,31 @@ class TensorSpec:
         return sizes
 
 
+def checked_spec(name: str, shape: tuple[int | None, ...], dtype: str) -> TensorSpec:
+    """Return the spec of a tensor as a file declares it.
+
+    Raises:
+        RequestError: If no array can have this shape or dtype.
+    """
+    if dtype not in _DTYPES:
+        raise RequestError(f"tensor {name!r}: not of numbers, got {dtype}; expected one of {', '.join(_DTYPES)}")
+    sizes = [size for size in shape if size is not None]
+    if min(sizes, default=1) < 1 or len(shape) > _MOST_SIZES or math.prod(sizes) > _MOST_ELEMENTS:
+        raise RequestError(
+            f"tensor {name!r}: impossible shape, got {shape}; expected up to {_MOST_SIZES} sizes, each at least 1, and "
+            f"{_MOST_ELEMENTS:,} elements in all"
+        )
+    return TensorSpec(shape, dtype)
+
+
+def _checked_specs(specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    return {name: checked_spec(name, spec.shape, spec.dtype) for name, spec in specs.items()}
+
+
+Specs = Annotated[dict[str, TensorSpec], AfterValidator(_checked_specs)]
+"""Inputs or outputs by name, as a field of a pydantic model."""
+
+
 def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
     """Return random arrays without zeros: zeros draw less power and can be skipped, which makes times look better.
 
@@ -45,9 +78,14 @@ def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
     zeros again.
 
     Raises:
-        RequestError: If a shape has a free dimension.
+        RequestError: If a shape has a free dimension, or a dtype is not numpy's.
     """
     rng = np.random.default_rng(seed)
+    for name, spec in specs.items():
+        if spec.dtype == "bfloat16":
+            raise RequestError(
+                f"tensor {name!r}: numpy has no bfloat16, got an input of it; export it with float32 inputs"
+            )
     arrays = {name: _random_array(spec.fixed_shape(name), spec.dtype, rng) for name, spec in specs.items()}
     size_hw = next((array.shape[2:] for array in arrays.values() if array.ndim == 4), None)
     for name, array in arrays.items():

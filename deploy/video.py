@@ -1,19 +1,24 @@
 """Videos, read and written frame by frame."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from command.errors import RequestError, WorkError
+from deploy.images import muted
 
 __all__ = ["VIDEO_ENDINGS", "Video", "is_video", "open_video", "written_video"]
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+_AVI, _MATROSKA = b"RIFF", b"\x1aE\xdf\xa3"
+_MPEG4 = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # after the size of the first part
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Video:
         """Yield the frames, RGB of height x width x 3, rotated by the file's orientation."""
         capture = cv2.VideoCapture(str(self.path))
         try:
-            while (frame := capture.read())[0]:
+            while (frame := _next_frame(capture))[0]:
                 yield np.asarray(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB), np.uint8)
         finally:
             capture.release()
@@ -47,14 +52,29 @@ def open_video(path: Path) -> Video:
     Raises:
         RequestError: If it does not decode, or has no frame rate.
     """
-    capture = cv2.VideoCapture(str(path))
+    _check_container(path)
+    with muted():
+        capture = cv2.VideoCapture(str(path))
     try:
-        is_read, fps = capture.read()[0], capture.get(cv2.CAP_PROP_FPS)
-        if not is_read or not fps > 0:
+        is_read, fps = _next_frame(capture)[0], capture.get(cv2.CAP_PROP_FPS)
+        if not is_read or not 0 < fps < math.inf:
             raise RequestError(f"{path}: does not decode; expected a video")
         return Video(path, fps, max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))))
     finally:
         capture.release()
+
+
+def _check_container(path: Path) -> None:
+    """Refuse playlists and patterns of names, from which a decoder would open other files."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith((_AVI, _MATROSKA)) and start[4:] not in _MPEG4:
+        raise RequestError(f"{path}: does not decode; expected a video")
+
+
+def _next_frame(capture: cv2.VideoCapture) -> tuple[bool, Any]:
+    with muted():
+        return capture.read()
 
 
 @contextmanager

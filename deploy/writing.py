@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from command.errors import WorkError
-from command.files import filled_folder, sha256_of
+from command.files import sha256_of
+from command.folders import filled_folder
 from deploy.agreement import agreement
+from deploy.classes import CLASSES_KEY
 from deploy.deployment import DEPLOYMENT, ONNX_NAME, Deployment, Precision
 from deploy.export import onnx_from_module
 from deploy.machine import installed_versions, num_cores
@@ -116,19 +120,28 @@ def write_deployment(
         if quantize:
             quantize(exported, onnx)
             exported.unlink()
+        _write_classes(onnx, origin.classes)
         parity: dict[str, Any] | None = {"difference": differences} if differences else None
         if is_detector and precision in _TOLERANCES:
             parity = _agreement(comparison, onnx, precision)
         deployment = _described(onnx, origin, folder).model_copy(
             update={"parity": parity, "compared_on": comparison.images}
         )
-        (work / DEPLOYMENT).write_text(deployment.model_dump_json(indent=1) + "\n")
+        (work / DEPLOYMENT).write_text(deployment.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return parity
 
 
+def _write_classes(onnx: Path, classes: Sequence[str]) -> None:
+    from onnx.helper import set_model_props
+
+    model = load_onnx(onnx)
+    set_model_props(model, {CLASSES_KEY: json.dumps(classes)})
+    onnx.write_bytes(model.SerializeToString())
+
+
 def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
-    model, parent = load_onnx(onnx), folder.absolute().parent
-    source = origin.model.absolute()
+    model, parent = load_onnx(onnx), Path(os.path.abspath(folder)).parent
+    source = Path(os.path.abspath(origin.model))  # without .., which no description may hold
     return Deployment(
         inputs=input_specs(model),
         outputs=output_specs(model),

@@ -35,7 +35,7 @@ def train(
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
     refuse_existing(force, out, out.with_suffix(".py"))
     train_to_file(settings, out, force, Console(stderr=True))
-    closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", f"espalier deploy export {out}")
+    closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", ["espalier", "deploy", "export", out])
 
 
 @app.command("eval")
@@ -51,7 +51,7 @@ def evaluate(
     with Console(stderr=True).status("Evaluating ..."):
         figures = evaluate_file(model, annotations, images)
     show(figures, as_json)
-    closing(f"evaluated {model}", f"espalier deploy export {model}")
+    closing(f"evaluated {model}", ["espalier", "deploy", "export", model])
 
 
 @app.command()

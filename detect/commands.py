@@ -12,6 +12,7 @@ from classify.checkpoint import ModelCard, check_classes, load_classifier, read_
 from classify.config import Dense, Finetune
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES
+from classify.train import using_threads
 from command.folders import generated, training_folder
 from command.progress import RunProgress
 from detect.config import CocoData, DetectorTraining, ScenesData
@@ -37,7 +38,7 @@ def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: C
     prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
     made_from = origin(settings, settings.start.file, prints)
     progress = RunProgress(console, [settings.schedule.epochs, 0.2])
-    with training_folder(out, made_from, force) as work:
+    with training_folder(out, made_from, force) as work, using_threads(settings.num_threads):
         train, val = _sets(data, card.preprocessing.image_hw, out.parent)
         with progress.stage("train"):
             train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from classify.config import Dense, Finetune
-from classify.train import Schedule
-from command.config import Part, Seed
+from classify.schedule import Schedule
+from command.config import Part, Seed, Threads
 from command.errors import MissingFileError, RequestError
 from detect.data import CocoSet, check_coco
 from detect.model import DetectorSettings
@@ -19,8 +19,8 @@ class ScenesData(Part):
     """Generated scenes of coloured shapes, of the detector's image size."""
 
     type: Literal["scenes"] = "scenes"
-    num_train: int = Field(300, ge=1)
-    num_val: int = Field(60, ge=1)
+    num_train: int = Field(300, ge=1, le=10**7)
+    num_val: int = Field(60, ge=1, le=10**7)
     seed: Seed = 0
 
 
@@ -81,6 +81,8 @@ class DetectorTraining(Part):
     """The detector around the backbone; not used when a detector is fine-tuned, which has its own settings."""
     schedule: Schedule
     seed: Seed = 0
+    num_threads: Threads = 1
+    """CPU threads of torch; the weights depend on it."""
 
     @model_validator(mode="after")
     def _settings_count(self) -> "DetectorTraining":

@@ -1,24 +1,36 @@
 """COCO-format data: checked before work starts, read by mmdet while it runs."""
 
 import hashlib
+import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
+from classify.decoding import image_contents
 from command.errors import MissingFileError, RequestError, WorkError
-from command.files import write_json
+from command.files import sha256_of, write_json
 
-__all__ = ["CocoSet", "check_coco", "coco_subset", "fingerprint", "num_crops", "read_annotations", "write_crops"]
+__all__ = [
+    "CocoSet",
+    "check_coco",
+    "coco_subset",
+    "crop_classes",
+    "fingerprint",
+    "num_crops",
+    "read_annotations",
+    "write_crops",
+]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
+_MAX_NAME = 60  # of a folder; file systems allow 255 bytes
 _MIN_CROP_PX = 12  # smaller objects are too small to learn from
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -111,7 +123,7 @@ def coco_subset(coco: CocoSet, indices: Iterable[int], annotations: Path, subjec
 def check_coco(coco: CocoSet) -> tuple[str, ...]:
     """Check the whole set; return the class names in the order of their labels.
 
-    Only the headers of images are read.
+    All images are decoded, once: what is in them is remembered while their size and time stay the same.
 
     Raises:
         MissingFileError: If the annotation file, the folder or an image is missing.
@@ -127,11 +139,16 @@ def check_coco(coco: CocoSet) -> tuple[str, ...]:
 
 
 def fingerprint(coco: CocoSet) -> str:
-    """Return a hash of the annotation file and of every image's name and size in bytes."""
-    digest = hashlib.sha256(coco.annotations.read_bytes())
-    for image in read_annotations(coco.annotations)["images"]:
-        digest.update(f"{image['file_name']} {(coco.images / image['file_name']).stat().st_size}".encode())
-    return digest.hexdigest()
+    """Return a hash of the annotation file and of every image's name and content.
+
+    Raises:
+        MissingFileError: If a file is missing.
+        RequestError: If a file is not an image that decodes.
+    """
+    names = [image["file_name"] for image in read_annotations(coco.annotations)["images"]]
+    images = image_contents([coco.images / name for name in names])
+    content = [(name, image.sha256) for name, image in zip(names, images, strict=True)]
+    return hashlib.sha256(json.dumps([sha256_of(coco.annotations), content]).encode()).hexdigest()
 
 
 def num_crops(coco: CocoSet) -> int:
@@ -146,7 +163,7 @@ def write_crops(coco: CocoSet, folder: Path) -> int:
     Crowds and boxes smaller than 12 px are left out; the folder of a class may be empty.
     """
     data = read_annotations(coco.annotations)
-    names = {category["id"]: re.sub(r"[^\w -]", "_", category["name"]) for category in data["categories"]}
+    names = crop_classes(data["categories"])
     files = {image["id"]: image["file_name"] for image in data["images"]}
     for name in names.values():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -162,6 +179,15 @@ def write_crops(coco: CocoSet, folder: Path) -> int:
     return num
 
 
+def crop_classes(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the folder of the crops of each category by its id, two different names never in one folder."""
+    folders: dict[int, str] = {}
+    for row in categories:
+        name = re.sub(r"[^\w -]", "_", row["name"])[:_MAX_NAME]
+        folders[row["id"]] = f"{name} {row['id']}" if name in folders.values() else name
+    return folders
+
+
 def _upright(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
@@ -173,7 +199,7 @@ def _upright(path: Path) -> Image.Image:
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     if fault["type"] == "json_invalid":
-        return "not JSON; expected a COCO annotation file"
+        return "not JSON in UTF-8 without a byte order mark; expected a COCO annotation file"
     place = [part for part in fault["loc"] if part != "float"]  # "float" is the member of a union, not a field
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     what = "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Input ")
@@ -188,7 +214,7 @@ def _croppable(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
-    missing = [image["file_name"] for image in images if not (coco.images / image["file_name"]).is_file()]
+    missing = [image["file_name"] for image in images if not (coco.images / image["file_name"]).exists()]
     if missing:
         raise MissingFileError(
             f"{coco.images / missing[0]}: no such image, {len(missing)} of the {len(images)} images in "
@@ -196,24 +222,12 @@ def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
         )
     if not images:
         raise RequestError(f"{coco.annotations}: has no images, got an empty list; expected at least one")
-    for row in images:
-        path = coco.images / row["file_name"]
-        try:
-            with Image.open(path) as image:
-                size = _upright_size(image)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise RequestError(f"{path}: does not decode; expected an image") from error
-        if size != (row["width"], row["height"]):
-            stated = (row["width"], row["height"])
+    paths = [coco.images / row["file_name"] for row in images]
+    for path, row, image in zip(paths, images, image_contents(paths), strict=True):
+        stated = (row["width"], row["height"])
+        if image.size != stated:
+            size = image.size
             raise RequestError(f"{path}: wrong size (w, h), got {size}; expected {stated}, as in {coco.annotations}")
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (w, h) as mmdet loads the image, rotated by its EXIF orientation; 5 to 8 are quarter turns."""
-    if "exif" not in image.info:  # else reading it from a PNG would decode all pixels
-        return image.size
-    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return image.size[::-1] if is_turned else image.size
 
 
 def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from command.extras import loading
 from command.options import AsJson, Force, Overrides, check_file_name, closing, refuse_existing
-from deploy.runtime_option import RuntimeName
+from deploy.runtime_option import MOST_ROUNDS, RuntimeName, Threads
 from deploy.runtimes.module import OpenModel
 from deploy.runtimes.registry import ENGINE, MODEL, ONNX, RUNTIMES
 
@@ -48,7 +48,7 @@ def export(
     for note in exported.notes:
         typer.echo(note, err=True)
     onnx, command = out / "model.onnx", "build" if settings.precision == "bf16" else "bench"
-    closing(f"wrote {onnx}, {settings.precision}; {exported.compared}", f"espalier deploy {command} {onnx}")
+    closing(f"wrote {onnx}, {settings.precision}; {exported.compared}", ["espalier", "deploy", command, onnx])
 
 
 def evaluate(
@@ -62,7 +62,7 @@ def evaluate(
     ] = None,
     mmdet: Mmdet = None,
     runtime: RuntimeName = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Use only the first N images.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the COCO mAP of a deployed file, and that of its model in PyTorch."""
@@ -79,7 +79,7 @@ def evaluate(
         typer.echo(note, err=True)
     if found.warning:
         typer.secho(found.warning, fg="red", bold=True, err=True)
-    closing(f"evaluated {found.file}", f"espalier deploy bench {found.file}")
+    closing(f"evaluated {found.file}", ["espalier", "deploy", "bench", found.file])
 
 
 def bench(
@@ -96,9 +96,9 @@ def bench(
             "for ONNX files, the builder's runtime for engines, torch for model files."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 100,
-    warmup: Annotated[int, typer.Option(help="Rounds that are run first and discarded.", min=0)] = 10,
-    threads: Annotated[int, typer.Option(help="CPU threads of a runtime.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1, max=MOST_ROUNDS)] = 100,
+    warmup: Annotated[int, typer.Option(help="Rounds that are run first and discarded.", min=0, max=MOST_ROUNDS)] = 10,
+    threads: Threads = 1,
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Record to write; default: latency-TIME.json.")] = None,
     force: Force = False,
@@ -132,4 +132,4 @@ def bench(
     if as_json and record.gpu and record.gpu.warning:
         typer.echo(record.gpu.warning, err=True)
     files = [path.with_suffix(ONNX) for path in models if path.suffix in (ONNX, ENGINE)] or [Path("MODEL.onnx")]
-    closing(f"wrote {out}", f"espalier deploy build {files[-1]}")
+    closing(f"wrote {out}", ["espalier", "deploy", "build", files[-1]])

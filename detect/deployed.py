@@ -21,6 +21,7 @@ from deploy.deployment import DEPLOYMENT, Deployed, open_deployment
 from deploy.runtimes.module import exact_float32
 from deploy.runtimes.runner import FileRunner
 from deploy.tensors import Arrays
+from deploy.text import printable
 from detect.data import CocoSet, check_coco, coco_subset, read_annotations
 from detect.evaluate import coco_map, detected_rows, evaluate_detector
 from detect.foreign import load_foreign
@@ -101,8 +102,8 @@ def evaluate_deployed(
         WorkError: If the runtime needs a GPU and finds none.
     """
     deployed = open_deployment(path, may_differ=True)
-    _check_same_classes(deployed, coco, check_coco(coco))
     runner = deployed.runner(runtime)
+    _check_same_classes(deployed, coco, check_coco(coco))
     model, notes = _source(deployed, model, mmdet)
     framework = _framework(deployed, model, mmdet) if model else None
     with tempfile.TemporaryDirectory() as folder:
@@ -146,12 +147,12 @@ def _source(deployed: Deployed, given: Path | None, mmdet: Path | None) -> tuple
         _check_source(existing_file(given, "expected a model file"), deployed)
         return given, notes
     if deployment.mmdet and not mmdet:
-        options = f"--model {deployment.model} --mmdet {deployment.mmdet}"
+        options = printable(f"--model {deployment.model} --mmdet {deployment.mmdet}")
         return None, [*notes, f"note: not compared with its mmdet checkpoint; to compare, add {options}"]
     beside = [place / deployment.model for place in (folder.parent, folder)]
     found = [path for path in beside if path.is_file() and sha256_of(path) == deployment.model_sha256]
     if not found:
-        option = f"--model {deployment.model}"
+        option = printable(f"--model {deployment.model}")
         notes.append(f"note: not compared, no model file is given or found beside the folder; to compare, add {option}")
     return found[0] if found else None, notes
 

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from command.errors import RequestError
 from command.extras import loading
-from command.files import filled_folder
+from command.folders import filled_folder
 from command.options import refuse_existing
 from command.progress import RunProgress
 from deploy.detector import Detector, Found
 from deploy.images import image_from_file
 from deploy.pictures import draw, input_files, picture_name
 from deploy.runtimes.registry import ENGINE, ONNX
+from deploy.text import printable
 from deploy.video import is_video, open_video, written_video
 
 __all__ = ["found_text", "predict_files"]
@@ -69,7 +70,7 @@ def found_text(row: dict[str, Any]) -> str:
     """Return one line with the number of detections in a file, by class."""
     things = row["found"] if "found" in row else itertools.chain.from_iterable(row["frames"])
     counts = Counter(thing["name"] for thing in things)
-    text = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing"
+    text = ", ".join(f"{n} {printable(name)}" for name, n in counts.items()) or "nothing"
     return f"{row['file']}: {text}" + (f" in {len(row['frames'])} frames" if "frames" in row else "")
 
 

@@ -1,9 +1,9 @@
 """The config of `espalier deploy export`, checked before anything runs."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from command.config import Part, check_name
 from command.errors import RequestError
@@ -15,6 +15,10 @@ from detect.fixed_shape import GraphRuntime
 __all__ = ["FOR_DETECTORS", "ExportConfig", "Pictures", "Quantization"]
 
 
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Of an image, in pixels."""
+
+
 class Pictures(Part):
     """Images like those that the detector will run on, but none of those it is scored on."""
 
@@ -22,7 +26,7 @@ class Pictures(Part):
     """COCO annotation file; its boxes are not used."""
     images: Path
     """Folder its file names are relative to."""
-    num_images: int = Field(64, ge=1)
+    num_images: int = Field(64, ge=1, le=10**6)
     """int8 is calibrated on this many images, all held in memory, and compared with PyTorch on a few that follow, or on
     some of the same if none follow; other precisions are compared on the first few."""
 
@@ -49,7 +53,7 @@ class Quantization(Part):
 class ExportConfig(Part):
     """Config of the exported graph. Some fields are for detectors only, as noted."""
 
-    batch: int = Field(1, ge=1)
+    batch: int = Field(1, ge=1, le=4096)
     """Images per run, fixed in the file."""
     precision: Precision = "fp32"
     """Precision of the networks; boxes and scores are always float32. int8 is for detectors only, and quantizes their
@@ -59,12 +63,12 @@ class ExportConfig(Part):
     runtime: GraphRuntime = "any"
     """`any`: every engine builds it; `onnxruntime` and `openvino`: faster in that runtime on a CPU, but TensorRT cannot
     build it. For detectors only."""
-    size_hw: tuple[PositiveInt, PositiveInt] | None = None
+    size_hw: tuple[Side, Side] | None = None
     """Height and width that the detector works at, multiples of 32; default: the model's. For detectors only."""
-    input_hw: tuple[PositiveInt, PositiveInt] | None = None
+    input_hw: tuple[Side, Side] | None = None
     """Height and width of the input, any: the graph scales it to `size_hw`, keeping its ratio, and boxes are in its
     pixels. Default: `size_hw`. For detectors only."""
-    nms_iterations: int | None = Field(None, ge=1)
+    nms_iterations: int | None = Field(None, ge=1, le=10_000)
     """Iterations of NMS where it is computed as arithmetic, see FixedShapeDetector. Default: 24, or twice what the
     compared images need if that is close to 24. For detectors only."""
     debug: bool = False

@@ -13,6 +13,7 @@ from torch import nn
 
 from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_weights
+from command.config import read_yaml_as_data
 from command.errors import MissingFileError, RequestError
 from detect.fixed_shape import check_parts
 from detect.model import DetectorSettings, build_detector
@@ -72,24 +73,23 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
 def _built(config: Path) -> tuple[Any, Config]:
     if not config.is_file():
         raise MissingFileError(f"{config}: no such file; expected a config of mmdet")
+    if config.suffix != ".py":
+        raise RequestError(f"{config}: not a config, got the ending {config.suffix!r}; expected a Python file, .py")
+    read_yaml_as_data()
     try:
         settings = Config.fromfile(config)
-        return revert_sync_batchnorm(build_detector(_without_pretrained(settings.model))), settings
+        detector = build_detector(_without_pretrained(settings.model), is_loaded_next=True)
+        return revert_sync_batchnorm(detector), settings
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet") from error
 
 
 def _without_pretrained(part: Any) -> Any:
-    """Return a config without pretrained weights, which would be downloaded, then replaced."""
+    """Return a config without pretrained weights, which some backbones download when they are built."""
     if isinstance(part, Mapping):
-        kept = {key: value for key, value in part.items() if key != "pretrained" and not _is_pretrained(key, value)}
-        return {key: _without_pretrained(value) for key, value in kept.items()}
+        return {key: _without_pretrained(value) for key, value in part.items() if key != "pretrained"}
     return [_without_pretrained(value) for value in part] if isinstance(part, list) else part
-
-
-def _is_pretrained(key: str, value: Any) -> bool:
-    return key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained"
 
 
 def _check_normalises(config: Path, preprocessor: nn.Module) -> None:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights, save_model
 from classify.train import silent
+from command.bounds import Bounds
 from command.errors import RequestError
+from command.files import written_atomically
 from detect.openmmlab import MODELS, STOCK_FASTER_RCNN, DefaultScope, register_all_modules
 from detect.slim import SlimFasterRCNN
 from detect.trunk import TrunkBackbone
@@ -55,13 +57,12 @@ class DetectorSettings:
 
     def __post_init__(self) -> None:
         """Refuse a shape that the feature pyramid cannot halve five times."""
-        if any(side < 32 or side % 32 for side in self.image_size_hw):
+        if any(side not in range(32, 8193, 32) for side in self.image_size_hw):
             raise RequestError(
-                f"image_size_hw: not divisible by 32, got {self.image_size_hw}; expected multiples of 32"
+                f"image_size_hw: not divisible by 32, got {self.image_size_hw}; expected multiples of 32 up to 8192"
             )
         for name in ("fpn_channels", "head_channels", "num_proposals", "roi_samples", "anchor_scale"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected at least 1")
+            Bounds(1, 65_536).check(name, getattr(self, name))
 
 
 _SETTINGS = TypeAdapter(with_config(PydanticConfig(extra="forbid"))(DetectorSettings))
@@ -92,13 +93,23 @@ def detector_config(backbone: Architecture, num_classes: int, settings: Detector
     return model
 
 
-def build_detector(config: Mapping[str, Any], seed: int | None = None) -> nn.Module:
-    """Return mmdet's detector for a model config, with random weights drawn from `seed`."""
+def build_detector(config: Mapping[str, Any], seed: int | None = None, is_loaded_next: bool = False) -> nn.Module:
+    """Return mmdet's detector for a model config.
+
+    Args:
+        config: Of mmdet. It names the classes that are built, so it comes from code or from a config, never from a
+            model file.
+        seed: Of the random weights.
+        is_loaded_next: Whether all weights are replaced: mmdet's initialisation, which reads the files and addresses
+            that a config may name, is left out.
+    """
     register_all_modules(init_default_scope=False)
     if seed is not None:
         torch.manual_seed(seed)
     with DefaultScope.overwrite_default_scope("mmdet"), silent():
         detector: nn.Module = MODELS.build(ConfigDict(copy.deepcopy(dict(config))))
+        if is_loaded_next:
+            detector._is_init = True  # type: ignore[assignment]
         detector.init_weights()  # type: ignore[operator]  # now: else the Runner would do it later, over loaded weights
     return detector
 
@@ -149,7 +160,9 @@ def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subj
 def save_detector(path: str | Path, detector: nn.Module, card: ModelCard) -> None:
     """Write the model file, and beside it `<name>.py`, the config with which mmdet's own tools open it."""
     save_model(path, detector, card)
-    mmdet_config(card).dump(Path(path).with_suffix(".py"))
+    text = mmdet_config(card).pretty_text.replace("{{", "{\\x7b")  # mmengine would fill in class names with {{ in them
+    with written_atomically(Path(path).with_suffix(".py")) as beside:
+        beside.write_text(text, "utf-8")
 
 
 def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from classify.checkpoint import ModelCard
-from classify.train import Progress, Schedule, fit
+from classify.schedule import Schedule
+from classify.train import Progress, fit
 from detect.data import CocoSet
 
 __all__ = ["coco_loader", "train_detector"]

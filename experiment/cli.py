@@ -18,7 +18,6 @@ from classify.cli import app as classify_app
 from command.config import config_file, shipped_configs
 from command.errors import RequestError, exit_code_of
 from command.extras import loading
-from command.files import existing_file
 from command.options import AsJson, Force, Overrides, closing, refuse_existing
 from detect.cli import app as detect_app
 from experiment.deploy_cli import app as deploy_app
@@ -97,6 +96,10 @@ def run(
     config: Annotated[Path, typer.Argument(help="Config: a name, as quickstart, or a file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> unless given.")] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Trust finished stages whose files have the recorded size and time."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole experiment, or the unfinished rest of it."""
@@ -107,13 +110,14 @@ def run(
         from experiment.run import run_experiment
     settings = read_config(config, overrides or (), ExperimentConfig)
     folder = out or Path("runs") / settings.name
-    command = shlex.join(["espalier", *sys.argv[1:]])
-    results = run_experiment(settings, folder, command, Console(stderr=True))
+    # arguments that are not UTF-8 hold lone surrogates, which no file can
+    command = shlex.join(["espalier", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
+    results = run_experiment(settings, folder, command, Console(stderr=True), quick)
     if as_json:
         print(json.dumps(results["rows"], indent=1))
     else:
         Console().print(table_text(results))
-    closing(f"wrote {folder / 'report.html'}", f"espalier report {folder} --json")
+    closing(f"wrote {folder / 'report.html'}", ["espalier", "report", folder, "--json"])
 
 
 @app.command()
@@ -124,10 +128,9 @@ def report(
 ) -> None:
     """Write a run's report again from its results, and print the table of results."""
     with loading("the report"):
-        from experiment.report import read_results, table_markdown, table_text, write_report
-    path = folder / "results.json"
-    existing_file(path, "expected a finished run, made by espalier run CONFIG")
-    results = read_results(path)
+        from experiment.report import table_markdown, table_text, write_report
+        from experiment.results import RESULTS, read_results
+    results = read_results(folder / RESULTS)
     written = write_report(results, folder)
     if as_json:
         print(json.dumps(results["rows"], indent=1))
@@ -135,7 +138,7 @@ def report(
         print(table_markdown(results))
     else:
         Console().print(table_text(results))
-    closing(f"wrote {written}", f"espalier deploy bench {folder}/stages/export-*/model.onnx")
+    closing(f"wrote {written}", f"espalier deploy bench {shlex.quote(str(folder))}/stages/export-*/model.onnx")
 
 
 @app.command()
@@ -155,4 +158,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 def main() -> None:
     """Run the command and end the process with its exit code; see `command.errors`."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    sys.exit(exit_code_of(lambda: app(prog_name="espalier")))
+    sys.exit(exit_code_of(_parse_and_run))
+
+
+def _parse_and_run() -> None:
+    """Run the command of this process's arguments; wrong usage is a RequestError, in one line as all others."""
+    try:
+        sys.exit(app(prog_name="espalier", standalone_mode=False))
+    except Exception as error:
+        message, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+        if message is None:  # not an error of typer's parser, whose classes are private
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(context.get_help() if context else "", err=True)
+            sys.exit(2)
+        path = context.command_path if context else "espalier"
+        what = " ".join(message().split()).rstrip(".")
+        raise RequestError(f"{path}: {what}; see {path} --help") from error

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from classify.checkpoint import ModelCard, load_classifier, read_card, save_model
 from classify.provenance import provenance
 from command.errors import RequestError
+from deploy.text import printable
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import load_detector, save_detector
 from experiment.config import PruneConfig
@@ -43,7 +45,6 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
         "round_to": config.recipe.round_to,
         "num_rounded": pruned.num_rounded,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     save = save_detector if is_detector else save_model
     save(out, slim, replace(slim_card, provenance={**provenance(config, model, figures), "data": list(data)}))
     return {"kind": card.kind, **figures, "groups": [_described(d, config.preset) for d in pruned.decisions]}
@@ -66,7 +67,8 @@ def prune_table(figures: dict[str, Any]) -> Table:
     table.add_column("why untouched")
     for group in figures["groups"]:
         numbers = (group["num_channels"], group["before_rounding"], group["num_kept"])
-        table.add_row(", ".join(group["layers"]), *("" if n is None else str(n) for n in numbers), group["reason"])
+        names, reason = (printable(text) for text in (", ".join(group["layers"]), group["reason"] or ""))
+        table.add_row(Text(names), *("" if n is None else str(n) for n in numbers), Text(reason))
     return table
 
 

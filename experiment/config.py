@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, with_config
 
 from classify.config import Backbone, FolderData, ShapesData
-from classify.train import Schedule
-from command.config import Part, Seed, check_name
+from classify.schedule import Schedule
+from command.config import Part, Seed, Threads, check_name
 from command.errors import RequestError
 from detect.config import CocoData, ScenesData
 from detect.model import DetectorSettings
@@ -70,7 +70,7 @@ class Classification(Part):
     """How the backbone learns to classify."""
 
     data: Annotated[ShapesData | FolderData | CropsData, Field(discriminator="type")]
-    image_size: int = Field(224, ge=32)
+    image_size: int = Field(224, ge=32, le=4096)
     """Side of the training crops in pixels."""
     train: Schedule
     """Of the dense network, and of `scratch_e`; `scratch_b` stretches it."""
@@ -92,9 +92,9 @@ class Detection(Part):
 class Calibration(Part):
     """How many training images are used by a criterion that measures on data."""
 
-    num_batches: int = Field(32, ge=1)
+    num_batches: int = Field(32, ge=1, le=10**7)
     """Fewer if there are not enough images."""
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(4, ge=1, le=65_536)
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ with_config(ConfigDict(extra="forbid"))(Pruning)
 class Timing(Part):
     """How time is taken."""
 
-    warmup: int = Field(10, ge=1)
-    rounds: int = Field(50, ge=10)
-    num_threads: int = Field(1, ge=1)
+    warmup: int = Field(10, ge=1, le=10**6)
+    rounds: int = Field(50, ge=10, le=10**6)
+    num_threads: Threads = 1
 
 
 class ExperimentConfig(Part):
@@ -213,6 +213,8 @@ class ExperimentConfig(Part):
     """The dense reference is always run."""
     budgets: Annotated[tuple[Budget, ...], AfterValidator(_check_once)] = ("scratch_e", "scratch_b")
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_check_once)] = Field((0,), min_length=1)
+    num_threads: Threads = 1
+    """CPU threads of torch in every stage; weights depend on it. Times are taken with `latency.num_threads`."""
 
     @field_validator("orderings")
     @classmethod

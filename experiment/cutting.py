@@ -82,7 +82,7 @@ def cut_by_config(
     with _training_set(card, config.data) as images:
         if isinstance(images, CocoSet):
             return cut(losses=partial(detector_losses, card, images)), (coco_fingerprint(images),)
-        return cut(losses=partial(classifier_losses, card, images)), (folder_fingerprint(images),)
+        return cut(losses=partial(classifier_losses, card, images)), (folder_fingerprint(images, "train"),)
 
 
 def check_data_kind(path: Path, card: ModelCard, data: ModelData) -> None:

@@ -1,37 +1,60 @@
-"""The data of an experiment: checked where it is given, generated as stages where it is not."""
+"""The data of an experiment in four parts: checked where it is given, made by stages where it is generated."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Literal, TypeVar
 
-from classify.data import check_folder
+from classify.data import check_folder, class_names
 from classify.data import fingerprint as folder_fingerprint
-from classify.synthetic import write_shapes
+from classify.synthetic import SHAPES, write_split
 from command.errors import RequestError
-from detect.data import CocoSet, fingerprint, num_crops, read_annotations, write_crops
+from detect.data import CocoSet, crop_classes, fingerprint, num_crops, read_annotations, write_crops
 from detect.synthetic import write_scenes
 from experiment.config import CocoData, CropsData, ExperimentConfig, FolderData, ScenesData, ShapesData
 from experiment.stages import Figures, Stage, StageStore
 
-__all__ = ["Data", "check_data", "plan_data"]
+__all__ = ["Data", "Part", "check_data", "plan_data"]
+
+Split = Literal["train", "val"]
+Place = TypeVar("Place", Path, CocoSet)
+
+
+@dataclass(frozen=True)
+class Part(Generic[Place]):
+    """One part of the data: what a step that reads it depends on."""
+
+    place: Place
+    """Where it is once its stage is done: for images, the folder with their split in it."""
+    fingerprint: str | None
+    """Hash of its content; None if a stage makes it."""
+    stage: Stage | None
+
+    @property
+    def key(self) -> str:
+        """What identifies it: the hash of its content, or of the stage that makes it."""
+        return self.fingerprint or (self.stage.hash if self.stage else "")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Location of the data, which exists once `stages` are done."""
+    """All data of an experiment."""
 
-    images: Path
-    """Image folder the classifier learns from."""
-    train: CocoSet
-    val: CocoSet
-    fingerprint: str
-    """Hash of all the data."""
-    stages: tuple[Stage, ...]
+    train_images: Part[Path]
+    val_images: Part[Path]
+    train_boxes: Part[CocoSet]
+    val_boxes: Part[CocoSet]
+    image_classes: tuple[str, ...]
+    box_classes: tuple[str, ...]
     num_images: int
     """About how many images the classifier trains on."""
     num_scenes: int
     """How many the detector trains on."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that make it, in an order in which they can run."""
+        parts = (self.train_boxes, self.val_boxes, self.train_images, self.val_images)
+        return tuple(part.stage for part in parts if part.stage)
 
 
 def check_data(config: ExperimentConfig) -> None:
@@ -53,59 +76,96 @@ def check_data(config: ExperimentConfig) -> None:
 
 
 def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
-    """Plan where the data will be; nothing is written."""
-    boxes, images = config.detection.data, config.classification.data
-    stages: list[Stage] = []
-    if isinstance(boxes, CocoData):
-        train, val = boxes.train, boxes.val
-        boxes_print = fingerprint(train) + fingerprint(val)
-        annotations = read_annotations(train.annotations)
-        num_scenes, num_objects = len(annotations["images"]), len(annotations["annotations"])
+    """Plan where the data will be; nothing is written.
+
+    Raises:
+        RequestError: If an image of given data does not decode.
+    """
+    train_boxes, val_boxes = _boxes(config, store, "train"), _boxes(config, store, "val")
+    box_classes, num_scenes, num_objects = _counted(config)
+    return Data(
+        _images(config, store, "train", train_boxes),
+        _images(config, store, "val", val_boxes),
+        train_boxes,
+        val_boxes,
+        _image_classes(config, box_classes),
+        box_classes,
+        _num_images(config, num_objects),
+        num_scenes,
+    )
+
+
+def _boxes(config: ExperimentConfig, store: StageStore, split: Split) -> Part[CocoSet]:
+    data = config.detection.data
+    if isinstance(data, CocoData):
+        coco = data.train if split == "train" else data.val
+        return Part(coco, fingerprint(coco), None)
+    stage = _scenes(data, config.detection.model.image_size_hw, split)
+    folder = store.folder(stage)
+    return Part(CocoSet(folder / "instances.json", folder / "images"), None, stage)
+
+
+def _images(config: ExperimentConfig, store: StageStore, split: Split, boxes: Part[CocoSet]) -> Part[Path]:
+    data = config.classification.data
+    if isinstance(data, FolderData):
+        return Part(data.root, folder_fingerprint(data.root, split), None)
+    if isinstance(data, ShapesData):
+        stage = _shapes(data, config.classification.image_size, split)
     else:
-        stages.append(_scenes(boxes, config.detection.model.image_size_hw))
-        train, val = (_scene_set(store.folder(stages[0]), split) for split in ("train", "val"))
-        boxes_print = stages[0].hash
-        num_scenes, num_objects = boxes.num_train, 3 * boxes.num_train
-    if isinstance(images, FolderData):
-        images_root, images_print = images.root, folder_fingerprint(images.root)
-        num_images = sum(1 for path in (images.root / "train").rglob("*") if path.is_file())
-    else:
-        if isinstance(images, ShapesData):
-            made, num_images = _shapes(images, config), images.num_train
-        else:
-            made, num_images = _crops(train, val, boxes_print, tuple(stages)), num_objects
-        images_root, images_print = store.folder(made), made.hash
-        stages.append(made)
-    both = hashlib.sha256(json.dumps([boxes_print, images_print]).encode()).hexdigest()[:16]
-    return Data(images_root, train, val, both, tuple(stages), num_images, num_scenes)
+        stage = _crops(boxes, split)
+    return Part(store.folder(stage), None, stage)
 
 
-def _scene_set(folder: Path, split: str) -> CocoSet:
-    return CocoSet(folder / split / "instances.json", folder / split / "images")
+def _counted(config: ExperimentConfig) -> tuple[tuple[str, ...], int, int]:
+    """Return the classes of the boxes, and how many images and about how many boxes the detector trains on."""
+    data = config.detection.data
+    if isinstance(data, ScenesData):
+        return SHAPES, data.num_train, 3 * data.num_train
+    rows = read_annotations(data.train.annotations)
+    return tuple(row["name"] for row in rows["categories"]), len(rows["images"]), len(rows["annotations"])
 
 
-def _scenes(data: ScenesData, size_hw: tuple[int, int]) -> Stage:
+def _image_classes(config: ExperimentConfig, box_classes: tuple[str, ...]) -> tuple[str, ...]:
+    data, boxes = config.classification.data, config.detection.data
+    if isinstance(data, FolderData):
+        return class_names(data.root)
+    if isinstance(data, CropsData) and isinstance(boxes, CocoData):
+        categories = read_annotations(boxes.train.annotations)["categories"]
+        return tuple(sorted(crop_classes(categories).values()))
+    return SHAPES
+
+
+def _num_images(config: ExperimentConfig, num_objects: int) -> int:
+    data = config.classification.data
+    if isinstance(data, FolderData):
+        return sum(1 for path in (data.root / "train").rglob("*") if path.is_file())
+    return data.num_train if isinstance(data, ShapesData) else num_objects
+
+
+def _scenes(data: ScenesData, size_hw: tuple[int, int], split: Split) -> Stage:
+    is_train = split == "train"
+    num, seed = (data.num_train, data.seed) if is_train else (data.num_val, data.seed + 1)
+
     def work(folder: Path, progress: object) -> Figures:
-        write_scenes(folder / "train", data.num_train, size_hw, data.seed)
-        write_scenes(folder / "val", data.num_val, size_hw, data.seed + 1)
-        return {"num_train": data.num_train, "num_val": data.num_val}
+        write_scenes(folder, num, size_hw, seed)
+        return {"num": num}
 
-    return Stage("scenes", {**data.model_dump(), "size_hw": list(size_hw)}, (), work)
+    return Stage(f"{split}_scenes", {"num": num, "seed": seed, "size_hw": list(size_hw)}, (), work)
 
 
-def _shapes(data: ShapesData, config: ExperimentConfig) -> Stage:
-    size = config.classification.image_size
+def _shapes(data: ShapesData, image_size: int, split: Split) -> Stage:
+    is_train = split == "train"
+    num, seed = (data.num_train, data.seed) if is_train else (data.num_val, data.seed + 1)
 
     def work(folder: Path, progress: object) -> Figures:
-        write_shapes(folder, data.num_train, data.num_val, size, data.seed)
-        return {"num_train": data.num_train, "num_val": data.num_val}
+        write_split(folder / split, num, image_size, seed)
+        return {"num": num}
 
-    return Stage("shapes", {**data.model_dump(), "image_size": size}, (), work)
+    return Stage(f"{split}_shapes", {"num": num, "seed": seed, "image_size": image_size}, (), work)
 
 
-def _crops(train: CocoSet, val: CocoSet, boxes_print: str, inputs: tuple[Stage, ...]) -> Stage:
+def _crops(boxes: Part[CocoSet], split: Split) -> Stage:
     def work(folder: Path, progress: object) -> Figures:
-        splits = {"train": train, "val": val}
-        return {f"num_{split}": write_crops(coco, folder / split) for split, coco in splits.items()}
+        return {"num": write_crops(boxes.place, folder / split)}
 
-    return Stage("crops", {"boxes": boxes_print}, inputs, work)
+    return Stage(f"{split}_crops", {"boxes": boxes.fingerprint}, (boxes.stage,) if boxes.stage else (), work)

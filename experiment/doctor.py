@@ -18,8 +18,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from command.errors import WorkError
 
@@ -27,8 +27,11 @@ __all__ = ["Finding", "examine", "report_table"]
 
 _TRIED_PAIR = ("torch==2.14.1", "torchvision==0.29.2")  # as in constraints.txt; a test compares them
 _MIN_FREE_GB = 2
-# What a part raises when its binaries or versions do not fit; mmdet asserts its versions.
-_FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, TypeError, AssertionError)
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
+    *(SyntaxError, SystemError, TypeError, ValueError),
+)
+"""What a part raises when its binaries or versions do not fit, or its files are damaged; mmdet asserts its versions."""
 _STYLES = {"ok": "green", "missing": "yellow", "broken": "red"}
 
 
@@ -74,7 +77,7 @@ def examine() -> list[Finding]:
         ),
         _finding("TensorRT-RTX", partial(_tensorrt, "tensorrt_rtx", rtx), _pip(_requirement("tensorrt-rtx"))),
         _finding("NVML", _nvml, f"needs an NVIDIA driver, and {_pip(_requirement('nvidia-ml-py'))}"),
-        Finding("cores and memory", "ok", _cores_and_memory()),
+        _finding("cores and memory", _cores_and_memory, "none: it is only not known"),
         _finding("disk", _disk, "free some, or work in a folder on another disk"),
     ]
 
@@ -84,8 +87,8 @@ def report_table(findings: Sequence[Finding]) -> Table:
     table = Table("part", "status", "found", "what to do")
     table.columns[-1].overflow = "fold"  # a command that is cut off cannot be copied
     for finding in findings:
-        status = f"[{_STYLES[finding.status]}]{finding.status}[/]"
-        table.add_row(finding.subject, status, escape(finding.detail), escape(finding.fix))
+        status = Text(finding.status, _STYLES[finding.status])
+        table.add_row(finding.subject, status, Text(finding.detail), Text(finding.fix))
     return table
 
 
@@ -110,9 +113,10 @@ def _pip(*arguments: str) -> str:
 
 
 def _requirement(distribution: str) -> str:
-    """Return the requirement from our own package metadata, such as "onnx>=1.17"."""
-    stated = (Requirement(text) for text in metadata.requires("espalier") or [])
-    return next(f"{one.name}{one.specifier}" for one in stated if one.name == distribution)
+    """Return the requirement from our own package metadata, such as "onnx>=1.17"; without it any version fits."""
+    texts = metadata.requires("espalier") if _installed("espalier") else None
+    stated = (Requirement(text) for text in texts or [])
+    return next((f"{one.name}{one.specifier}" for one in stated if one.name == distribution), distribution)
 
 
 def _check_version(distribution: str, version: str) -> None:
@@ -196,7 +200,9 @@ def _gpu() -> str:
 def _driver_version() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        answer = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.partition("\n")[0].strip() or None

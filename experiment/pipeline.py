@@ -1,10 +1,10 @@
-"""An experiment as a graph of stages: data, the steps of every ordering, one export each, one latency measurement."""
+"""An experiment as a graph of stages: data, the steps of every ordering, their measurements, one latency stage."""
 
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from pydantic_core import to_jsonable_python
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import ORDERINGS, steps
 from experiment.config import ExperimentConfig
-from experiment.data import Data, plan_data
+from experiment.data import Data, Part, plan_data
 from experiment.measuring import export, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
-from experiment.steps import STEPS, Job
+from experiment.steps import STEPS, Job, parts_read
 
 __all__ = ["Leaf", "Plan", "make_plan"]
 
@@ -32,7 +32,14 @@ class Leaf:
     seed: int
     chain: tuple[Stage, ...] = ()
     """Stages of its ordering, in order; the last one's model is exported."""
+    evaluations: tuple[Stage, ...] = ()
+    """Of its last classifier and of its detector, in PyTorch."""
     export: Stage | None = None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All of them, in an order in which they can run."""
+        return (*self.chain, *self.evaluations, *((self.export,) if self.export else ()))
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def make_plan(config: ExperimentConfig, store: StageStore) -> Plan:
     planner = _Planner(config, store, plan_data(config, store))
     leaves = tuple(planner.grown(leaf) for leaf in _bare_leaves(config))
     latency = planner.latency(leaves)
-    stages = {stage.hash: stage for leaf in leaves for stage in (*leaf.chain, leaf.export) if stage}
+    stages = {stage.hash: stage for leaf in leaves for stage in leaf.stages}
     return Plan(planner.data, (*planner.data.stages, *stages.values(), latency), leaves, latency)
 
 
@@ -84,7 +91,12 @@ class _Planner:
         chain: list[Stage] = []
         for step in steps(leaf.ordering):
             chain.append(self._step(step, leaf, chain[-1] if chain else None))
-        return Leaf(**{**vars(leaf), "chain": tuple(chain), "export": self._export(chain[-1])})
+        last = [stage for stage in chain if stage.name.endswith("_classifier")][-1]
+        evaluations = (
+            self._step("evaluate_classifier", leaf, last),
+            self._step("evaluate_detector", leaf, chain[-1]),
+        )
+        return replace(leaf, chain=tuple(chain), evaluations=evaluations, export=self._export(chain[-1]))
 
     def latency(self, leaves: tuple[Leaf, ...]) -> Stage:
         """Return the stage that times every exported detector, the first one being the reference."""
@@ -102,22 +114,29 @@ class _Planner:
 
     def _step(self, step: str, leaf: Leaf, parent: Stage | None) -> Stage:
         source = self.store.folder(parent) if parent else None
-        job = Job(self.config, leaf.seed, leaf.prune_ratio, leaf.budget, self.data, source)
+        reads = parts_read(step, self.config, self.data)
+        job = Job(self.config, leaf.seed, leaf.prune_ratio, leaf.budget, self.data, source, reads)
 
         def work(folder: Path, progress: Report) -> Figures:
             return STEPS[step](job, folder, progress)
 
-        settings = {"data": self.data.fingerprint, "seed": leaf.seed, **self._settings(step, leaf)}
-        inputs = (*self.data.stages, *((parent,) if parent else ()))
-        return Stage(step, settings, inputs, work, self._cost(step, leaf))
+        settings = {**self._read(reads), "num_threads": self.config.num_threads, **self._settings(step, leaf)}
+        return Stage(step, settings, self._inputs(reads, parent), work, self._cost(step, leaf))
 
     def _export(self, parent: Stage) -> Stage:
-        source = self.store.folder(parent)
+        source, val = self.store.folder(parent), self.data.val_boxes
 
         def work(folder: Path, progress: Report) -> Figures:
-            return export(source, self.data.val, folder, progress)
+            return export(source, val.place, folder, progress)
 
-        return Stage("export", {}, (parent,), work, cost=9.0)
+        return Stage("export", self._read((val,)), self._inputs((val,), parent), work, cost=9.0)
+
+    def _read(self, parts: tuple[Part[Any], ...]) -> dict[str, Any]:
+        """Return the setting that names the given data that a stage reads; generated data is among its inputs."""
+        return {"data": [part.fingerprint for part in parts if part.fingerprint]}
+
+    def _inputs(self, parts: tuple[Part[Any], ...], parent: Stage | None) -> tuple[Stage, ...]:
+        return (*(part.stage for part in parts if part.stage), *((parent,) if parent else ()))
 
     def _settings(self, step: str, leaf: Leaf) -> dict[str, Any]:
         """Return the part of the config that a step depends on, so that other changes do not repeat its work."""
@@ -127,20 +146,34 @@ class _Planner:
         del pruning["prune_ratios"]
         if not config.pruning.needs_data:
             del pruning["calibration"]
+        if config.pruning.needs_data or config.pruning.criterion == "random":
+            pruning["seed"] = leaf.seed
         by_step: dict[str, dict[str, Any]] = {
             "train_classifier": {
+                "classes": self.data.image_classes,
+                "seed": leaf.seed,
                 "backbone": config.backbone.model_dump(exclude={"weights"}),
                 "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
                 "image_size": config.classification.image_size,
-                "schedule": None if weights else asdict(config.classification.train),
+                "schedule": None if weights else config.classification.train.effective(),
             },
             "prune_classifier": pruning,
-            "finetune_classifier": {"schedule": asdict(config.classification.finetune)},
-            "scratch_classifier": {"schedule": asdict(config.classification.train), "budget": leaf.budget},
-            "transfer": {"model": asdict(config.detection.model)},
-            "train_detector": {"schedule": asdict(config.detection.train)},
+            "finetune_classifier": {"schedule": config.classification.finetune.effective(), "seed": leaf.seed},
+            "scratch_classifier": {
+                "schedule": config.classification.train.effective(),
+                "budget": leaf.budget,
+                "seed": leaf.seed,
+            },
+            "transfer": {
+                "model": asdict(config.detection.model),
+                "classes": self.data.box_classes,
+                "seed": leaf.seed,
+            },
+            "train_detector": {"schedule": config.detection.train.effective(), "seed": leaf.seed},
             "prune_detector": pruning,
-            "finetune_detector": {"schedule": asdict(config.detection.finetune)},
+            "finetune_detector": {"schedule": config.detection.finetune.effective(), "seed": leaf.seed},
+            "evaluate_classifier": {},
+            "evaluate_detector": {},
         }
         settings: dict[str, Any] = json.loads(json.dumps(by_step[step]))  # tuples as JSON has them
         return settings

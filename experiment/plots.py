@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from experiment.labels import drawable
+
 __all__ = ["FIGURES", "Point", "accuracy_plot", "speedup_plot"]
 
 FIGURES = ("map", "latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction")
@@ -125,7 +127,9 @@ def _place_label(axes: Axes, point: Point, taken: list[Bbox]) -> Bbox:
 
 def _annotate(axes: Axes, text: str, at: tuple[float, float], direction: tuple[int, int], points: float) -> Annotation:
     """Write a text at a distance in points from a place, in a direction of (right, up)."""
-    label = axes.annotate(text, at, textcoords="offset points", xytext=(0, 0), color=INK, parse_math=False)
+    label = axes.annotate(
+        drawable(text, 48), at, textcoords="offset points", xytext=(0, 0), color=INK, parse_math=False
+    )
     _move(label, direction, points)
     return label
 

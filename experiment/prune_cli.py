@@ -1,6 +1,7 @@
 """The commands `espalier prune CONFIG MODEL`, `prune show` and `prune sensitivity`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,7 @@ def apply(
         typer.echo(json.dumps(figures, indent=1))
     else:
         Console().print(prune_table(figures))
-    closing(f"wrote {out}", f"espalier {_FINETUNE[figures['kind']]} --set start.file={out}")
+    closing(f"wrote {out}", f"espalier {_FINETUNE[figures['kind']]} --set {shlex.quote(f'start.file={out}')}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`espalier prune show`: the report on a preset, a PruneSpec or a model file, as data and as text."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +57,8 @@ class PruningReport:
     def next_command(self) -> str:
         """What to run next."""
         if self.file and any(row.sides_cut for row in self.explanation.layers):
-            return f"espalier deploy export {self.file}"
-        return f"espalier prune l1_half {self.file or 'MODEL.safetensors'}"
+            return f"espalier deploy export {shlex.quote(str(self.file))}"
+        return f"espalier prune l1_half {shlex.quote(str(self.file or 'MODEL.safetensors'))}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON types; `published` is null except for presets."""
@@ -98,6 +99,9 @@ def report_of(subject: str, image_side: int | None, backbone: str | None, num_cl
         MissingFileError: If there is no such file.
         RequestError: If the name is no preset, or a file or option is of the wrong kind.
     """
+    for name, value, most in (("--image-size", image_side, 4096), ("--num-classes", num_classes, 10**6)):
+        if value and value > most:
+            raise RequestError(f"{name}: too large, got {value}; expected at most {most}")
     options, path = _Options(image_side, backbone, num_classes), Path(subject)
     is_spec = path.suffix == ".json"
     if backbone and not is_spec:
@@ -121,15 +125,14 @@ def _of_spec(path: Path, options: _Options) -> PruningReport:
     if not options.backbone:
         raise RequestError(f"{path}: does not name its network, got no --backbone; give one, as --backbone resnet34")
     try:
-        spec = PruneSpec.from_json(path.read_text("utf-8"))
-    except ValueError as error:
+        spec = PruneSpec.from_json(path.read_bytes())
+    except RequestError as error:
         raise RequestError(f"{path}: cannot be read, {error}") from error
     arch, side = options.of(options.backbone)
-    dense = build_classifier(arch)
+    dense, image = build_classifier(arch), torch.zeros(1, 3, side, side)
     try:
-        slim = slim_model(dense, spec)
-        explanation = _explained(dense, slim, torch.zeros(1, 3, side, side), "the spec does not cut it")
-    except (ValueError, RuntimeError, IndexError) as error:  # torch's own, where indices or widths do not fit together
+        explanation = _explained(dense, slim_model(dense, spec), image, "the spec does not cut it")
+    except (RequestError, RuntimeError) as error:  # torch's own, where widths do not fit together
         raise RequestError(f"{path}: not for {arch.name} with {arch.num_classes} classes, {error}") from error
     return PruningReport(str(path), arch.name, (side, side), explanation)
 

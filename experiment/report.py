@@ -22,7 +22,9 @@ from rich.text import Text
 
 from command.errors import RequestError
 from command.files import written_atomically
+from deploy.text import markdown, printable
 from experiment import plots, report_pictures
+from experiment.results import RESULTS, read_results
 
 __all__ = ["read_results", "table_markdown", "table_text", "write_report"]
 
@@ -30,13 +32,8 @@ Row = dict[str, Any]
 UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
 # So that the table fits a terminal of 80 columns; every word has its own line there.
 SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "MAC reduction (x)": "MACs cut (x)"}
-# fmt: off
-KEYS = {"experiment", "created", "command", "versions", "config", "dataset", "rows", "latency", "pictures", "notes",
-        "wall_s"}
-ROW_KEYS = {"name", "ordering", "budget", "prune_ratio", "seed", "map", "map50", "map_framework", "macs", "params",
-            "latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction", "train_epochs",
-            "model", "onnx"}
-# fmt: on
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""Beginnings of a text that spreadsheets would run as a formula."""
 
 
 @dataclass(frozen=True)
@@ -80,31 +77,18 @@ class _Column(NamedTuple):
     is_number: bool = True
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a run's `results.json`.
-
-    Raises:
-        RequestError: If the file holds anything else.
-    """
-    try:
-        results: dict[str, Any] = json.loads(path.read_bytes())
-        missing = (KEYS - {*results}) | (ROW_KEYS - {*results["rows"][0]})  # a run writes all its rows alike
-    except (ValueError, TypeError, KeyError, IndexError):
-        missing = {"rows"}
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise RequestError(f"{path}: not results of a run, got no {names}; expected results.json of espalier run")
-    return results
-
-
 def write_report(results: dict[str, Any], folder: Path) -> Path:
     """Write `results.csv` and `report.html`, each whole or not at all, and return the latter's path.
 
     The results are what `results.json` holds; relative paths in them are relative to the folder.
+
+    Raises:
+        RequestError: If a picture is there, but is not the image that the results describe.
     """
     for name, text in (("results.csv", _csv_text(results["rows"])), ("report.html", _page(results, folder))):
         with written_atomically(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+            # a file name of other bytes than UTF-8 may be in the command
+            partial.write_text(text, encoding="utf-8", errors="replace", newline="")
     return folder / "report.html"
 
 
@@ -112,14 +96,16 @@ def table_text(results: dict[str, Any]) -> Table:
     """Return the table for a terminal: the device above it, the main finding below."""
     lines = _lines(results["rows"])
     columns = _columns(lines)
-    title, caption = Text(_device_sentence(results)), Text(_finding(lines))
+    title, caption = Text(printable(_device_sentence(results))), Text(printable(_finding(lines)))
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column in columns:
         header = Text(SHORT_HEADERS.get(column.header, column.header).replace(" ", "\n"))
         table.add_column(header, justify="right" if column.is_number else "left", overflow="fold")
     table.columns[0].no_wrap = True  # where it is narrow, orderings are the last to be folded
     for line in lines:
-        table.add_row(*(Text(column.cell(line)) for column in columns), style="bold" if line.is_dense else "")
+        table.add_row(
+            *(Text(printable(column.cell(line))) for column in columns), style="bold" if line.is_dense else ""
+        )
     return table
 
 
@@ -130,9 +116,9 @@ def table_markdown(results: dict[str, Any]) -> str:
     table = [
         [column.header for column in columns],
         ["---:" if column.is_number else "---" for column in columns],
-        *([column.cell(line).replace("|", "\\|") for column in columns] for line in lines),
+        *([markdown(column.cell(line)) for column in columns] for line in lines),
     ]
-    return "\n".join([_device_sentence(results), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
+    return "\n".join([markdown(_device_sentence(results)), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
 
 
 def _lines(rows: list[Row]) -> list[_Line]:
@@ -211,18 +197,26 @@ def _finding(lines: list[_Line]) -> str:
 def _csv_text(rows: list[Row]) -> str:
     flat = [{**row, **{f"train_epochs.{stage}": num for stage, num in row["train_epochs"].items()}} for row in rows]
     stages = sorted({f"train_epochs.{stage}" for row in rows for stage in row["train_epochs"]})
-    columns = [*(key for key in rows[0] if key != "train_epochs"), *stages]
+    columns = [*dict.fromkeys(key for row in rows for key in row if key != "train_epochs"), *stages]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
+    writer = csv.writer(text)
+    writer.writerow(map(_csv_cell, columns))
+    writer.writerows([_csv_cell(row.get(column)) for column in columns] for row in flat)
     return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    """Return a text so that spreadsheets show it instead of running it; a number is none, even a negative one."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\0", "\ufffd")  # which some readers of CSV refuse
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _page(results: dict[str, Any], folder: Path) -> str:
     lines = _lines(results["rows"])
     names, classes = [row["name"] for line in lines for row in line.rows], results["dataset"]["classes"]
-    drawn = [report_pictures.prepare(picture, classes, names, folder) for picture in results["pictures"]]
+    drawn = [_picture(i, picture, classes, names, folder) for i, picture in enumerate(results["pictures"])]
     points = [_point(line) for line in lines]
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
@@ -239,6 +233,13 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         largest_gap=max(abs(line.mean("map") - line.mean("map_framework")) for line in lines),
         config_text=json.dumps(results["config"], indent=2, default=str, ensure_ascii=False),
     )
+
+
+def _picture(i: int, picture: Row, classes: list[str], names: list[str], folder: Path) -> report_pictures.Picture:
+    try:
+        return report_pictures.prepare(picture, classes, names, folder)
+    except (RequestError, OSError) as error:  # a name that is too long for the system, no permission
+        raise RequestError(f"{folder / RESULTS}: pictures.{i}.file: {error!s:.500}") from error
 
 
 def _point(line: _Line) -> plots.Point:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from command.errors import RequestError
+from deploy.images import image_from_file
 
 __all__ = ["Box", "Panel", "Picture", "legend", "prepare"]
 
@@ -58,14 +61,18 @@ def prepare(picture: dict[str, Any], classes: list[str], order: list[str], folde
         classes: Class names by label.
         order: Names of the rows to show.
         folder: What a relative `file` is relative to.
+
+    Raises:
+        RequestError: If the file is there, but is not an image of that size.
     """
     height, width = picture["size_hw"]
     found = picture["detections"]
-    views = {"ground truth": picture["truth"], **{name: found[name] for name in order if name in found}}
-    panels = [
-        Panel(title, [_box(thing, classes) for thing in things if _is_drawn(thing)]) for title, things in views.items()
+    views = [
+        ("ground truth", picture["truth"]),
+        *((name, found[name]) for name in dict.fromkeys(order) if name in found),
     ]
-    return Picture(_image_uri(folder / picture["file"]), height, width, panels)
+    panels = [Panel(title, [_box(thing, classes) for thing in things if _is_drawn(thing)]) for title, things in views]
+    return Picture(_image_uri(folder / picture["file"], (height, width)), height, width, panels)
 
 
 def legend(pictures: list[Picture]) -> dict[str, str]:
@@ -89,11 +96,17 @@ def _box(thing: dict[str, Any], classes: list[str]) -> Box:
     return Box(left, top, right - left, bottom - top, name, title, caption, colour)
 
 
-def _image_uri(path: Path) -> str:
-    if not path.is_file():
+def _image_uri(path: Path, size_hw: tuple[int, int]) -> str:
+    """Return the image made small, so that nothing of the file but its pixels is in the page."""
+    if not path.exists():
         return ""
-    with Image.open(path) as image:
-        small = ImageOps.exif_transpose(image).convert("RGB")  # boxes and `size_hw` are of the upright photograph
+    if not path.is_file():
+        raise RequestError(f"{path}: not a file; expected an image")
+    small = Image.fromarray(image_from_file(path))  # upright, as boxes and `size_hw` are
+    if (small.height, small.width) != size_hw:
+        raise RequestError(
+            f"{path}: another image, got {small.height} x {small.width}; expected {size_hw[0]} x {size_hw[1]}"
+        )
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     data = io.BytesIO()
     small.save(data, "webp", quality=80)

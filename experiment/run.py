@@ -1,5 +1,6 @@
 """A whole experiment: check, run what is not finished, gather the result."""
 
+import contextlib
 import json
 import os
 import platform
@@ -15,7 +16,8 @@ from rich.console import Console
 
 from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
-from command.errors import RequestError
+from classify.train import check_batch_size, using_threads
+from command.errors import RequestError, WorkError
 from command.files import write_json
 from command.folders import locked
 from command.progress import RunProgress
@@ -29,13 +31,12 @@ from experiment.data import check_data
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
 from experiment.report import write_report
+from experiment.results import RESULTS, read_results
 from experiment.stages import StageStore
 from experiment.steps import MODEL
 from prune.pruning import prune_model
 
 __all__ = ["check_experiment", "run_experiment"]
-
-RESULTS = "results.json"
 
 _MIN_FREE_BYTES = 1_000_000_000
 _NUM_PICTURES = 4
@@ -57,19 +58,31 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
         raise RequestError(f"{folder}: {free / 1e9:.1f} GB free on its disk; expected at least 1 GB")
 
 
-def run_experiment(config: ExperimentConfig, folder: Path, command: str, console: Console) -> dict[str, Any]:
+def run_experiment(
+    config: ExperimentConfig, folder: Path, command: str, console: Console, is_quick: bool = False
+) -> dict[str, Any]:
     """Run the unfinished stages, write results and report into `folder`, and return the results.
 
     A run that was killed goes on from its last finished step (training: from its last whole epoch).
 
+    Args:
+        config: The experiment.
+        folder: Run folder; created.
+        command: For the results: how it was started.
+        console: Shows progress.
+        is_quick: As for `StageStore.check`.
+
     Raises:
-        RequestError: If another run holds the folder, or something that `check_experiment` finds is wrong.
+        RequestError: If another run holds the folder, something that `check_experiment` finds is wrong, or a finished
+            stage was changed.
     """
     with console.status("Checking data and settings ..."):
         check_experiment(config, folder)
     with locked(folder):
         store = StageStore(folder / "stages")
-        plan = make_plan(config, store)
+        with console.status("Checking data and finished stages ..."):
+            plan = make_plan(config, store)
+            store.check(plan.stages, is_quick)
         about = {
             "version": 1,
             "experiment": config.name,
@@ -78,18 +91,23 @@ def run_experiment(config: ExperimentConfig, folder: Path, command: str, console
             "git_commit": git_commit(),
             "versions": {"python": platform.python_version(), **installed_versions()},
             "config": config.model_dump(mode="json"),
+            "num_threads": config.num_threads,
         }
         write_json(folder / "run.json", about)
         left = [stage for stage in plan.stages if not store.is_finished(stage)]
         progress = RunProgress(console, [stage.cost for stage in left])
         for stage in left:
-            with progress.stage(stage.name):
+            with progress.stage(stage.name), using_threads(config.num_threads):
                 store.run(stage, progress)
-        if not left and (folder / RESULTS).is_file():
-            about["command"] = json.loads((folder / RESULTS).read_text())["command"]
+        if not left:
+            with contextlib.suppress(RequestError):  # results that are missing or damaged are written anew
+                about["command"] = read_results(folder / RESULTS)["command"]
         results = {**about, **_results(config, plan, store, folder)}
         write_json(folder / RESULTS, results)
-        write_report(results, folder)
+        try:
+            write_report(results, folder)
+        except RequestError as error:  # the request was checked before: a picture has changed since
+            raise WorkError(str(error)) from error
     return results
 
 
@@ -100,6 +118,8 @@ def _check_backbone(config: ExperimentConfig) -> None:
     if weights:
         load_weights(net, read_weights(weights), str(weights), optional=HEADS)
     side = config.classification.image_size
+    for schedule in (config.classification.train, config.classification.finetune):
+        check_batch_size(net, side, schedule.batch_size)
     recipe = replace(pruning, criterion="l1") if pruning.needs_data else pruning  # no data is there yet
     for ratio in pruning.prune_ratios:
         prune_model(net, (torch.zeros(1, 3, side, side),), recipe.at(ratio))
@@ -115,7 +135,7 @@ def _check_detector(config: ExperimentConfig) -> None:
 def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Path) -> dict[str, Any]:
     record = load_record(store.folder(plan.latency) / RECORD)
     times = store.figures(plan.latency)["rows"]
-    val = read_annotations(plan.data.val.annotations)
+    val = read_annotations(plan.data.val_boxes.place.annotations)
     classes = [category["name"] for category in val["categories"]]
     return {
         # of the measurement, which may be older than this command
@@ -127,7 +147,7 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
             "name": Path(config.detection.data.root).name
             if config.detection.data.type == "coco"
             else "generated scenes",
-            "num_train": len(read_annotations(plan.data.train.annotations)["images"]),
+            "num_train": plan.data.num_scenes,
             "num_val": len(val["images"]),
             "classes": classes,
         },
@@ -143,10 +163,7 @@ def _row(
 ) -> dict[str, Any]:
     assert leaf.export is not None
     exported = store.figures(leaf.export)
-    figures = [store.figures(stage) for stage in leaf.chain]
-    epochs = {
-        stage.name: figure["epochs"] for stage, figure in zip(leaf.chain, figures, strict=True) if "epochs" in figure
-    }
+    figures = {stage.name: store.figures(stage) for stage in (*leaf.chain, *leaf.evaluations)}
     is_dense = leaf.ordering == "dense"
     return {
         "name": leaf.name,
@@ -157,13 +174,13 @@ def _row(
         "seed": leaf.seed,
         "map": exported["map"],
         "map50": exported["map50"],
-        "map_framework": figures[-1]["map"],
-        "top1": next((figure["top1"] for figure in reversed(figures) if "top1" in figure), None),
+        "map_framework": figures["evaluate_detector"]["map"],
+        "top1": figures["evaluate_classifier"]["top1"],
         "macs": exported["macs"],
         "params": exported["params"],
         **{key: value for key, value in time_row.items() if key != "name"},
         "device": record.device.name,
-        "train_epochs": epochs,
+        "train_epochs": {name: figure["epochs"] for name, figure in figures.items() if "epochs" in figure},
         "model": str((store.folder(leaf.chain[-1]) / MODEL).relative_to(folder)),
         "onnx": str((store.folder(leaf.export) / ONNX_NAME).relative_to(folder)),
     }
@@ -185,7 +202,7 @@ def _conditions(record: Record) -> dict[str, Any]:
 
 def _pictures(plan: Plan, store: StageStore, folder: Path) -> list[dict[str, Any]]:
     """Return a few validation images with ground truth and what every detector of the first seed found."""
-    val = plan.data.val
+    val = plan.data.val_boxes.place
     data = read_annotations(val.annotations)
     labels = {category["id"]: label for label, category in enumerate(data["categories"])}
     first_seed = [leaf for leaf in plan.leaves if leaf.seed == plan.leaves[0].seed and leaf.export]

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from classify.provenance import origin
 from command.config import Part, check_name
 from command.errors import RequestError
-from command.files import write_json, written_atomically
+from command.files import model_from_json, write_json, written_atomically
 from command.folders import locked
 from command.progress import RunProgress
 from detect.pruning import PARTS
@@ -58,7 +59,7 @@ class SensitivityConfig(Part):
     """One that needs no data."""
     reduction: Annotated[str, AfterValidator(lambda name: check_name(name, REDUCTIONS))] = "sum"
     """How the scores of layers that are cut together become one: sum, mean, max or first."""
-    round_to: int = Field(8, ge=1)
+    round_to: int = Field(8, ge=1, le=65_536)
     """Kept channels are moved to the nearest multiple of it."""
     skip: tuple[str, ...] = ()
     """Layer patterns that are not measured, and skipped in any case."""
@@ -66,7 +67,7 @@ class SensitivityConfig(Part):
     """Parts of a detector whose groups are measured."""
     prune_ratio: Ratio = 0.5
     """The one of `prune_ratios` that the recommendation is made for."""
-    max_drop: float = Field(0.05, ge=0)
+    max_drop: float = Field(0.05, ge=0, le=1)
     """A group that loses more of the score (0 to 1) when cut alone is better skipped."""
 
     @property
@@ -128,14 +129,14 @@ def sensitivity_table(figures: Mapping[str, Any]) -> Table:
     """Return a table of every group with the score lost and the MACs saved; below it, why others were not measured."""
     ratio, skip = (figures["recommendation"][name] for name in ("prune_ratio", "skip"))
     title = f"{METRICS[figures['metric']]} lost when a group is cut alone, in points"
-    table = Table(title=title, caption="\n".join(_captions(figures)), caption_justify="left")
+    table = Table(title=title, caption=Text("\n".join(_captions(figures))), caption_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("group", overflow="fold")
     ratios = [point["prune_ratio"] for curve in figures["curves"][:1] for point in curve["points"]]
     for header in ("width", *(f"-{r:.0%}" for r in ratios), "won", "lost/won"):
         table.add_column(header, justify="right", no_wrap=True)
     for curve in figures["curves"]:
-        table.add_row("skip" if curve["group"] in skip else "", *_cells(curve, ratio, figures["macs"]))
+        table.add_row("skip" if curve["group"] in skip else "", *map(Text, _cells(curve, ratio, figures["macs"])))
     return table
 
 
@@ -177,10 +178,11 @@ def _check_ours(folder: Path) -> None:
 def _claim(folder: Path, made_from: Mapping[str, Any], config: SensitivityConfig, force: bool) -> None:
     """Mark the folder as this study's; with `force`, files of another study are deleted, and no others."""
     record = folder / _RECORD
-    if record.is_file() and json.loads(record.read_text()).get("made_from") != made_from:
+    if record.is_file() and not _is_of(record, made_from):
         if not force:
             raise RequestError(
-                f"{folder}: left by a study of another model, data or criterion; give another --out, or --force"
+                f"{folder}: left by a study of another model, data or criterion, or damaged; "
+                "give another --out, or --force"
             )
         for name in (_POINTS, FIGURES, PICTURE):
             (folder / name).unlink(missing_ok=True)
@@ -189,16 +191,36 @@ def _claim(folder: Path, made_from: Mapping[str, Any], config: SensitivityConfig
     write_json(record, {"made_from": made_from, **about})
 
 
+class _Study(BaseModel):
+    made_from: dict[str, JsonValue]
+
+
+def _is_of(record: Path, made_from: Mapping[str, Any]) -> bool:
+    try:
+        return model_from_json(_Study, record, "").made_from == made_from
+    except RequestError:
+        return False
+
+
+class _Line(BaseModel):
+    """A measured score."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    group: str
+    num_kept: int = Field(ge=0)
+    score: float = Field(ge=0, le=1)
+
+
 class _Points:
     """Measured scores, one line each; a line that a kill cut short is measured again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        text = path.read_text() if path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
             with written_atomically(path) as partial:
-                partial.write_text(whole)
+                partial.write_bytes(whole)
         self.known = dict(map(self._parsed, whole.splitlines()))
 
     def add(self, trial: Trial, score: float) -> None:
@@ -206,12 +228,13 @@ class _Points:
         with self._path.open("a") as file:
             file.write(json.dumps({**asdict(trial), "score": score}) + "\n")
 
-    def _parsed(self, line: str) -> tuple[Trial, float]:
+    def _parsed(self, line: bytes) -> tuple[Trial, float]:
         try:
-            row = json.loads(line)
-            return Trial(str(row["group"]), int(row["num_kept"])), float(row["score"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise RequestError(f"{self._path}: not a measured point, got {line[:60]!r}; delete that line") from error
+            point = _Line.model_validate_json(line)
+        except ValidationError as error:
+            got = line[:60].decode(errors="replace")
+            raise RequestError(f"{self._path}: not a measured point, got {got!r}; delete that line") from error
+        return Trial(point.group, point.num_kept), point.score
 
 
 def _measure(subject: Subject, evaluate: Evaluate, points: _Points, model: Path, console: Console) -> Sensitivity:

@@ -10,6 +10,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from experiment.labels import drawable
+
 __all__ = ["METRICS", "sensitivity_plot"]
 
 METRICS = {"map": "mAP", "top1": "top-1 accuracy"}
@@ -44,7 +46,7 @@ def sensitivity_plot(figures: Mapping[str, Any]) -> Figure:
         axes.grid(alpha=0.2)
         axes.axhline(0, color="black", linewidth=0.8)
     score, num = 100 * figures["score"], figures["num_images"]
-    title = f"{PurePath(figures['model']).name}: {metric} {score:.1f} dense, on {num:,} images"
+    title = f"{drawable(PurePath(figures['model']).name)}: {metric} {score:.1f} dense, on {num:,} images"
     figure.suptitle(title, x=0.05, ha="left", fontsize=13, parse_math=False)
     _draw_depth(figure, len(curves))
     return figure
@@ -96,7 +98,7 @@ def _label(axes: Axes, places: Mapping[str, tuple[float, float, Colour]]) -> Non
     for name, share in zip(ordered, _apart(shares, 1 / NUM_LABELS), strict=True):
         x, y, colour = places[name]
         axes.annotate(
-            name,
+            drawable(name),
             (x, y),
             (1.06, share),
             textcoords="axes fraction",

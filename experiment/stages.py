@@ -1,21 +1,24 @@
 """Stages: pieces of work identified by the hash of all their inputs.
 
 A stage works in `<name>-<hash>.partial` and is renamed when it is complete, so what exists without that ending is
-whole. A killed stage leaves its partial folder behind and resumes in it.
+whole. A killed stage leaves its partial folder behind and resumes in it. The record of a finished stage holds the hash
+of every file that it wrote, and its own.
 """
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from command.errors import RequestError, WorkError
-from command.files import write_json
+from pydantic import BaseModel, ConfigDict
+
+from command.errors import MissingFileError, RequestError, WorkError
+from command.files import flush, flush_entry, model_from_json, sha256_of, write_json
 
 __all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in"]
 
@@ -24,10 +27,10 @@ Figures = dict[str, Any]
 Report = Callable[[int, int], None]
 """Called with progress: parts done, parts in total."""
 
-_VERSION = 1  # raise it when a stage's result would change for the same inputs
+_VERSION = 2  # raise it when a stage's result would change for the same inputs
 
 CHECKPOINTS = "checkpoints"
-"""Folder inside a stage for files needed only to resume after a kill; deleted when the stage is finished."""
+"""Folder inside a stage for logs, and for what only a resumed stage needs; deleted when the stage is finished."""
 
 _RECORD = "stage.json"
 
@@ -57,6 +60,39 @@ class Stage:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+class _File(BaseModel):
+    """A file as a stage wrote it."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+class _Record(BaseModel):
+    """The content of `stage.json`, the last file that a stage writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    hash: str
+    """That of the stage, so that the record fits no other folder."""
+    settings: dict[str, Any]
+    inputs: list[str]
+    """Names of the folders that it read."""
+    wall_s: float
+    """How long it worked, in seconds; without the time before a kill."""
+    figures: Figures
+    files: dict[str, _File]
+    """All other files in the folder, by their path in it."""
+    sha256: str = ""
+    """Hash of the fields above."""
+
+    def sealed(self) -> "_Record":
+        """Return the record with its own hash."""
+        content = json.dumps(self.model_dump(exclude={"sha256"}), sort_keys=True)
+        return self.model_copy(update={"sha256": hashlib.sha256(content.encode()).hexdigest()})
+
+
 class StageStore:
     """The folder that holds the stages of a run."""
 
@@ -68,8 +104,26 @@ class StageStore:
         return self.root / f"{stage.name}-{stage.hash}"
 
     def is_finished(self, stage: Stage) -> bool:
-        """Return whether the stage needs no work."""
-        return (self.folder(stage) / _RECORD).is_file()
+        """Return whether the stage needs no work, provided that `check` finds it as it was written."""
+        return self.folder(stage).exists()
+
+    def check(self, stages: Iterable[Stage], is_quick: bool = False) -> None:
+        """Check that the finished ones among some stages are as they were written.
+
+        Args:
+            stages: Of this store.
+            is_quick: Do not read files whose size and modification time are those of the record.
+
+        Raises:
+            RequestError: If a file is missing or was changed; the message names it and the folder to delete.
+        """
+        for stage in filter(self.is_finished, stages):
+            folder = self.folder(stage)
+            record = _record_in(folder)
+            if record.hash != stage.hash:
+                raise RequestError(f"{folder / _RECORD}: of another stage, got {record.hash}; {_remedy(folder)}")
+            for name, written in record.files.items():
+                _check_file(folder, name, written, is_quick)
 
     def figures(self, stage: Stage) -> dict[str, Any]:
         """Return what the finished stage's work returned."""
@@ -77,7 +131,7 @@ class StageStore:
 
     def wall_s(self, stage: Stage) -> float:
         """Return how long the finished stage worked, in seconds; without the time before a kill."""
-        return float(json.loads((self.folder(stage) / _RECORD).read_text())["wall_s"])
+        return _record_in(self.folder(stage)).wall_s
 
     def run(self, stage: Stage, progress: Report) -> None:
         """Do the stage's work, or the unfinished rest of it."""
@@ -86,8 +140,8 @@ class StageStore:
         partial.mkdir(parents=True, exist_ok=True)
         if not (partial / _RECORD).is_file():  # else it was killed between the last two lines
             self._work(stage, partial, progress)
-        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # only needed to resume after a kill
         partial.rename(folder)
+        flush_entry(self.root)
 
     def _work(self, stage: Stage, folder: Path, progress: Report) -> None:
         started = time.monotonic()
@@ -95,17 +149,56 @@ class StageStore:
             figures = stage.work(folder, progress)
         except RequestError as error:  # the request was checked before: something has changed since
             raise WorkError(f"{stage.name}: {error}") from error
-        record = {
-            "name": stage.name,
-            "settings": stage.settings,
-            "inputs": [self.folder(parent).name for parent in stage.inputs],
-            "wall_s": round(time.monotonic() - started, 1),
-            "figures": figures,
-        }
-        write_json(folder / _RECORD, record)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # only needed to resume after a kill
+        flush(folder)
+        record = _Record(
+            name=stage.name,
+            hash=stage.hash,
+            settings=dict(stage.settings),
+            inputs=[self.folder(parent).name for parent in stage.inputs],
+            wall_s=round(time.monotonic() - started, 1),
+            figures=figures,
+            files=_files_in(folder),
+        )
+        write_json(folder / _RECORD, record.sealed().model_dump())
 
 
 def figures_in(folder: Path) -> Figures:
-    """Return what the work that made this stage folder returned."""
-    figures: Figures = json.loads((folder / _RECORD).read_text())["figures"]
-    return figures
+    """Return what the work that made this stage folder returned.
+
+    Raises:
+        RequestError: If its record was changed; the message says which folder to delete.
+    """
+    return _record_in(folder).figures
+
+
+def _record_in(folder: Path) -> _Record:
+    record = model_from_json(_Record, folder / _RECORD, _remedy(folder))
+    if record.sealed() != record:
+        raise RequestError(f"{folder / _RECORD}: changed since it was written, got another sha256; {_remedy(folder)}")
+    return record
+
+
+def _files_in(folder: Path) -> dict[str, _File]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _as_written(path) for path in paths}
+
+
+def _as_written(path: Path) -> _File:
+    status = path.stat()
+    return _File(sha256=sha256_of(path), size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+def _check_file(folder: Path, name: str, written: _File, is_quick: bool) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file, but the stage wrote it; {_remedy(folder)}")
+    status = path.stat()
+    if is_quick and (status.st_size, status.st_mtime_ns) == (written.size, written.mtime_ns):
+        return
+    if status.st_size != written.size or sha256_of(path) != written.sha256:
+        raise RequestError(f"{path}: changed since it was written, got another sha256; {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and give the same command again"

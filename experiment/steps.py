@@ -4,7 +4,6 @@ Every step is a function (job, folder, progress) -> figures. `job.source` is the
 """
 
 import fnmatch
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,22 +16,23 @@ from torch import nn
 from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
-from classify.data import class_names, image_folder
+from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 from classify.losses import classifier_losses
-from classify.train import Schedule, train_classifier
-from detect.data import read_annotations
+from classify.provenance import provenance
+from classify.schedule import Schedule
+from classify.train import train_classifier
 from detect.evaluate import evaluate_detector
 from detect.losses import detector_losses
 from detect.model import load_detector, new_detector, save_detector, transfer
 from detect.train import train_detector
 from experiment.config import ExperimentConfig, Pruning
 from experiment.cutting import cut_model
-from experiment.data import Data
+from experiment.data import Data, Part
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
 from prune.cost import cost_of
 
-__all__ = ["MODEL", "STEPS", "Job"]
+__all__ = ["MODEL", "STEPS", "Job", "parts_read"]
 
 MODEL = "model.safetensors"
 """Name of the model file in a step's folder."""
@@ -49,6 +49,8 @@ class Job:
     data: Data
     source: Path | None
     """Folder of the step before; None for the first."""
+    reads: tuple[Part[Any], ...] = ()
+    """The parts of the data whose files it reads."""
 
     @property
     def source_model(self) -> Path:
@@ -64,7 +66,7 @@ class Job:
 
 def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the dense classifier, or take the weights that the config names."""
-    backbone, classes, side = job.config.backbone, class_names(job.data.images), job.config.classification.image_size
+    backbone, classes, side = job.config.backbone, job.data.image_classes, job.config.classification.image_size
     torch.manual_seed(job.seed)
     arch = Architecture(backbone.name, len(classes), backbone.base_channels)
     net = build_classifier(arch)
@@ -72,19 +74,18 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     if backbone.weights:
         weights = read_weights(backbone.weights)
         load_weights(net, weights, str(backbone.weights), optional=HEADS)
-        figures = _finished_classifier(job, folder, net.eval(), card)
         head = [name for name in net.state_dict() if name.startswith(HEADS)]
         has_head = all(name in weights and weights[name].shape == net.state_dict()[name].shape for name in head)
-        return figures if has_head else {**figures, "top1": None}  # meaningless for a random head
+        return {**_saved_classifier(job, folder, net.eval(), card), "has_head": has_head}
     return _trained_classifier(job, folder, net, card, job.config.classification.train, progress)
 
 
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the classifier."""
     net, card = load_classifier(job.source_model)
-    losses = partial(classifier_losses, card, job.data.images)
+    losses = partial(classifier_losses, card, job.data.train_images.place)
     slim, card, pruned = cut_model(net, card, job.config.pruning.at(job.prune_ratio), losses, job.seed)
-    figures = _finished_classifier(job, folder, slim, card)
+    figures = _saved_classifier(job, folder, slim, card)
     dense_macs = job.source_figures()["macs"]
     return {**figures, "dense_macs": dense_macs, "untouched": [asdict(d) for d in pruned.untouched]}
 
@@ -109,8 +110,7 @@ def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Build a new Faster R-CNN on the classifier's backbone."""
     _, source = load_classifier(job.source_model)
-    classes = tuple(category["name"] for category in read_annotations(job.data.train.annotations)["categories"])
-    detector, card = new_detector(source.backbone, classes, job.config.detection.model, job.seed)
+    detector, card = new_detector(source.backbone, job.data.box_classes, job.config.detection.model, job.seed)
     transfer(detector, read_weights(job.source_model), str(job.source_model))
     card = replace(card, spec=source.spec, provenance=_provenance(job, {}))
     save_detector(folder / MODEL, detector, card)
@@ -126,7 +126,7 @@ def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone."""
     detector, card = load_detector(job.source_model)
-    losses = partial(detector_losses, card, job.data.train)
+    losses = partial(detector_losses, card, job.data.train_boxes.place)
     recipe = job.config.pruning.at(job.prune_ratio)
     recipe = _in_trunk(recipe, detector)
     slim, card, pruned = cut_model(detector, card, recipe, losses, job.seed)
@@ -140,6 +140,21 @@ def _finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
     return _trained_detector(job, folder, detector, card, job.config.detection.finetune, progress)
 
 
+def _evaluate_classifier(job: Job, folder: Path, progress: Report) -> Figures:
+    """Measure a classifier; not one with a new head on given weights, which knows nothing yet."""
+    if not job.source_figures().get("has_head", True):
+        return {"top1": None}
+    net, card = load_classifier(job.source_model)
+    images = image_folder(job.data.val_images.place, "val", card.preprocessing.image_hw[0])
+    return dict(evaluate_classifier(net, images, folder / CHECKPOINTS))
+
+
+def _evaluate_detector(job: Job, folder: Path, progress: Report) -> Figures:
+    """Measure a detector in mmdet; the exported one is measured where it is written."""
+    detector, card = load_detector(job.source_model)
+    return dict(evaluate_detector(detector, card, job.data.val_boxes.place, folder / CHECKPOINTS, progress))
+
+
 STEPS: Mapping[str, Callable[[Job, Path, Report], Figures]] = {
     "train_classifier": _dense_classifier,
     "prune_classifier": _prune_classifier,
@@ -149,23 +164,46 @@ STEPS: Mapping[str, Callable[[Job, Path, Report], Figures]] = {
     "train_detector": _dense_or_slim_detector,
     "prune_detector": _slim_detector,
     "finetune_detector": _finetune_detector,
+    "evaluate_classifier": _evaluate_classifier,
+    "evaluate_detector": _evaluate_detector,
 }
-"""Step of an ordering -> its work."""
+"""Step of an ordering, or the evaluation that follows it -> its work."""
+
+_TRAIN_IMAGES, _TRAIN_BOXES = ("train_images",), ("train_boxes",)
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "train_classifier": _TRAIN_IMAGES,
+    "prune_classifier": _TRAIN_IMAGES,
+    "finetune_classifier": _TRAIN_IMAGES,
+    "scratch_classifier": _TRAIN_IMAGES,
+    "transfer": (),
+    "train_detector": _TRAIN_BOXES,
+    "prune_detector": _TRAIN_BOXES,
+    "finetune_detector": _TRAIN_BOXES,
+    "evaluate_classifier": ("val_images",),
+    "evaluate_detector": ("val_boxes",),
+}
+
+
+def parts_read(step: str, config: ExperimentConfig, data: Data) -> tuple[Part[Any], ...]:
+    """Return the parts of the data whose files a step reads."""
+    is_given = step == "train_classifier" and config.backbone.weights is not None
+    if is_given or (step.startswith("prune_") and not config.pruning.needs_data):
+        return ()
+    return tuple(getattr(data, name) for name in _PARTS[step])
 
 
 def _trained_classifier(
     job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    images = image_folder(job.data.images, "train", job.config.classification.image_size)
+    images = image_folder(job.data.train_images.place, "train", job.config.classification.image_size)
     train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
-    return {"epochs": schedule.epochs, **_finished_classifier(job, folder, net, card)}
+    return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card)}
 
 
-def _finished_classifier(job: Job, folder: Path, net: nn.Module, card: ModelCard) -> Figures:
+def _saved_classifier(job: Job, folder: Path, net: nn.Module, card: ModelCard) -> Figures:
     side = job.config.classification.image_size
     cost = cost_of(net, (torch.zeros(1, 3, side, side),))
-    top1 = evaluate_classifier(net, image_folder(job.data.images, "val", side), folder / "evaluation")["top1"]
-    figures = {"top1": top1, "macs": cost.macs, "params": cost.params}
+    figures = {"macs": cost.macs, "params": cost.params}
     save_model(folder / MODEL, net, replace(card, provenance=_provenance(job, figures)))
     return figures
 
@@ -173,10 +211,9 @@ def _finished_classifier(job: Job, folder: Path, net: nn.Module, card: ModelCard
 def _trained_detector(
     job: Job, folder: Path, detector: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    train_detector(detector, card, job.data.train, schedule, folder / CHECKPOINTS, job.seed, progress)
-    figures = evaluate_detector(detector, card, job.data.val, folder / "evaluation")
-    save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, figures)))
-    return {"epochs": schedule.epochs, **figures}
+    train_detector(detector, card, job.data.train_boxes.place, schedule, folder / CHECKPOINTS, job.seed, progress)
+    save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, {})))
+    return {"epochs": schedule.epochs}
 
 
 def _in_trunk(recipe: Pruning, detector: nn.Module) -> Pruning:
@@ -196,11 +233,6 @@ def _in_trunk(recipe: Pruning, detector: nn.Module) -> Pruning:
 
 def _provenance(job: Job, metrics: Figures) -> dict[str, Any]:
     """Provenance of a model: enough to find its parent and to repeat the step."""
-    return {
-        "parent": hashlib.sha256(job.source_model.read_bytes()).hexdigest() if job.source else None,
-        "config": job.config.model_dump(mode="json"),
-        "seed": job.seed,
-        "data": job.data.fingerprint,
-        "metrics": metrics,
-        "torch": torch.__version__,
-    }
+    parent = job.source_model if job.source else None
+    data = [part.key for part in job.reads]
+    return {**provenance(job.config, parent, metrics), "seed": job.seed, "data": data}

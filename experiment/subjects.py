@@ -101,7 +101,7 @@ def _classifier(
 
         return evaluate, len(images)
 
-    prints = (fingerprint(data.root),) if isinstance(data, FolderData) else ()
+    prints = (fingerprint(data.root, "val"),) if isinstance(data, FolderData) else ()
     return Subject("classifier", "top1", trials, prints, evaluator)
 
 

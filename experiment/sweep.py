@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from classify.backbones import BACKBONES, Architecture, build_classifier
@@ -52,13 +53,13 @@ class SweepConfig(Part):
 
     backbone: Annotated[str, AfterValidator(lambda name: check_name(name, BACKBONES))]
     """One of `classify.backbones.BACKBONES`."""
-    num_classes: int = Field(1000, ge=1)
-    image_size: int = Field(224, ge=32)
+    num_classes: int = Field(1000, ge=1, le=10**6)
+    image_size: int = Field(224, ge=32, le=4096)
     """Height and width of the images."""
-    batch: int = Field(1, ge=1)
+    batch: int = Field(1, ge=1, le=65_536)
     prune_ratios: tuple[Ratio, ...] = Field(tuple(i / 10 for i in range(1, 10)), min_length=1)
     """Shares of channels removed from every group."""
-    round_to: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 8, 16, 32), min_length=1)
+    round_to: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((1, 8, 16, 32), min_length=1)
     """Multiples that kept channels are moved to, the nearest one."""
     runtime: Annotated[str, AfterValidator(lambda name: check_name(name, _RUNTIMES))] = "onnxruntime"
     """One of `deploy.runtimes.registry.RUNTIMES` that run ONNX files, or engines, which are built."""
@@ -111,7 +112,7 @@ def measure_sweep(config: SweepConfig, folder: Path, console: Console) -> dict[s
 def sweep_table(figures: Mapping[str, Any]) -> Table:
     """Return every ratio and rounding with its MACs and latency."""
     title = f"{figures['measured_on']}\n{figures['network']}, random weights: they do not change the time"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for header in ("removed", "round_to", "MMACs", "fewer", "ms", "faster (95 % interval)", "faster / fewer"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in figures["rows"]:

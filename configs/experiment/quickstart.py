@@ -33,3 +33,5 @@ detection = dict(
 pruning = dict(prune_ratios=(0.5,), criterion="l1", round_to=8)
 
 latency = dict(warmup=5, rounds=50, num_threads=1)
+
+num_threads = 2

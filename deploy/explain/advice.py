@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deploy.explain.causes import CAUSES, MEANS, SHORT, Cause, MeasuredLayer
 from deploy.explain.explained import Explained, StageTimes, measured_on
+from deploy.text import printable
 from prune.layer_rows import GRID
 
 __all__ = ["WIDTH", "advice", "explained_text"]
@@ -189,9 +190,8 @@ def _stage_cells(stage: StageTimes, total_ms: float) -> Sequence[str]:
 def _display(layer: MeasuredLayer, explained: Explained) -> str:
     """Return the layer's name without the prefix that all of them share."""
     common = layer.row.name.partition(".")[0] + "."
-    return layer.row.name.removeprefix(
-        common if all(one.row.name.startswith(common) for one in explained.layers) else ""
-    )
+    is_shared = all(one.row.name.startswith(common) for one in explained.layers)
+    return printable(layer.row.name.removeprefix(common) if is_shared else layer.row.name)
 
 
 def _names(layers: Sequence[MeasuredLayer], explained: Explained) -> str:

@@ -47,9 +47,9 @@ class OnnxProfiler(OnnxRunner):
     """Runs an ONNX file as OnnxRunner does, and records the time of every node."""
 
     def __init__(self, path: str | Path, *, num_threads: int = 1) -> None:
-        super().__init__(path, num_threads=num_threads)  # raises a one-line error for files that cannot be run
         self._folder = TemporaryDirectory(prefix="espalier-")
-        self._session = _profiled_session(path, num_threads, Path(self._folder.name) / "nodes")
+        self._log = Path(self._folder.name) / "nodes"
+        super().__init__(path, num_threads=num_threads)
 
     def node_times(self, rounds: int) -> tuple[NodeTime, ...]:
         """Return the times of the last `rounds` passes, and end profiling.
@@ -96,18 +96,6 @@ class EngineProfiler(EngineRunner):
     def _launch(self) -> None:
         self._log.passes.append({})
         super()._launch()
-
-
-def _profiled_session(path: str | Path, num_threads: int, log: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.enable_profiling = True
-    options.profile_file_prefix = str(log)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _onnx_runs(events: Sequence[dict[str, Any]], nodes: dict[Any, dict[str, Any]]) -> Iterator[dict[Any, float]]:

@@ -57,13 +57,17 @@ class OnnxGraph:
         model: A model with fixed shapes.
 
     Raises:
-        RequestError: If a layer has a free dimension.
+        RequestError: If shapes do not fit, or a layer has a free dimension or one of 0.
     """
 
     def __init__(self, model: ModelProto) -> None:
         import onnx
 
-        self._shapes = {value.name: _shape(value) for value in _values(onnx.shape_inference.infer_shapes(model))}
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model)
+        except onnx.shape_inference.InferenceError as error:
+            raise RequestError(f"graph: its shapes do not fit, got {error}; export it again") from error
+        self._shapes = {value.name: _shape(value) for value in _values(inferred)}
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
         # a node without a name gets the same name as in ONNX Runtime
         named = ((node.name or f"{node.op_type}_{index}", node) for index, node in enumerate(model.graph.node))
@@ -143,6 +147,8 @@ class OnnxGraph:
 
     def _elements(self, node: str, tensor: str) -> int:
         sizes = self._shapes.get(tensor, (None,))
+        if 0 in sizes:
+            raise RequestError(f"node {node!r}: computes nothing, got {sizes}; expected sizes of at least 1")
         fixed = [size for size in sizes if size is not None]
         if len(fixed) < len(sizes):
             raise RequestError(f"node {node!r}: has a free dimension, got {sizes}; export it with fixed sizes")
@@ -165,7 +171,7 @@ def _channels(
     operator: str, weight_shape: Sequence[int], groups: int, output_shape: Sequence[int | None]
 ) -> tuple[int, int]:
     if operator not in _CONVOLUTIONS:
-        num_out = output_shape[-1] or 1
+        num_out = (output_shape or (1,))[-1] or 1
         return math.prod(weight_shape) // num_out, num_out
     rows, columns = weight_shape[0], weight_shape[1] * groups
     return (columns, rows) if operator == "Conv" else (rows, columns)

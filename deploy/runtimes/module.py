@@ -141,6 +141,8 @@ class ModelFileRunner(ModuleRunner):
         WorkError: If there is no such device.
     """
 
+    classes: tuple[str, ...] | None = None
+
     def __init__(
         self, path: Path, open_model: OpenModel, *, num_threads: int = 1, device: str = "cpu", compiled: bool = False
     ) -> None:

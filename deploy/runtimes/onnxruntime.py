@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from command.errors import RequestError, WorkError
-from command.files import existing_file, sha256_of
+from command.files import existing_file
+from deploy.classes import classes_in
 from deploy.runtimes.timed_step import Step
-from deploy.tensors import Arrays, TensorSpec, check_inputs
+from deploy.tensors import Arrays, TensorSpec, check_inputs, checked_spec
 
 __all__ = ["OnnxRunner", "onnx_session", "onnx_step", "session_specs"]
 
 _DTYPES = {"float": "float32", "double": "float64"}
 """ONNX Runtime's names of element types that differ from numpy's."""
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_ADDRESS = b"_ORT_MEM_ADDR_"
+"""ONNX Runtime takes a file of this name for an address in its own memory."""
 
 
 class OnnxRunner:
@@ -32,13 +38,17 @@ class OnnxRunner:
 
     runtime = "onnxruntime"
     device = "cpu"
+    _log: Path | None = None
+    """Where a profile is written; None for none."""
 
     def __init__(self, path: str | Path, *, num_threads: int = 1) -> None:
         self.file = existing_file(path, "expected an ONNX file")
         self.num_threads: int | None = num_threads
-        self.file_sha256: str | None = sha256_of(path)
-        self._session = onnx_session(path, num_threads)
-        self.inputs, self.outputs = session_specs(self._session)
+        data = self.file.read_bytes()
+        self.file_sha256: str | None = hashlib.sha256(data).hexdigest()
+        self._session = onnx_session(path, data, num_threads, log=self._log)
+        self.inputs, self.outputs = session_specs(path, self._session)
+        self.classes = classes_in(path, self._session.get_modelmeta().custom_metadata_map)
 
     @cached_property
     def precision(self) -> str:
@@ -65,41 +75,61 @@ class OnnxRunner:
         return onnx_step(self.file, partial(self._session.run, list(self.outputs), inputs))
 
 
-def session_specs(session: Any) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """Return the inputs and outputs of a session."""
-    given, made = session.get_inputs(), session.get_outputs()
-    return {value.name: _spec(value) for value in given}, {value.name: _spec(value) for value in made}
+def session_specs(path: str | Path, session: Any) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    """Return the inputs and outputs of a session; raise RequestError if one is not a tensor that numpy can hold."""
+    try:
+        given, made = session.get_inputs(), session.get_outputs()
+        return {value.name: _spec(value) for value in given}, {value.name: _spec(value) for value in made}
+    except ValueError as error:  # also names that are not UTF-8
+        raise RequestError(f"{path}: {error}") from error
 
 
 def _spec(value: Any) -> TensorSpec:
     element = value.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return TensorSpec(shape, _DTYPES.get(element, element))
+    return checked_spec(value.name, shape, _DTYPES.get(element, element))
 
 
-def onnx_session(path: str | Path, num_threads: int, provider: Any = "CPUExecutionProvider") -> Any:
-    """Return ONNX Runtime's session on one execution provider, given as its name or (name, options).
+def onnx_session(
+    path: str | Path, data: bytes, num_threads: int, provider: Any = "CPUExecutionProvider", log: Path | None = None
+) -> Any:
+    """Return ONNX Runtime's session for the content of a file.
+
+    Args:
+        path: Begins the error messages.
+        data: Content of the file. Nothing outside of it is read.
+        num_threads: Threads inside one operator.
+        provider: Name of the execution provider, or (name, options).
+        log: Beginning of the path of a profile; None for none.
 
     Raises:
-        RequestError: If ONNX Runtime cannot load the file.
+        RequestError: If ONNX Runtime cannot load it, or it has weights in another file.
     """
     import onnxruntime
 
+    if _ADDRESS in data:
+        raise RequestError(f"{path}: has weights at an address in memory, got {_ADDRESS.decode()}; expected numbers")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # fatal only: errors are raised below
+    options.add_session_config_entry(_WEIGHTS_FOLDER, os.devnull)  # which is no folder
+    if log:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(log)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        return onnxruntime.InferenceSession(data, options, providers=[provider])
     except _onnxruntime_errors() as error:
-        if type(error).__name__ == "InvalidProtobuf":
-            raise RequestError(
-                f"{path}: not an ONNX file, got bytes that do not parse; expected an ONNX file"
-            ) from error
-        reason = str(error).splitlines()[0]
-        raise RequestError(
-            f"{path}: ONNX Runtime cannot load it, got {reason}; expected standard operators only"
-        ) from error
+        raise RequestError(f"{path}: {_load_fault(error)}") from error
+
+
+def _load_fault(error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    if type(error).__name__ == "InvalidProtobuf":
+        return "not an ONNX file, got bytes that do not parse; expected an ONNX file"
+    if "External data path" in reason:
+        return f"has weights in another file, got {reason}; expected all in one file, save it without external data"
+    return f"ONNX Runtime cannot load it, got {reason}; expected standard operators only"
 
 
 def onnx_step(path: str | Path | None, run: Callable[[], Any]) -> Callable[[], Any]:
@@ -120,4 +150,5 @@ def _onnxruntime_errors() -> tuple[type[Exception], ...]:
     """Return its exceptions, which have no common base class but Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, UnicodeDecodeError)  # the last for names in error messages

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from command.errors import WorkError
-from command.files import sha256_of
-from deploy.onnx_file import input_specs, load_onnx, output_specs, precision_of
+from deploy.onnx_file import classes_of, input_specs, onnx_from_bytes, output_specs, precision_of, read_onnx
 from deploy.runtimes.onnxruntime import onnx_session, onnx_step
 from deploy.runtimes.tensorrt import BufferedRunner
 from deploy.runtimes.timed_step import CudaBuffers, Step, cuda_step
@@ -36,22 +36,24 @@ class CudaOnnxRunner(BufferedRunner):
     num_threads: int | None = None
 
     def __init__(self, path: str | Path) -> None:
-        model = load_onnx(path)
+        data = read_onnx(path)
+        model = onnx_from_bytes(path, data)
         _require_cuda(path)
         import torch
 
         self.inputs, self.outputs = input_specs(model), output_specs(model)
+        self.classes = classes_of(path, model)
         self.precision = precision_of(model)
         self.device = f"cuda:{torch.cuda.current_device()}"
         self.file = Path(path)
-        self.file_sha256: str | None = sha256_of(path)
+        self.file_sha256: str | None = hashlib.sha256(data).hexdigest()
         self._stream = torch.cuda.Stream()
         place = {
             "device_id": torch.cuda.current_device(),
             "user_compute_stream": str(self._stream.cuda_stream),
             "use_tf32": "0",  # fp32 means the same in every runtime
         }
-        self._session = onnx_session(path, 1, (PROVIDER, place))
+        self._session = onnx_session(path, data, 1, (PROVIDER, place))
         if PROVIDER not in self._session.get_providers():  # it falls back to the CPU with only a log line
             raise WorkError(
                 f"{path}: ONNX Runtime cannot load its CUDA provider, got a session on the CPU; install the CUDA and "

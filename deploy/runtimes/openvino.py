@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from command.errors import RequestError
+from command.errors import RequestError, WorkError
 from command.extras import optional_module
-from command.files import sha256_of
-from deploy.onnx_file import input_specs, load_onnx, output_specs
+from deploy.onnx_file import classes_of, input_specs, onnx_from_bytes, output_specs, read_onnx
 from deploy.runtimes.timed_step import Step
 from deploy.tensors import Arrays, check_inputs
 
@@ -51,12 +52,14 @@ class OpenVinoRunner:
     device = "cpu"
 
     def __init__(self, path: str | Path, *, num_threads: int = 1, precision_hint: str = "f32") -> None:
-        model = load_onnx(path)
+        data = read_onnx(path)
+        model = onnx_from_bytes(path, data)
         self._openvino = optional_module("openvino", f"running {path} needs")
         self.inputs, self.outputs = input_specs(model), output_specs(model)
+        self.classes = classes_of(path, model)
         self.file = Path(path)
-        self.file_sha256: str | None = sha256_of(path)
-        compiled = _compiled(self._openvino, path, num_threads, precision_hint)
+        self.file_sha256: str | None = hashlib.sha256(data).hexdigest()
+        compiled = _compiled(self._openvino, path, data, num_threads, precision_hint)
         self.num_threads: int | None = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.precision = _precision(compiled)
         self._request = compiled.create_infer_request()
@@ -69,16 +72,28 @@ class OpenVinoRunner:
     def prepare(self, inputs: Arrays) -> Step:
         """Return a step that runs the network; wrong names, shapes or dtypes raise RequestError."""
         check_inputs(str(self.file), self.inputs, inputs)
-        for name, array in inputs.items():
-            self._request.set_tensor(name, self._openvino.Tensor(np.ascontiguousarray(array)))
+
+        def place() -> None:
+            for name, array in inputs.items():
+                self._request.set_tensor(name, self._openvino.Tensor(np.ascontiguousarray(array)))
+
+        self._reporting(place)()
+        return self._reporting(lambda: self._request.infer(share_outputs=True))
+
+    def _reporting(self, run: Callable[[], object]) -> Step:
+        """Return `run` with OpenVINO's exceptions turned into one-line WorkErrors."""
 
         def step() -> None:
-            self._request.infer(share_outputs=True)
+            try:
+                run()
+            except RuntimeError as error:
+                reason = f"{self.file}: OpenVINO cannot run it, got {_reason(error)}; change the graph"
+                raise WorkError(reason) from error
 
         return step
 
 
-def _compiled(openvino: Any, path: str | Path, num_threads: int, precision_hint: str) -> Any:
+def _compiled(openvino: Any, path: str | Path, data: bytes, num_threads: int, precision_hint: str) -> Any:
     config = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -87,12 +102,18 @@ def _compiled(openvino: Any, path: str | Path, num_threads: int, precision_hint:
         "INFERENCE_PRECISION_HINT": precision_hint,
     }
     try:
-        return openvino.Core().compile_model(str(path), "CPU", config)
+        core = openvino.Core()
+        return core.compile_model(core.read_model(data), "CPU", config)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].lstrip("- ")  # the lines before name places in its sources
         raise RequestError(
-            f"{path}: OpenVINO cannot load it, got {reason}; expected standard operators only"
+            f"{path}: OpenVINO cannot load it, got {_reason(error)}; expected standard operators only"
         ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    lines = str(error).strip().splitlines()  # most of them name places in OpenVINO's sources
+    summary = [line for line in lines if line.startswith("-- ")]
+    return (summary or lines)[-1].lstrip("- ")
 
 
 def _precision(compiled: Any) -> str:

@@ -38,3 +38,5 @@ class FileRunner(Runner, Protocol):
 
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    classes: tuple[str, ...] | None
+    """Class names in the file; None if it has none."""

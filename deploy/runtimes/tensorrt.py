@@ -20,6 +20,7 @@ class BufferedRunner(ABC):
 
     file: Path
     inputs: dict[str, TensorSpec]
+    classes: tuple[str, ...] | None = None
     _buffers: CudaBuffers
     _step: Step | None = None
 
@@ -59,7 +60,8 @@ class EngineRunner(BufferedRunner):
         engine = load_engine(path)
         info = read_engine_info(path)
         self.inputs, self.outputs = info.inputs, info.outputs
-        self.runtime, self.precision = info.backend + "_graph" * cuda_graph, info.precision
+        self.runtime: str = info.backend + "_graph" * cuda_graph
+        self.precision = info.precision
         self._cuda_graph = cuda_graph
         self.device = f"cuda:{torch.cuda.current_device()}"
         self.file = Path(path)

@@ -11,9 +11,11 @@ import jinja2
 
 import deploy.fitting
 from command.errors import RequestError
-from command.files import filled_folder, sha256_of
+from command.files import sha256_of
+from command.folders import filled_folder
 from deploy.deployment import DEPLOYMENT, ONNX_NAME, Deployed, open_deployment
 from deploy.engine import read_engine_info
+from deploy.onnx_file import classes_of, input_specs, load_onnx, output_specs
 from deploy.runtimes.registry import ENGINE
 from deploy.tensors import TensorSpec
 
@@ -27,6 +29,8 @@ _TYPES = {
     "float16": "TYPE_FP16",
     "float32": "TYPE_FP32",
 }
+_MOST_LETTERS = 200
+"""Of a model's name: folders are named after it, with a suffix."""
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     undefined=jinja2.StrictUndefined,
@@ -68,6 +72,8 @@ def package_detector(path: str | Path, repository: str | Path, name: str, engine
             f"{path}: cannot be packaged alone, got an engine; expected its folder, with --engine {path}"
         )
     _check_name(name)
+    _check_labels(deployed.deployment.classes)
+    _check_graph(deployed)
     engine, notes = (_checked(engine, deployed.file), []) if engine else _only_engine(deployed.file)
     graphs = [_Graph(name, "onnxruntime", ONNX_NAME, deployed.file)]
     if engine:
@@ -95,10 +101,29 @@ class _Graph:
 
 def _check_name(name: str) -> None:
     """Raise RequestError if the name is not valid in Triton, where it is a folder and part of a URL."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{,{_MOST_LETTERS - 1}}}", name):
         raise RequestError(
-            f"--name {name}: not a valid model name, got {name!r}; expected letters, digits, and - _ . after the first"
+            f"--name: not a valid model name, got {name!r}; expected letters, digits, and - _ . after the first, "
+            f"at most {_MOST_LETTERS}"
         )
+
+
+def _check_labels(classes: Sequence[str]) -> None:
+    """Raise RequestError if a class name is not one line, as it must be in Triton's labels.txt."""
+    for name in classes:
+        if name.splitlines() != [name]:
+            raise RequestError(f"class {name!r}: not a line of text; expected a name without line breaks, not empty")
+
+
+def _check_graph(deployed: Deployed) -> None:
+    """Raise RequestError unless the ONNX file fits its `deploy.json` and has only types that Triton knows."""
+    model = load_onnx(deployed.file)
+    deployed.check_graph(input_specs(model), output_specs(model), classes_of(deployed.file, model))
+    for name, spec in {**deployed.inputs, **deployed.outputs}.items():
+        if spec.dtype not in _TYPES:
+            raise RequestError(
+                f"{deployed.file}: {name} is not for Triton, got {spec.dtype}; expected {', '.join(_TYPES)}"
+            )
 
 
 def _only_engine(onnx: Path) -> tuple[Path | None, list[str]]:
@@ -178,8 +203,9 @@ def _write_images(deployed: Deployed, folder: Path, values: Mapping[str, Any]) -
 
 
 def _write_labels(deployed: Deployed, folder: Path) -> None:
-    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in deployed.deployment.classes))
+    text = "".join(f"{name}\n" for name in deployed.deployment.classes)
+    (folder / "labels.txt").write_text(text, encoding="utf-8")
 
 
 def _render(template: str, path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(_TEMPLATES.get_template(f"{template}.jinja").render(values))
+    path.write_text(_TEMPLATES.get_template(f"{template}.jinja").render(values), encoding="utf-8")

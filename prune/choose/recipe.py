@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from command.bounds import Bounds
 from command.errors import RequestError
 from prune.choose.criteria import CRITERIA, REDUCTIONS, Criterion
 from prune.follow.groups import Group
@@ -67,8 +68,7 @@ class Recipe:
             if getattr(self, name) not in known:
                 raise RequestError(f"{name}: unknown, got {getattr(self, name)!r}; expected one of {sorted(known)}")
         for name in ("round_to", "min_channels"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name}: too small, got {getattr(self, name)}; expected 1 or more")
+            Bounds(1, 65_536).check(name, getattr(self, name))
         if self.prune_ratio is not None:
             check_ratio(self.prune_ratio)
         for pattern, ratio in self.ratios.items():

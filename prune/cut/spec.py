@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, with_config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -15,9 +16,10 @@ from prune.follow.groups import Group
 
 __all__ = ["LayerCut", "PruneSpec", "layer_of", "layer_widths"]
 
-_VERSION = 1
+_VERSION: Literal[1] = 1
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
 @dataclass(frozen=True)
 class LayerCut:
     """Kept indices of one layer; None on a side that is not cut."""
@@ -65,19 +67,23 @@ class PruneSpec:
         return json.dumps({"version": _VERSION, "layers": layers})
 
     @classmethod
-    def from_json(cls, text: str) -> "PruneSpec":
-        """Read a spec from JSON text.
+    def from_json(cls, text: str | bytes) -> "PruneSpec":
+        """Read a spec from JSON text, or from its bytes in UTF-8.
 
         Raises:
             RequestError: If the text is not a spec of a version known here.
         """
         try:
-            data = json.loads(text)
-            if data["version"] != _VERSION:
-                raise RequestError(f"PruneSpec: unknown version, got {data['version']}; expected {_VERSION}")
-            return cls({name: _cut_from_json(name, cut) for name, cut in data["layers"].items()})
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise RequestError(f"PruneSpec: not a spec, got {text[:40]!r}; expected the JSON of PruneSpec") from error
+            layers = _File.model_validate_json(text).layers
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"])) or "text"
+            raise RequestError(
+                f"PruneSpec: not a spec, got {where}: {fault['msg']}; expected the JSON of PruneSpec"
+            ) from error
+        for name, cut in layers.items():
+            _check_indices(name, cut)
+        return cls(layers)
 
     def under(self, prefix: str) -> "PruneSpec":
         """Return the part of the spec below a submodule, with names relative to it; `prefix` ends with a dot."""
@@ -131,13 +137,15 @@ def _indices(stays: Tensor | None) -> tuple[int, ...] | None:
     return None if stays is None else tuple(stays.nonzero().flatten().tolist())
 
 
-def _cut_from_json(name: str, cut: dict[str, Any]) -> LayerCut:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in cut.items()}
-    layer = LayerCut(**fields)
-    for kept, num in ((layer.kept_out, layer.num_out), (layer.kept_in, layer.num_in)):
-        if kept is not None and not (kept and set(kept) <= set(range(num)) and list(kept) == sorted(set(kept))):
+class _File(BaseModel):
+    version: Literal[1]
+    layers: dict[str, LayerCut]
+
+
+def _check_indices(name: str, cut: LayerCut) -> None:
+    for kept, num in ((cut.kept_out, cut.num_out), (cut.kept_in, cut.num_in)):
+        if kept is not None and not (kept and list(kept) == sorted(set(kept)) and 0 <= kept[0] <= kept[-1] < num):
             raise RequestError(f"PruneSpec: {name} keeps {list(kept)[:8]}; expected ascending indices below {num}")
-    return layer
 
 
 def _size(kept: tuple[int, ...] | None, num: int) -> int:

@@ -23,6 +23,7 @@ TINY = (
     "detection.train.epochs=2",
     "detection.finetune.epochs=1",
     "latency.rounds=10",
+    "num_threads=1",
 )
 
 
@@ -46,14 +47,20 @@ def espalier() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(espalier: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs the quickstart config, shrunk, into a folder."""
+def tiny_arguments() -> Callable[..., list[str | Path]]:
+    """Returns the arguments that run the quickstart config, shrunk, into a folder."""
 
-    def run(folder: Path, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def arguments(folder: Path, *overrides: str) -> list[str | Path]:
         sets = [part for text in (*TINY, *overrides) for part in ("--set", text)]
-        return espalier("run", ROOT / "configs/experiment/quickstart.py", "--out", folder, "--json", *sets, **options)
+        return ["run", ROOT / "configs/experiment/quickstart.py", "--out", folder, "--json", *sets]
 
-    return run
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def tiny_run(espalier: Callable[..., Any], tiny_arguments: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs the quickstart config, shrunk, into a folder."""
+    return lambda folder, *overrides, **options: espalier(*tiny_arguments(folder, *overrides), **options)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from classify.backbones import Architecture
+from classify.schedule import Schedule
 from classify.synthetic import SHAPES
-from classify.train import Schedule
 from deploy import EngineRunner, OnnxRunner, engine_from_onnx
 from deploy.agreement import agreement
 from deploy.explain.explained import explain_deployed

@@ -24,6 +24,47 @@ SETTINGS = DetectorSettings(
 )
 
 
+HOSTILE = {
+    "empty": "",
+    "newline": "a\nb",
+    "tab": "\ta",
+    "carriage-return": "\ra",
+    "line-separator": "a\u2028b",
+    "next-line": "a\x85b",
+    "nul": "a\0b",
+    "escape": "\x1b[31ma",
+    "right-to-left": "\u200fa\u202eb",
+    "emoji": "😀漢",
+    "long": "x" * 10_000,
+    "script": "<script>alert(1)</script>",
+    "attribute": '" onload="alert(1)',
+    "scheme": "javascript:alert(1)",
+    "quotes": "'\"`",
+    "entity": "&amp;",
+    "formula": '=HYPERLINK("http://x")',
+    "plus": "+1",
+    "minus": "-1+1",
+    "at": "@x",
+    "pipe": "a|b",
+    "backslash": "a\\",
+    "percent": "%s %(a)d",
+    "underscores": "_a_",
+    "dollars": "$\\frac{a}$ $",
+    "hash": "# a",
+    "jinja": "{{7*7}}",
+    "liquid": "{% raw %}",
+    "rich": "[red]x[/red]",
+    "rich-end": "[/]",
+    "shortcode": ":smile:",
+}
+
+
+@pytest.fixture(params=HOSTILE.values(), ids=HOSTILE)
+def hostile(request):
+    """A name that some format would take for markup, code or an end of something."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     if not SHARED_DATA.is_dir():

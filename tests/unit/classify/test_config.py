@@ -72,7 +72,7 @@ def test_an_override_without_key_and_value_is_refused(read, override):
 
 
 def test_an_override_below_a_plain_value_is_refused(read):
-    with pytest.raises(ValueError, match=r"--set name.x=1: name has no parts; expected a key of the config"):
+    with pytest.raises(ValueError, match=r"--set name.x=1: name has no such part; expected a key of the config"):
         read("name = 'n'", "name.x=1")
 
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from PIL import Image
@@ -92,12 +94,39 @@ def test_a_split_without_images_is_refused(tmp_path, full, empty):
         check_folder(tmp_path)
 
 
-def test_a_fingerprint_is_of_the_names_and_sizes_in_both_splits(tmp_path):
+def test_a_fingerprint_is_of_the_images_of_one_split(tmp_path):
     roots = [save_images(tmp_path / name, "train/a/x.png", "val/a/x.png") for name in "ab"]
-    before = fingerprint(roots[0])
-    assert fingerprint(roots[1]) == before
+    before = fingerprint(roots[0], "val")
+    assert fingerprint(roots[1], "val") == before
     (roots[0] / "model.safetensors").touch()
-    assert fingerprint(roots[0]) == before
+    (roots[0] / "val/a/notes.txt").touch()
+    (roots[0] / "train/a/x.png").unlink()
+    assert fingerprint(roots[0], "val") == before
     (roots[0] / "val/a/x.png").rename(roots[0] / "val/a/y.png")
-    (roots[1] / "train/a/x.png").write_bytes(b"longer than before" * 99)
-    assert len({before, *map(fingerprint, roots)}) == 3
+    (roots[1] / "val/b").mkdir()
+    assert len({before, *(fingerprint(root, "val") for root in roots)}) == 3
+
+
+def test_an_image_replaced_by_one_of_equal_size_is_noticed(tmp_path):
+    path = save_images(tmp_path, "train/a/x.bmp") / "train/a/x.bmp"
+    before, old = fingerprint(tmp_path, "train"), path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x77")
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))  # as `cp -p` does
+    assert path.stat().st_size == old.st_size
+    assert fingerprint(tmp_path, "train") != before
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text"])
+def test_an_image_that_does_not_decode_is_named_before_any_work(tmp_path, damage):
+    save_images(tmp_path, "train/a/x.png", "train/a/y.png")
+    path = tmp_path / "train/a/y.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a/y\.png: .*; expected a complete image"):
+        fingerprint(tmp_path, "train")
+
+
+def test_a_fifo_among_images_is_refused_not_waited_for(tmp_path):
+    save_images(tmp_path, "train/a/x.png")
+    os.mkfifo(tmp_path / "train/a/y.png")
+    with pytest.raises(ValueError, match=r"y\.png: not a regular file, got prw.*; move or delete it"):
+        fingerprint(tmp_path, "train")

@@ -1,3 +1,6 @@
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +8,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from classify.data import MEAN, STD, image_folder
 from classify.evaluate import evaluate_classifier
-from classify.train import ClassifierModel, Schedule, collate, train_classifier
+from classify.schedule import Schedule
+from classify.train import ClassifierModel, collate, train_classifier
 
 # a second run in one folder within one second reuses mmengine's log; a real one comes from another process
 pytestmark = pytest.mark.filterwarnings("ignore:.*instance named of.*has been created:UserWarning")
@@ -132,13 +136,21 @@ def test_rate_without_milestones_is_a_half_cosine(rates_of):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs: too small, got 0; expected at least 1"),
-        ({"batch_size": 0}, "batch_size: too small, got 0; expected at least 1"),
-        ({"warmup_iters": -1}, "warmup_iters: too small, got -1; expected at least 0"),
-        ({"num_workers": -1}, "num_workers: too small, got -1; expected at least 0"),
-        ({"lr": 0.0}, "lr: not above 0, got 0.0"),
-        ({"lr": -0.1}, "lr: not above 0, got -0.1"),
-        ({"lr": float("nan")}, "lr: not above 0, got nan"),
+        ({"epochs": 0}, "epochs: out of range, got 0; expected at least 1 and at most 100,000"),
+        ({"epochs": 10**18}, "epochs: out of range, got 1000000000000000000; expected"),
+        ({"batch_size": 0}, "batch_size: out of range, got 0"),
+        ({"batch_size": 10**9}, "batch_size: out of range, got 1000000000"),
+        ({"warmup_iters": -1}, "warmup_iters: out of range, got -1"),
+        ({"num_workers": -1}, "num_workers: out of range, got -1"),
+        ({"lr": 0.0}, "lr: out of range, got 0.0; expected a number above 0"),
+        ({"lr": -0.1}, "lr: out of range, got -0.1"),
+        ({"lr": float("nan")}, "lr: out of range, got nan"),
+        ({"lr": float("inf")}, "lr: out of range, got inf"),
+        ({"weight_decay": float("nan")}, "weight_decay: out of range, got nan"),
+        ({"momentum": -1.0}, "momentum: out of range, got -1.0; expected at least 0 and at most 1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm: out of range, got -1.0; expected a number above 0"),
+        ({"milestones": (0.5, float("nan"))}, "milestones: out of range, got nan"),
+        ({"milestones": (1.0, 0.5)}, "milestones: out of order"),
         ({"optimizer": "Adamw"}, "optimizer: unknown, got 'Adamw'"),
     ],
 )
@@ -167,3 +179,78 @@ def test_batch_holds_images_and_labels():
     batch = collate([(images[0], 4), (images[1], 2)])
     assert batch["inputs"] == images
     assert batch["data_samples"].tolist() == [4, 2]
+
+
+def test_settings_without_effect_do_not_count():
+    schedule = Schedule(1, 1, 0.1, "AdamW", warmup_iters=0)
+    assert schedule.effective() == replace(schedule, momentum=0.5, warmup_iters=1).effective()
+    sgd = replace(schedule, optimizer="SGD")
+    assert sgd.effective() != replace(sgd, momentum=0.5).effective()
+
+
+def test_a_checkpoint_holds_only_tensors_numbers_and_text(shapes, tiny_net, tmp_path):
+    train_classifier(tiny_net(), image_folder(shapes, "train", 24), Schedule(1, 12, 0.01), tmp_path, 0)
+    checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
+    assert checkpoint["meta"] == {"epoch": 1, "iter": 3}
+    assert checkpoint["message_hub"]["log_scalars"] == {}
+
+
+def evil(folder):
+    """Return an object that makes a file when it is unpickled, and the Python that makes the same file."""
+    text = f"import pathlib; pathlib.Path({str(folder / 'ran')!r}).touch()"
+
+    class Payload:
+        def __reduce__(self):
+            return exec, (text,)
+
+    return Payload(), text
+
+
+def in_pickle(checkpoint, payload, text):
+    return {**checkpoint, "extra": payload}
+
+
+def in_config(checkpoint, payload, text):
+    return {**checkpoint, "meta": {**checkpoint["meta"], "config": text, "cfg": text}}
+
+
+def in_optimizer(checkpoint, payload, text):
+    return {**checkpoint, "optimizer": {"state": text, "param_groups": [{"params": [text]}]}}
+
+
+def in_scheduler(checkpoint, payload, text):
+    return {**checkpoint, "param_schedulers": [{"step": text, "optimizer": text}]}
+
+
+def in_weights(checkpoint, payload, text):
+    return {**checkpoint, "state_dict": {text: torch.zeros(1)}}
+
+
+@pytest.mark.parametrize("plant", [in_pickle, in_config, in_optimizer, in_scheduler, in_weights])
+def test_a_foreign_checkpoint_runs_nothing_when_a_training_resumes(shapes, tiny_net, tmp_path, plant):
+    data, schedule, net = image_folder(shapes, "train", 24), Schedule(2, 12, 0.01), tiny_net()
+    with pytest.raises(KilledError):
+        train_classifier(net, data, schedule, tmp_path, 0, progress=stop_at(5))
+    path = tmp_path / "epoch_1.pth"
+    torch.save(plant(torch.load(path, weights_only=True), *evil(tmp_path)), path)
+    with suppress(RuntimeError):
+        train_classifier(tiny_net(), data, schedule, tmp_path, 0)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def on_one_pixel():
+    """A network whose BatchNorm sees one value per channel and image."""
+    return nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_a_last_batch_of_one_image_is_left_out_for_batch_norm(pairs, on_one_pixel, tmp_path):
+    data, calls = pairs(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), [0, 1, 0, 1, 0]), []
+    train_classifier(on_one_pixel, data, Schedule(1, 2, 0.1), tmp_path, 0, lambda *done: calls.append(done))
+    assert calls == [(1, 2), (2, 2)]
+
+
+def test_batches_of_one_image_are_refused_for_batch_norm(pairs, on_one_pixel, tmp_path):
+    data = pairs(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), [0, 1, 0, 1, 0])
+    with pytest.raises(ValueError, match="batch_size: BatchNorm has one value per channel, got batches of 1 image"):
+        train_classifier(on_one_pixel, data, Schedule(1, 1, 0.1), tmp_path, 0)

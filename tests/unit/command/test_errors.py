@@ -1,6 +1,10 @@
 """Messages and exit codes of commands that fail."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,10 +36,15 @@ def ended(capsys, monkeypatch, tmp_path):
         (RequestError(TEXT), 2, LINE),
         (MissingFileError(TEXT), 2, LINE),
         (WorkError(TEXT), 1, LINE),
-        (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "espalier: [Errno 28] No space left on device: 'x'"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x"),
+            1,
+            "espalier: x: No space left on device; free some space, then give the same command again",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "espalier: x: Permission denied"),
+        (OSError("cannot do it"), 1, "espalier: cannot do it"),
         (MemoryError(), 1, "espalier: out of memory\n"),
         (torch.OutOfMemoryError("CUDA out of memory."), 1, "espalier: CUDA out of memory.\n"),
-        (KeyboardInterrupt(), 130, "espalier: interrupted; the same command goes on where it stopped\n"),
     ],
 )
 def test_a_failed_command_has_its_exit_code_and_one_line(ended, tmp_path, error, code, line):
@@ -71,3 +80,60 @@ def test_a_missing_file_is_a_request_and_a_file_not_found():
     assert issubclass(MissingFileError, FileNotFoundError)
     assert issubclass(RequestError, ValueError)
     assert issubclass(WorkError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "quickstart", "--out", ""], "espalier: --out: empty, got ''; expected a value\n"),
+        (["run", "quickstart", "--out="], "espalier: --out: empty, got '--out='; expected a value\n"),
+        (["run", ""], "espalier: argument: empty, got ''; expected a value\n"),
+    ],
+)
+def test_an_empty_argument_is_refused(capsys, monkeypatch, arguments, line):
+    monkeypatch.setattr(sys, "argv", ["espalier", *arguments])
+    assert exit_code_of(lambda: None) == 2
+    assert capsys.readouterr().err == line
+
+
+def test_a_message_is_short_and_cannot_act_on_the_terminal(ended):
+    code, _, err = ended(RequestError(f"{'x' * 99_999}\x1b[31m\u202e\x07"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert len(err) < 2100
+    assert err.endswith("\\x1b[31m\\u202e\\x07\n")
+
+
+def run_python(code, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import sys\nfrom command.errors import exit_code_of\n{code}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_ends_the_command_in_one_line(number, code, word):
+    command = "import time\ndef wait():\n print('started', flush=True)\n time.sleep(60)\n"
+    with run_python(f"{command}sys.exit(exit_code_of(wait))") as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, f"espalier: {word}; the same command goes on where it stopped\n")
+
+
+def test_a_terminal_without_unicode_shows_escapes():
+    with run_python("sys.exit(exit_code_of(lambda: print('\u00b1')))", PYTHONIOENCODING="ascii") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "\\xb1\n", "")
+
+
+def test_a_closed_pipe_is_no_bug():
+    write = "lambda: [print('x' * 999, flush=True) for _ in range(9999)]"
+    with run_python(f"sys.exit(exit_code_of({write}))") as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

@@ -1,8 +1,13 @@
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from command.files import filled_folder, written_atomically
+from command.files import written_atomically
+from command.folders import filled_folder
 
 
 def test_a_file_appears_whole_with_its_folders(tmp_path):
@@ -77,3 +82,33 @@ def test_a_folder_behind_a_link_is_filled(tmp_path):
         (work / "a").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real/a").read_text() == "new"
+
+
+def test_what_a_killed_process_left_beside_a_file_is_deleted(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    left = tmp_path / f".a.txt.{platform.node()}-{ended.pid}.tmp"
+    others = [tmp_path / f".a.txt.{platform.node()}-{os.getpid()}.tmp", tmp_path / ".a.txt.elsewhere-1.tmp"]
+    for path in (left, *others):
+        path.touch()
+    with written_atomically(tmp_path / "a.txt") as beside:
+        beside.write_text("new")
+    assert not left.exists()
+    assert others[1].exists()
+
+
+def test_a_file_has_ordinary_permissions_however_it_was_made(tmp_path):
+    (tmp_path / "ordinary").touch()
+    with written_atomically(tmp_path / "a") as beside:
+        beside.unlink()
+        os.close(os.open(beside, os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_content_is_on_the_disk_before_a_file_gets_its_name(tmp_path, monkeypatch):
+    calls, really, sync = [], Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), sync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (calls.append("rename"), really(path, to))[1])
+    with written_atomically(tmp_path / "a") as beside:
+        beside.write_text("new")
+    assert calls == ["fsync", "rename", "fsync"]

@@ -1,6 +1,6 @@
 import pytest
 
-from command.folders import locked
+from command.folders import filled_folder, generated, locked
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
@@ -8,3 +8,46 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
         pass
     with locked(tmp_path):
         pass  # free again
+
+
+def test_a_folder_is_filled_by_one_process_at_a_time(tmp_path):
+    refused = pytest.raises(ValueError, match="in use by another run")
+    with filled_folder(tmp_path / "out"), refused, filled_folder(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_in_a_folder_is_deleted(tmp_path):
+    (tmp_path / "out/.partial/new").mkdir(parents=True)
+    (tmp_path / "out/.partial/new/model.onnx").touch()
+    with filled_folder(tmp_path / "out") as work:
+        assert list(work.iterdir()) == []
+        (work / "a").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_a_failure_leaves_no_folders_that_were_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError), filled_folder(tmp_path / "a/b") as work:
+        (work / "c/d").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generated_folder_is_made_once_and_holds_nothing_else(tmp_path):
+    (tmp_path / "data.partial/old").mkdir(parents=True)
+    num_made = []
+
+    def write(folder):
+        num_made.append((folder / "new").write_text("1"))
+
+    for _ in range(2):
+        folder = generated(tmp_path / "data", write)
+    assert num_made == [1]
+    assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_in_a_folder_s_place_is_refused(tmp_path, name):
+    (tmp_path / "file").touch()
+    for opened in (filled_folder, locked):
+        with pytest.raises(ValueError, match="file: is a file; expected a folder"), opened(tmp_path / name):
+            pass

@@ -1,10 +1,34 @@
+import json
+
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from command.files import sha256_of
 from deploy import onnx_from_module
+from detect.synthetic import write_scenes
+
+
+@pytest.fixture
+def renamed():
+    """Give a deployed folder other classes, in its `deploy.json` and, unless told otherwise, in its ONNX file."""
+
+    def rename(folder, classes, *, in_file=True):
+        description, model = json.loads((folder / "deploy.json").read_text()), onnx.load(folder / "model.onnx")
+        helper.set_model_props(model, {"espalier_classes": json.dumps(classes)} if in_file else {})
+        onnx.save(model, folder / "model.onnx")
+        changed = {**description, "classes": classes, "sha256": {"model.onnx": sha256_of(folder / "model.onnx")}}
+        (folder / "deploy.json").write_text(json.dumps(changed))
+
+    return rename
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Seven generated scenes of 96 x 128 with their annotations."""
+    return write_scenes(tmp_path_factory.mktemp("val"), 7, (96, 128), seed=0)
 
 
 class TwoOutputs(nn.Module):

@@ -139,3 +139,24 @@ def test_a_record_has_the_hashes_of_the_files(invoke, onnx_files, tmp_path):
     assert [row["file_sha256"] for row in rows] == [
         hashlib.sha256(file.read_bytes()).hexdigest() for file in onnx_files
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "limit"),
+    [
+        ("bench", "--threads", 1024),
+        ("bench", "--rounds", 1_000_000),
+        ("bench", "--warmup", 1_000_000),
+        ("explain", "--threads", 1024),
+        ("explain", "--rounds", 1_000_000),
+        ("build", "--workspace-mib", 1_048_576),
+        ("build", "--repeat", 100),
+        ("eval", "--limit", 1_000_000_000),
+    ],
+)
+@pytest.mark.parametrize("number", [10**12, 10**30])
+def test_absurd_numbers_are_refused(command, onnx_files, name, option, limit, number):
+    arguments = {"build": onnx_files[:1], "bench": onnx_files, "explain": onnx_files, "eval": (*onnx_files, ".")}
+    code, out, err = command("deploy", name, *arguments[name], option, number)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"Invalid value for '{option}': Input should be less than or equal to {limit}" in err

@@ -38,9 +38,9 @@ def logged(onnx_files, tmp_path, monkeypatch):
     def with_events(events):
         log = tmp_path / "log.json"
         log.write_text(json.dumps(events))
-        session = SimpleNamespace(end_profiling=lambda: str(log))
-        monkeypatch.setattr(node_times, "_profiled_session", lambda *_: session)
-        return OnnxProfiler(onnx_files[0])
+        profiler = OnnxProfiler(onnx_files[0])
+        monkeypatch.setattr(profiler, "_session", SimpleNamespace(end_profiling=lambda: str(log)))
+        return profiler
 
     return with_events
 

@@ -273,7 +273,9 @@ def detector_file(detector, tmp_path_factory):
         if not path.exists():
             module = FixedShapeDetector(detector, SIZE_HW, nms_iterations=2, dtype=dtype)
             names = {"input_names": module.input_names, "output_names": module.output_names}
-            torch.onnx.export(module, module.example_inputs(), path, dynamo=True, verbose=False, **names)
+            torch.onnx.export(
+                module, module.example_inputs(), path, dynamo=True, verbose=False, external_data=False, **names
+            )
         return path
 
     return write

@@ -115,7 +115,15 @@ def test_saved_and_loaded_is_the_same(record, gpu_record, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "fault"),
-    [({"version": 2}, "version: Input should be 1"), ({"extra": 1}, "extra: Extra"), ({"created": "x"}, "created: ")],
+    [
+        ({"version": 2}, "version: Input should be 1"),
+        ({"extra": 1}, "extra: Extra"),
+        ({"created": "x"}, "created: "),
+        ({"candidates": {}}, "file: Value error, no candidates"),
+        ({"speedups": {"fast": {"ratio": 1, "low": 1, "high": 1}}}, "file: Value error, unknown candidate 'fast'"),
+        ({"speedups": {"slim": {"ratio": float("nan"), "low": 1, "high": 1}}}, "speedups.slim.ratio: "),
+        ({"speedups": {"slim": {"ratio": 1, "low": 1, "high": float("inf")}}}, "speedups.slim.high: "),
+    ],
 )
 def test_another_version_or_a_malformed_record_is_refused(record, tmp_path, change, fault):
     (tmp_path / "r.json").write_text(json.dumps(record.model_dump(mode="json") | change))
@@ -124,6 +132,30 @@ def test_another_version_or_a_malformed_record_is_refused(record, tmp_path, chan
     ) as caught:
         load_record(tmp_path / "r.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"reference": "none"}, "file: Value error, unknown candidate 'none'"),
+        ({"batch": 0}, "candidates.slim.batch: "),
+        ({"latency": None}, "candidates.slim.latency: "),
+    ],
+)
+def test_a_record_of_an_impossible_candidate_is_refused(record, tmp_path, change, fault):
+    content = record.model_dump(mode="json")
+    content["candidates"]["slim"].update(change)
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"r\.json: not a readable Record, got {fault}"):
+        load_record(tmp_path / "r.json")
+
+
+def test_a_record_without_time_is_refused(record, tmp_path):
+    content = record.model_dump(mode="json")
+    content["candidates"]["slim"]["latency"]["median_ms"] = 0
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="no time of 'slim'; expected a record of version 1"):
+        load_record(tmp_path / "r.json")
 
 
 def test_a_file_that_is_not_json_is_refused(tmp_path):

@@ -10,14 +10,8 @@ from command.files import sha256_of
 from deploy import Detector, deployment, runner_for
 from deploy.fitting import fit_image, read_image
 from detect.export import module_from_file
-from detect.synthetic import write_scenes
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("val"), 7, (96, 128), seed=0)
 
 
 def evaluated(invoke, deployed, scenes, *options):

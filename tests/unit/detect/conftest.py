@@ -9,7 +9,8 @@ from mmengine.registry import DefaultScope
 
 from classify.backbones import Architecture
 from classify.checkpoint import load_weights, read_weights
-from classify.train import Schedule, silent
+from classify.schedule import Schedule
+from classify.train import silent
 from detect import DetectorSettings, mmdet_config, new_detector
 from detect.data import CocoSet, read_annotations
 from detect.pruning import prune_detector

@@ -262,8 +262,8 @@ def with_no_image(folder, scenes):
         (without_annotations, "none.json: no such file; expected a COCO annotation file"),
         (with_another_class, f"got zebra as number 2 of {len(SHAPES)}; expected {SHAPES[1]}, {len(SHAPES)} in all"),
         (with_a_class_more, f"as number {len(SHAPES) + 1} of {len(SHAPES) + 1}; expected none, {len(SHAPES)} in all"),
-        (with_a_cut_image, "00001.png: does not decode; expected an image"),
-        (with_no_image, "00001.png: does not decode; expected an image"),
+        (with_a_cut_image, "00001.png: does not decode, got 40 bytes of another kind"),
+        (with_no_image, "00001.png: does not decode, got 4 bytes of another kind"),
     ],
 )
 def test_a_wrong_request_is_a_one_line_error(command, elsewhere, scenes, broken, message):

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import mmdet
+import numpy as np
 import pytest
 import torch
 from mmdet.apis import init_detector
@@ -13,7 +14,6 @@ from classify.checkpoint import Preprocessing
 from detect import save_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.foreign import load_foreign
-from detect.train import train_detector
 
 STOCK = Path(mmdet.__file__).parent / ".mim/configs"
 SMALL = """
@@ -139,11 +139,12 @@ def test_classes_are_the_checkpoints_or_numbered(write, content, names):
     assert load_foreign(*write(content=content))[1].classes[: len(names)] == names
 
 
-def test_a_training_checkpoint_is_read_with_its_log(tiny, classes, scenes, schedule, tmp_path):
+def test_a_training_checkpoint_is_read_with_its_log(tiny, classes, tmp_path):
     detector, card = tiny()
-    train_detector(detector, card, scenes, schedule, tmp_path / "work", seed=0)
     save_detector(tmp_path / "det.safetensors", detector, card)
-    checkpoint = next((tmp_path / "work").glob("epoch_*.pth"))
+    checkpoint, log = tmp_path / "epoch_1.pth", HistoryBuffer(np.array([0.5]), np.array([1]))
+    content = {"state_dict": detector.state_dict(), "meta": {"dataset_meta": {"classes": classes}}}
+    torch.save({**content, "message_hub": {"log_scalars": {"train/loss": log}}}, checkpoint)
     assert torch.serialization.get_unsafe_globals_in_checkpoint(checkpoint)  # the log, for one
     methods = dict(HistoryBuffer._statistics_methods)
     found, found_card = load_foreign(tmp_path / "det.py", checkpoint)
@@ -217,3 +218,30 @@ def test_a_stock_config_loads_no_pretrained_weights(write):
     config, checkpoint = write()
     assert Config.fromfile(config).model.backbone.init_cfg.checkpoint == "not_there.pth"
     load_foreign(config, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "init_cfg",
+    [
+        'dict(type="Pretrained", checkpoint="http://127.0.0.1:9/x.pth")',
+        '[dict(type="mmengine.Pretrained", checkpoint="evil.pth")]',
+        'dict(type="PretrainedInit", checkpoint="torchvision://resnet50")',
+    ],
+)
+def test_weights_that_a_config_names_are_not_fetched(write, tmp_path, init_cfg, monkeypatch):
+    config, checkpoint = write(more=f"\nmodel['init_cfg'] = {init_cfg}\nmodel['backbone']['init_cfg'] = {init_cfg}\n")
+    monkeypatch.setattr("mmengine.runner.checkpoint._load_checkpoint", lambda *args, **more: pytest.fail("read"))
+    detector, _ = load_foreign(config, checkpoint)
+    assert detector.is_init
+
+
+def test_a_config_in_yaml_is_refused_and_runs_nothing(write, tmp_path):
+    _, checkpoint = write()
+    text = f"model: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n"
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"not a config, got the ending '\.yaml'; expected a Python file"):
+        load_foreign(tmp_path / "config.yaml", checkpoint)
+    (tmp_path / "based.py").write_text(f'_base_ = "{tmp_path / "config.yaml"}"\n')
+    with pytest.raises(ValueError, match=r"based\.py: cannot build a detector"):
+        load_foreign(tmp_path / "based.py", checkpoint)
+    assert not (tmp_path / "ran").exists()

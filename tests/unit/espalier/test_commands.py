@@ -11,7 +11,7 @@ from experiment.cli import app
 
 pytestmark = pytest.mark.slow
 
-TRAINING = ("torch", "torchvision", "mmdet", "mmengine", "mmcv", "scipy", "safetensors", "filelock", "matplotlib")
+TRAINING = ("torch", "torchvision", "mmdet", "mmengine", "mmcv", "scipy", "safetensors", "matplotlib")
 WITHOUT = """
 import sys
 for name in {names}:

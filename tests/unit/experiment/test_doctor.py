@@ -2,6 +2,7 @@ import importlib
 import io
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from importlib import metadata
@@ -90,6 +91,35 @@ def test_table_keeps_brackets_and_whole_commands():
     text = console.file.getvalue()
     assert "[cpu]" in text
     assert text.count("x") == 100
+
+
+def test_without_our_own_package_s_metadata_every_part_is_still_named(monkeypatch):
+    change_versions(monkeypatch, espalier=None)
+    findings = {finding.subject: finding for finding in examine()}
+    assert list(findings) == PARTS
+    assert findings["onnx"].status == "ok"
+
+
+@pytest.mark.parametrize("error", [KeyError("uid"), SyntaxError("bad"), NameError("x"), ZeroDivisionError("0")])
+def test_a_part_that_fails_in_any_way_is_broken(monkeypatch, error):
+    forbid_import(monkeypatch, "pycocotools.mask", error)
+    assert found("pycocotools").status == "broken"
+
+
+def test_a_machine_that_tells_nothing_of_its_memory_is_examined(monkeypatch):
+    def sysconf(_):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(doctor.os, "sysconf", sysconf)
+    assert found("cores and memory").detail == "unrecognized configuration name"
+
+
+@pytest.mark.slow
+def test_an_empty_environment_is_examined():
+    command = [sys.executable, "-m", "espalier", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii"}, cwd=ROOT, check=False)
+    assert done.returncode in (0, 1)
+    assert [finding["subject"] for finding in json.loads(done.stdout)] == PARTS
 
 
 def test_named_pair_is_the_pinned_pair():

@@ -11,10 +11,10 @@ from command.config import read_config
 from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
 from experiment.config import ExperimentConfig
-from experiment.data import Data
+from experiment.data import Data, Part
 from experiment.pipeline import make_plan
 from experiment.run import check_experiment
-from experiment.stages import StageStore
+from experiment.stages import Stage, StageStore
 from experiment.steps import MODEL, STEPS, Job
 
 QUICKSTART = Path(__file__).parents[3] / "configs/experiment/quickstart.py"
@@ -35,10 +35,10 @@ def changed(*overrides, before=()):
 
 
 def test_orderings_share_what_they_have_in_common():
-    # 2 of data; 1 dense classifier; 1 pruning of it; 3 slim classifiers; 4 transfers, each with its training;
-    # 1 pruned detector and its fine-tuning; 5 exports; 1 measurement
+    # 4 of data; 1 dense classifier; 1 pruning of it; 3 slim classifiers; 4 transfers, each with its training;
+    # 1 pruned detector and its fine-tuning; 4 classifiers and 5 detectors evaluated; 5 exports; 1 measurement
     stages = names(plan().stages)
-    assert len(stages) == 2 + 1 + 1 + 3 + 2 * 4 + 2 + 5 + 1
+    assert len(stages) == 4 + 1 + 1 + 3 + 2 * 4 + 2 + 4 + 5 + 5 + 1
     assert stages.count("train_classifier") == 1
     assert stages.count("train_detector") == 4
 
@@ -62,21 +62,91 @@ def test_rows_are_named_apart_by_ratio_and_seed():
     assert len(leaves) == len(set(leaves)) == 2 + 2 * 2
 
 
+DETECTED = {"evaluate_detector", "export", "latency"}
+"""Measurements of a detector that changed."""
+TRAINED = {"transfer", "train_detector", "prune_detector", "finetune_detector", *DETECTED}
+"""What follows a dense classifier that changed, besides slim classifiers."""
+SLIM = {"finetune_classifier", "scratch_classifier"}
+ALL_CLASSIFIERS = {"train_classifier", "prune_classifier", *SLIM, "evaluate_classifier"}
+
+
 @pytest.mark.parametrize(
     ("override", "again"),
     [
-        ("detection.finetune.epochs=9", {"finetune_detector", "export", "latency"}),
+        ("detection.finetune.epochs=9", {"finetune_detector", *DETECTED}),
+        ("detection.train.lr=0.1", TRAINED - {"transfer"}),
+        ("detection.model.roi_samples=16", TRAINED),
+        (
+            "classification.finetune.lr=1.0",
+            {"finetune_classifier", "evaluate_classifier", "transfer", "train_detector"},
+        ),
+        ("classification.train.lr=1.0", {*ALL_CLASSIFIERS, *TRAINED}),
         ("latency.rounds=20", {"latency"}),
-        ("classification.finetune.lr=1.0", {"finetune_classifier", "transfer", "train_detector", "export", "latency"}),
         ("name=other", set()),
+        ("detection.data.num_val=7", {"val_scenes", *DETECTED}),
+        ("detection.data.num_train=7", {"train_scenes", *TRAINED} - {"transfer"}),
+        ("classification.data.num_val=7", {"val_shapes", "evaluate_classifier"}),
+        ("classification.data.num_train=7", {"train_shapes", *ALL_CLASSIFIERS, *TRAINED}),
+        ("num_threads=7", {*ALL_CLASSIFIERS, *TRAINED}),
     ],
 )
-def test_a_change_repeats_only_what_depends_on_it(override, again):
+def test_a_changed_setting_repeats_only_what_depends_on_it(override, again):
+    if "finetune_classifier" in again:
+        again = again | DETECTED
     assert changed(override) == again
 
 
-def test_another_data_seed_repeats_everything():
-    assert changed("detection.data.seed=7") == set(names(plan().stages)) - {"shapes"}
+@pytest.mark.parametrize(
+    "schedule", ["classification.train", "classification.finetune", "detection.train", "detection.finetune"]
+)
+def test_a_setting_without_effect_repeats_nothing(schedule):
+    assert changed(f"{schedule}.momentum=0.5") == set()  # of AdamW
+    assert changed(f"{schedule}.momentum=0.5", before=[f"{schedule}.optimizer=SGD"]) != set()
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Overrides for data in files: an image folder `shapes`, a COCO folder `scenes`."""
+    write_shapes(tmp_path / "shapes", 12, 6, 32, seed=0)
+    for seed, split in enumerate(("train", "val")):
+        write_scenes(tmp_path / "scenes" / split, 3, (64, 64), seed)
+    coco = {"_delete_": True, "type": "coco", "root": str(tmp_path / "scenes")}
+    for split in ("train", "val"):
+        coco |= {f"{split}_annotations": f"{split}/instances.json", f"{split}_images": f"{split}/images"}
+    folder = {"_delete_": True, "type": "folder", "root": str(tmp_path / "shapes")}
+    return (f"detection.data={coco}", f"classification.data={folder}")
+
+
+def replace_image(path):
+    """Replace an image by another of equal size in bytes."""
+    old = path.read_bytes()
+    path.write_bytes(old + b"x")
+    path.with_name("other.png").write_bytes(old + b"y")
+    return path.with_name("other.png")
+
+
+def move_box(path):
+    data = json.loads(path.read_text())
+    data["annotations"][0]["bbox"][2] -= 1
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        ("scenes/val/images/00000.png", DETECTED),
+        ("scenes/val/instances.json", DETECTED),
+        ("scenes/train/images/00000.png", TRAINED - {"transfer"}),
+        ("scenes/train/instances.json", TRAINED - {"transfer"}),
+        ("shapes/val/circle/00000.png", {"evaluate_classifier"}),
+        ("shapes/train/circle/00000.png", {*ALL_CLASSIFIERS, *TRAINED}),
+    ],
+)
+def test_changed_data_repeats_only_what_read_it(given, tmp_path, file, again):
+    path, other = tmp_path / file, replace_image(tmp_path / file) if file.endswith("png") else None
+    before = {stage.hash for stage in plan(*given).stages}
+    other.replace(path) if other else move_box(path)
+    assert {stage.name for stage in plan(*given).stages if stage.hash not in before} == again
 
 
 def test_costs_are_positive():
@@ -122,8 +192,9 @@ def data(tmp_path_factory):
     """Few generated images and scenes."""
     folder = tmp_path_factory.mktemp("data")
     write_shapes(folder / "shapes", 12, 6, 32, seed=0)
-    scenes = write_scenes(folder / "scenes", 4, (64, 64), seed=0)
-    return Data(folder / "shapes", scenes, scenes, "fingerprint", (), 12, 4)
+    images = Part(folder / "shapes", "images", None)
+    scenes = Part(write_scenes(folder / "scenes", 4, (64, 64), seed=0), "scenes", None)
+    return Data(images, images, scenes, scenes, SHAPES, SHAPES, 12, 4)
 
 
 def pruning_job(data, source, criterion, seed=0):
@@ -136,7 +207,6 @@ def write_classifier(folder):
     arch = Architecture("resnet18", len(SHAPES), 16)
     torch.manual_seed(0)
     save_model(folder / MODEL, build_classifier(arch), ModelCard("classifier", arch, SHAPES, Preprocessing((32, 32))))
-    (folder / "stage.json").write_text(json.dumps({"figures": {"macs": 1}}))
 
 
 def write_detector(folder):
@@ -148,14 +218,16 @@ def write_detector(folder):
     ("step", "write"), [("prune_classifier", write_classifier), ("prune_detector", write_detector)]
 )
 def test_a_pruning_step_measures_on_the_jobs_own_data_and_seed(data, tmp_path, step, write):
+    store, made = StageStore(tmp_path), Stage("source", {}, (), lambda folder, progress: write(folder) or {"macs": 1})
+    store.run(made, lambda done, total: None)
+
     def spec(criterion, seed=0):
         out = tmp_path / f"{criterion}-{seed}-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        STEPS[step](pruning_job(data, tmp_path / "source", criterion, seed), out, lambda done, total: None)
+        job = pruning_job(data, store.folder(made), criterion, seed)
+        STEPS[step](job, out, lambda done, total: None)
         return read_card(out / MODEL).spec
 
-    (tmp_path / "source").mkdir()
-    write(tmp_path / "source")
     by_taylor = spec("taylor")
     assert by_taylor == spec("taylor")
     assert by_taylor not in (spec("l1"), spec("taylor", seed=1))

@@ -193,6 +193,8 @@ def test_the_text_gives_a_detector_s_backbone_the_classifier_s_names(detector, t
         (["none.json", "--backbone", "resnet18"], "none.json: no such file; expected a model file, a PruneSpec or"),
         (["none.safetensors"], "none.safetensors: no such file; expected a model file, a PruneSpec or"),
         ([__file__], f"{__file__}: not an espalier model file; expected a .safetensors written by espalier"),
+        (["resnet34-A", "--image-size", 10**20], f"--image-size: too large, got {10**20}; expected at most 4096"),
+        (["resnet34-A", "--num-classes", 10**20], f"--num-classes: too large, got {10**20}; expected at most 1000000"),
         (["resnet34-A", "--backbone", "resnet18"], "--backbone resnet18: used only with a PruneSpec, got resnet34-A"),
     ],
 )
@@ -219,9 +221,9 @@ def test_a_spec_for_another_network_is_refused(refused, tmp_path, arguments, lin
     assert line in refused(path, *arguments)
 
 
-@pytest.mark.parametrize("text", ["{}", "not JSON", '{"version": 9, "layers": {}}'])
-def test_a_file_that_is_no_spec_is_refused(refused, tmp_path, text):
-    (tmp_path / "spec.json").write_text(text)
+@pytest.mark.parametrize("content", [b"{}", b"not JSON", b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_no_spec_is_refused(refused, tmp_path, content):
+    (tmp_path / "spec.json").write_bytes(content)
     line = refused(tmp_path / "spec.json", "--backbone", "resnet18")
     assert line.startswith(f"{tmp_path}/spec.json: cannot be read, PruneSpec: ")
 
@@ -239,4 +241,4 @@ def test_options_that_a_model_file_sets_itself_are_refused(refused, classifier, 
     got = f"got {tmp_path}/net.safetensors"
     assert line == f"--num-classes: not used with a model file, {got}; expected none, as the file has its own"
     save_detector(tmp_path / "det.safetensors", *detector[0])
-    assert refused(tmp_path / "det.safetensors", "--image-size", 100).endswith("expected multiples of 32")
+    assert "got (100, 100); expected multiples of 32" in refused(tmp_path / "det.safetensors", "--image-size", 100)

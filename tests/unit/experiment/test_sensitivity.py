@@ -1,4 +1,3 @@
-import itertools
 import json
 import shlex
 import shutil
@@ -22,7 +21,6 @@ from experiment import sensitivity, subjects
 from experiment.cli import app
 from experiment.config import PruneConfig
 from experiment.sensitivity import SensitivityConfig, next_command
-from experiment.sensitivity_plot import NUM_LABELS, sensitivity_plot
 
 pytestmark = pytest.mark.slow
 
@@ -184,7 +182,9 @@ def test_the_folder_of_another_study_is_refused_or_replaced(config, classifier, 
     other = (*study, "--set", "criterion=l2")
     code, out, err = command(*other)
     assert (code, out) == (2, "")
-    assert "out: left by a study of another model, data or criterion; give another --out, or --force\n" in err
+    assert (
+        "out: left by a study of another model, data or criterion, or damaged; give another --out, or --force\n" in err
+    )
     invoke(*other, "--force")
     assert evaluations.num == 2 * NUM_TRIALS
     assert figures_in(tmp_path / "out")["config"]["criterion"] == "l2"
@@ -203,13 +203,35 @@ def test_a_second_study_in_the_same_folder_is_refused(config, classifier, comman
     assert (code, err) == (2, f"espalier: {tmp_path}/out: in use by another run; wait for it, or give another --out\n")
 
 
-def test_a_damaged_line_is_named(config, classifier, command, tmp_path):
-    study = ("prune", "sensitivity", config, classifier, "--out", tmp_path / "out")
-    invoke(*study)
-    (tmp_path / "out/points.jsonl").write_text("{}\n")
-    code, _, err = command(*study)
-    assert code == 2
-    assert "points.jsonl: not a measured point, got '{}'; delete that line" in err
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{}",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"group": "conv1", "num_kept": "8", "score": 0.5}',
+        b'{"group": "conv1", "num_kept": -8, "score": 0.5}',
+        b'{"group": "conv1", "num_kept": 8, "score": NaN}',
+        b'{"group": "conv1", "num_kept": 8, "score": 50.0}',
+    ],
+    ids=["no keys", "deeply nested", "no text", "wrong type", "negative", "not a number", "no share"],
+)
+def test_a_damaged_line_is_named(config, classifier, finished, command, tmp_path, line):
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    (out / "points.jsonl").write_bytes(line + b"\n")
+    code, _, err = command("prune", "sensitivity", config, classifier, "--out", out)
+    assert (code, err.count("\n")) == (2, 1)
+    got = line[:60].decode(errors="replace")
+    assert err.endswith(f"points.jsonl: not a measured point, got {got!r}; delete that line\n")
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"made_from": 1}'])
+def test_a_folder_with_a_damaged_record_is_refused(config, classifier, finished, command, tmp_path, record):
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    (out / "study.json").write_bytes(record)
+    code, _, err = command("prune", "sensitivity", config, classifier, "--out", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "or damaged; give another --out, or --force" in err
 
 
 @pytest.mark.parametrize(
@@ -222,11 +244,14 @@ def test_a_damaged_line_is_named(config, classifier, command, tmp_path):
         (["criterion=taylor"], "criterion: unknown, got 'taylor'; expected one of bn_scale, fpgm, l1, l2, random"),
         (["reduction=median"], "reduction: unknown, got 'median'"),
         (["parts=('tail',)"], "unknown, got 'tail'; expected one of backbone, neck, roi_head, rpn_head"),
+        (["max_drop=inf"], "max_drop: Input should be less than or equal to 1, got 'inf'"),
+        (["max_drop=nan"], "max_drop: Input should be less than or equal to 1, got 'nan'"),
+        (["round_to=100000"], "round_to: Input should be less than or equal to 65536, got 100000"),
         (["num_images=0"], "num_images: Input should be greater than or equal to 1, got 0"),
         (["data={'_delete_': True, 'type': 'scenes'}"], "holds a classifier, got 'scenes'; expected shapes or folder"),
         (["data={'_delete_': True, 'type': 'folder', 'root': 'none'}"], "none/train: no such folder"),
         (["data={'_delete_': True, 'type': 'folder', 'root': 'empty'}"], "holds no images"),
-        (["data={'_delete_': True, 'type': 'folder', 'root': 'two'}"], "knows other classes than the data has, got 2"),
+        (["data={'_delete_': True, 'type': 'folder', 'root': 'five'}"], "knows other classes than the data has, got 5"),
         (["maxdrop=0.1"], "unknown key maxdrop; nearest valid ones: max_drop"),
     ],
 )
@@ -234,9 +259,10 @@ def test_a_wrong_request_is_one_line_before_any_work(
     config, classifier, command, tmp_path, monkeypatch, overrides, message
 ):
     monkeypatch.chdir(tmp_path)
+    write_shapes(tmp_path / "five", 2, 2, 32, seed=0)
     for split in ("train", "val"):
         (tmp_path / "empty" / split / "a").mkdir(parents=True)
-    write_shapes(tmp_path / "two", 2, 2, 32, seed=0)
+        (tmp_path / "five" / split / "triangle").rmdir()
     options = [word for text in overrides for word in ("--set", text)]
     code, out, err = command("prune", "sensitivity", config, classifier, "--out", "out", *options)
     assert (code, out) == (2, "")
@@ -343,33 +369,3 @@ def test_the_next_command_names_what_differs():
         "espalier prune l1_half 'my net.safetensors' --set prune_ratio=0.3 "
         '--set \'criterion="l2"\' --set \'skip=("conv1", "layer2.0.conv1",)\''
     )
-
-
-def invented_figures(num_groups, drop):
-    points = [
-        {"prune_ratio": ratio, "num_kept": 100 - 100 * ratio, "macs_won": 10, "drop": ratio * drop}
-        for ratio in (0.25, 0.5)
-    ]
-    names = [f"backbone.net.layer3.{i}.conv2" for i in range(num_groups)]
-    curves = [{"group": name, "num_channels": 100, "points": points} for name in names]
-    about = {"model": "net.safetensors", "metric": "map", "num_images": 500, "score": 0.4, "macs": 1000}
-    return {**about, "curves": curves, "recommendation": {"prune_ratio": 0.5, "max_drop": 0.05, "skip": names}}
-
-
-@pytest.mark.parametrize("drop", [0.3, -0.3])
-def test_names_in_the_picture_cover_neither_each_other_nor_the_edge(drop):
-    figure = sensitivity_plot(invented_figures(36, drop))
-    figure.draw_without_rendering()
-    for axes, num in zip(figure.axes, (NUM_LABELS // 2, NUM_LABELS), strict=False):
-        boxes = [text.get_window_extent() for text in axes.texts]
-        assert len(boxes) == num
-        # an annotation's extent holds its line, so the texts alone are compared by position
-        heights = sorted(text.xyann[1] for text in axes.texts)
-        assert min(b - a for a, b in itertools.pairwise(heights)) > 0.03
-        assert all(figure.bbox.contains(box.x1, box.y1) for box in boxes)
-
-
-def test_a_model_without_a_group_to_cut_gives_a_picture_too(tmp_path):
-    figure = sensitivity_plot({**invented_figures(0, 0.0), "macs": 0})
-    figure.savefig(tmp_path / "p.png")
-    assert (tmp_path / "p.png").stat().st_size > 0

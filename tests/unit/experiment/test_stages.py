@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import pytest
 
@@ -65,3 +67,81 @@ def test_the_record_names_the_inputs(tmp_path):
     store.run(data, nothing)
     store.run(train, nothing)
     assert json.loads((store.folder(train) / "stage.json").read_text())["inputs"] == [store.folder(data).name]
+
+
+def written(tmp_path):
+    """A finished stage with one file, and its folder."""
+    store = StageStore(tmp_path)
+    one = stage(work=lambda folder, progress: (folder / "model.bin").write_bytes(b"weights") and {"map": 0.5})
+    store.run(one, nothing)
+    return store, one, store.folder(one)
+
+
+def cut_short(folder):
+    (folder / "model.bin").write_bytes(b"weigh")
+
+
+def replace_by_equal_size(folder):
+    (folder / "model.bin").write_bytes(b"WEIGHTS")
+
+
+def delete(folder):
+    (folder / "model.bin").unlink()
+
+
+def edit_record(folder):
+    record = json.loads((folder / "stage.json").read_text())
+    record["figures"]["map"] = 0.9
+    (folder / "stage.json").write_text(json.dumps(record))
+
+
+def damage_record(folder):
+    (folder / "stage.json").write_text("{")
+
+
+def delete_record(folder):
+    (folder / "stage.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        (cut_short, "model.bin"),
+        (replace_by_equal_size, "model.bin"),
+        (delete, "model.bin"),
+        (edit_record, "stage.json"),
+        (damage_record, "stage.json"),
+        (delete_record, "stage.json"),
+    ],
+)
+def test_a_changed_stage_is_named_with_the_folder_to_delete(tmp_path, change, file):
+    store, one, folder = written(tmp_path)
+    store.check([one])
+    change(folder)
+    with pytest.raises(ValueError, match=rf"{file}: .*; delete {folder} and give the same command again"):
+        store.check([one])
+
+
+def test_a_quick_check_trusts_size_and_time(tmp_path):
+    store, one, folder = written(tmp_path)
+    before = (folder / "model.bin").stat()
+    replace_by_equal_size(folder)
+    os.utime(folder / "model.bin", ns=(before.st_atime_ns, before.st_mtime_ns))
+    store.check([one], is_quick=True)
+    os.utime(folder / "model.bin")
+    with pytest.raises(ValueError, match="another sha256"):
+        store.check([one], is_quick=True)
+
+
+def test_a_stage_copied_to_another_s_name_is_refused(tmp_path):
+    store, _, folder = written(tmp_path)
+    other = stage(settings={"lr": 1})
+    folder.rename(store.folder(other))
+    with pytest.raises(ValueError, match="of another stage"):
+        store.check([other])
+
+
+def test_a_copied_run_is_still_what_it_was(tmp_path):
+    _, one, _ = written(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    StageStore(tmp_path / "b").check([one], is_quick=True)

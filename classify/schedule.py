@@ -1,0 +1,65 @@
+"""How long and how fast a network is trained."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from command.bounds import Bounds
+from command.errors import RequestError
+
+__all__ = ["OPTIMIZERS", "Schedule"]
+
+OPTIMIZERS = ("AdamW", "Adam", "SGD")
+
+_BOUNDS = {
+    "epochs": Bounds(1, 100_000),
+    "batch_size": Bounds(1, 65_536),
+    "lr": Bounds(0, is_open=True),
+    "weight_decay": Bounds(0),
+    "momentum": Bounds(0, 1),
+    "warmup_iters": Bounds(0, 10**9),
+    "max_grad_norm": Bounds(0, is_open=True),
+    "num_workers": Bounds(0, 1024),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    """Peak learning rate."""
+    optimizer: str = "AdamW"
+    """One of `OPTIMIZERS`."""
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    """Of SGD; other optimizers keep their own."""
+    warmup_iters: int = 20
+    """Iterations over which the learning rate rises linearly to its peak."""
+    milestones: tuple[float, ...] = ()
+    """Shares of the training after which the rate falls to a tenth; none = cosine to zero."""
+    max_grad_norm: float | None = 10.0
+    """Gradients are clipped to this L2 norm; None = not clipped."""
+    num_workers: int = 0
+    """Processes that load images."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for settings that cannot train."""
+        for name, bounds in _BOUNDS.items():
+            if (value := getattr(self, name)) is not None:
+                bounds.check(name, value)
+        for share in self.milestones:
+            Bounds(0, 1, is_open=True).check("milestones", share)
+        if list(self.milestones) != sorted(self.milestones):
+            raise RequestError(f"milestones: out of order, got {self.milestones}; expected ascending shares")
+        if self.optimizer not in OPTIMIZERS:
+            raise RequestError(f"optimizer: unknown, got {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
+
+    def effective(self) -> dict[str, Any]:
+        """Return the settings that have an effect, as JSON values: what a training depends on."""
+        settings = asdict(self) | {"milestones": list(self.milestones)}
+        if self.optimizer != "SGD":
+            del settings["momentum"]
+        settings["warmup_iters"] = max(1, self.warmup_iters)  # the rate is at its peak from the start in both cases
+        return settings

@@ -1,0 +1,154 @@
+"""What `results.json` holds. It is checked when it is read, because a file may be damaged, or written by anyone."""
+
+import posixpath
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+
+from command.errors import RequestError
+from command.files import model_from_json
+
+__all__ = ["RESULTS", "Results", "read_results"]
+
+RESULTS = "results.json"
+
+
+def _relative(path: str) -> str:
+    if posixpath.isabs(path) or posixpath.normpath(path) != path:
+        raise RequestError(f"not a relative path, {path!r:.99}")
+    return path
+
+
+def _inside(path: str) -> str:
+    if _relative(path).startswith(".."):
+        raise RequestError(f"outside the run folder, {path!r:.99}")
+    return path
+
+
+# Bounds that no real figure reaches, so that sums and plots of what passes are finite.
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Positive = Annotated[float, Field(gt=0, lt=1e12)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Pixels = Annotated[int, Field(gt=0, lt=2**31)]
+_Place = Annotated[float, Field(gt=-1e9, lt=1e9)]
+_Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class _Checked(BaseModel):
+    """Base of every part: no conversions, no NaN; keys that a later version adds are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Row(_Checked):
+    """One detector; the order is that of the columns in `results.csv`."""
+
+    __pydantic_extra__: dict[str, str | _Count | float | None] = Field(init=False)
+    name: str
+    ordering: Literal["dense", "prune_transfer", "transfer_prune", "scratch_transfer"]
+    budget: Literal["finetune", "scratch_e", "scratch_b"] | None
+    method: str | None
+    prune_ratio: Annotated[float, Field(ge=0, lt=1)]
+    seed: _Count
+    map: _Share
+    map50: _Share
+    map_framework: _Share
+    top1: _Share | None
+    macs: Annotated[_Count, Field(gt=0)]
+    params: Annotated[_Count, Field(gt=0)]
+    runtime: str
+    precision: str
+    latency_ms: _Positive
+    latency_p90_ms: _Positive
+    latency_p99_ms: _Positive
+    speedup: _Positive
+    speedup_low: _Positive | None
+    speedup_high: _Positive | None
+    mac_reduction: _Positive
+    device: str
+    train_epochs: dict[str, _Count]
+    model: _Inside
+    onnx: _Inside
+
+
+class _Box(_Checked):
+    box_xyxy: tuple[_Place, _Place, _Place, _Place]
+    label: _Count
+
+
+class _Detection(_Box):
+    score: _Share
+
+
+class _Picture(_Checked):
+    file: Annotated[str, AfterValidator(_relative)]
+    """Images of a data set may lie anywhere, but only what decodes as an image of this size is shown."""
+    size_hw: tuple[_Pixels, _Pixels]
+    truth: list[_Box]
+    detections: dict[str, list[_Detection]]
+
+
+class _Dataset(_Checked):
+    name: str
+    num_train: _Count
+    num_val: _Count
+    classes: list[str]
+
+
+class _Latency(_Checked):
+    device: str
+    is_gpu: bool
+    runtime: str
+    precision: str
+    input_shape: list[_Count]
+    warmup: _Count
+    rounds: _Count
+    order: str
+
+
+class Results(_Checked):
+    """The whole file."""
+
+    version: Literal[1]
+    experiment: str
+    created: str
+    command: str
+    git_commit: str | None
+    versions: dict[str, str]
+    config: dict[str, JsonValue]
+    wall_s: Annotated[float, Field(ge=0, lt=1e12)]
+    dataset: _Dataset
+    rows: list[_Row]
+    latency: _Latency
+    pictures: list[_Picture]
+    notes: list[str]
+
+    @field_validator("rows")
+    @classmethod
+    def _compared_with_dense(cls, rows: list[_Row]) -> list[_Row]:
+        kinds = {(row.budget, row.prune_ratio) for row in rows if row.ordering == "dense"}
+        if kinds != {(None, 0.0)}:
+            raise RequestError("no dense row with budget null and prune_ratio 0, which all others are compared with")
+        return rows
+
+    @field_validator("pictures")
+    @classmethod
+    def _labelled(cls, pictures: list[_Picture], info: ValidationInfo) -> list[_Picture]:
+        num = len(info.data["dataset"].classes) if "dataset" in info.data else 0
+        for picture in pictures:
+            for box in (*picture.truth, *chain.from_iterable(picture.detections.values())):
+                if box.label >= num:
+                    raise RequestError(f"label {box.label} has no class, there are {num}")
+        return pictures
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a run's `results.json`.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        RequestError: If the file holds anything else.
+    """
+    return model_from_json(Results, path, "expected results.json of espalier run").model_dump(mode="json")

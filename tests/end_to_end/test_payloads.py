@@ -1,0 +1,271 @@
+"""Payloads in every text of every kind of file, read by every command: nothing runs, nothing is fetched."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+
+import onnx
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from classify.backbones import Architecture, build_classifier
+from classify.checkpoint import ModelCard, Preprocessing, save_model
+from classify.synthetic import SHAPES, write_shapes
+from detect import DetectorSettings, new_detector, save_detector
+from detect.export import export_file
+from detect.export_config import ExportConfig
+from detect.synthetic import write_scenes
+
+pytestmark = pytest.mark.slow
+
+ADDRESS = "http://127.0.0.1:9/evil.pth"
+OURS = ("git", "gcc")
+"""Programs that the command and mmengine's log ask for their versions."""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A valid file of every kind."""
+    folder = tmp_path_factory.mktemp("files")
+    arch = Architecture("resnet18", len(SHAPES), 8)
+    settings = DetectorSettings((64, 64), fpn_channels=16, head_channels=32, num_proposals=20, roi_samples=16)
+    save_detector(folder / "detector.safetensors", *new_detector(arch, SHAPES, settings, seed=0))
+    card = ModelCard("classifier", arch, SHAPES, Preprocessing((32, 32)), provenance={"config": {"start": "x"}})
+    save_model(folder / "classifier.safetensors", build_classifier(arch), card)
+    export_file(folder / "detector.safetensors", ExportConfig(), folder / "deployed")
+    write_scenes(folder / "scenes", 2, (64, 64), seed=0)
+    write_shapes(folder / "shapes", 12, 6, 32, seed=0)
+    return folder
+
+
+class Alarm:
+    """Notes every program that starts and every connection, from an audit hook, which cannot be evaded in Python."""
+
+    def __init__(self):
+        self.is_on, self.heard = False, []
+        sys.addaudithook(self)
+
+    def __call__(self, event, arguments):
+        if self.is_on and event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect"):
+            words = " ".join(map(str, arguments[1])) if event == "subprocess.Popen" else str(arguments)
+            if words.removeprefix("/bin/sh -c ").split()[0] not in OURS:
+                self.heard.append((event, words))
+
+
+ALARM = Alarm()
+
+
+def test_the_alarm_hears_what_it_should():
+    ALARM.is_on, ALARM.heard = True, []
+    os.system("true")
+    ALARM.is_on = False
+    assert [event for event, _ in ALARM.heard] == ["os.system"]
+
+
+@pytest.fixture
+def harmless(command, tmp_path, monkeypatch):
+    """Run a command in a folder of its own; check that it runs nothing, fetches nothing, and ends in one line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
+
+    def run(*arguments):
+        ALARM.is_on, ALARM.heard = True, []
+        code, _, err = command(*arguments)
+        ALARM.is_on = False
+        assert ALARM.heard == []
+        assert not list(tmp_path.rglob("ran"))
+        assert code in (0, 1, 2), err
+        assert "Traceback" not in err
+        return code
+
+    return run
+
+
+def payloads(folder):
+    """What would run, be fetched or be read if it came to a registry, an import, a shell, a template or a loader."""
+    touch = f"touch {folder / 'ran'}"
+    evil = folder / "evil.pth"
+    evil.write_bytes(b"cos\nsystem\n(S'" + touch.encode() + b"'\ntR.")
+    return [
+        {"type": "os.system", "command": touch},
+        {"type": "Pretrained", "checkpoint": ADDRESS},
+        {"type": "Pretrained", "checkpoint": str(evil)},
+        f"__import__('os').system('{touch}')",
+        f"'+__import__('os').system('{touch}')+'",
+        f"$({touch})`{touch}`",
+        f"!!python/object/apply:os.system ['{touch}']",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "os.system",
+        ADDRESS,
+        str(evil),
+    ]
+
+
+def places(value, place=()):
+    """Yield the place of every value inside a JSON value."""
+    yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*place, key))
+
+
+def planted(value, place, payload):
+    """Return a copy with a payload at a place."""
+    if not place:
+        return payload
+    copied = value.copy()
+    copied[place[0]] = planted(value[place[0]], place[1:], payload)
+    return copied
+
+
+def variants(value, folder):
+    """Yield copies of a JSON value with one payload each: in place of a value, as a new key, as a key's name."""
+    texts = payloads(folder)
+    for i, place in enumerate(places(value)):
+        if place:
+            yield planted(value, place, texts[i % len(texts)])
+            yield planted(value, place, texts[(i + 3) % len(texts)])
+    for i, key in enumerate(("type", "init_cfg", "_base_", "_scope_", "detector", "custom_imports", "pretrained")):
+        yield {**value, key: texts[i % 3]}
+    for place in (place for place in places(value) if isinstance(_at(value, place), dict)):
+        yield planted(value, place, {**_at(value, place), texts[4]: [8, 8], "init_cfg": texts[1]})
+
+
+def _at(value, place):
+    for key in place:
+        value = value[key]
+    return value
+
+
+def with_card(source, target, change):
+    """Write a model file with another card."""
+    with safetensors.safe_open(source, "pt") as file:
+        card = json.loads(file.metadata()["espalier"])
+    save_file(load_file(source), target, {"espalier": json.dumps(change(card))})
+
+
+def card_of(path):
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["espalier"])
+
+
+def test_a_detector_s_card_runs_nothing(files, harmless, tmp_path):
+    coco = (files / "scenes/instances.json", files / "scenes/images")
+    commands = [
+        ("detect", "eval", "x.safetensors", *coco),
+        ("detect", "predict", "x.safetensors", coco[1] / "00000.png", "--out", "seen"),
+        ("deploy", "export", "x.safetensors", "--out", "deployed", "--force"),
+        ("prune", "l1_half", "x.safetensors", "--out", "slim.safetensors", "--force"),
+        ("prune", "show", "x.safetensors"),
+        ("deploy", "bench", "x.safetensors", "--rounds", "1", "--warmup", "0", "--out", "record.json", "--force"),
+    ]
+    codes = []
+    for i, card in enumerate(variants(card_of(files / "detector.safetensors"), tmp_path)):
+        with_card(files / "detector.safetensors", tmp_path / "x.safetensors", lambda _, card=card: card)
+        codes.append(harmless(*commands[i % len(commands)]))
+    assert {0, 2} <= set(codes)
+
+
+def test_a_classifier_s_card_runs_nothing(files, harmless, tmp_path):
+    commands = [
+        ("classify", "eval", "x.safetensors", files / "shapes"),
+        ("deploy", "export", "x.safetensors", "--out", "deployed", "--force"),
+        ("prune", "l1_half", "x.safetensors", "--out", "slim.safetensors", "--force"),
+        ("prune", "show", "x.safetensors"),
+    ]
+    codes = []
+    for i, card in enumerate(variants(card_of(files / "classifier.safetensors"), tmp_path)):
+        with_card(files / "classifier.safetensors", tmp_path / "x.safetensors", lambda _, card=card: card)
+        codes.append(harmless(*commands[i % len(commands)]))
+    assert {0, 2} <= set(codes)
+
+
+def test_a_deployed_folder_runs_nothing(files, harmless, tmp_path):
+    coco = (files / "scenes/instances.json", files / "scenes/images")
+    commands = [
+        ("deploy", "eval", "d", *coco),
+        ("deploy", "predict", "d", coco[1] / "00000.png", "--out", "seen"),
+        ("deploy", "package", "d", "--out", "repository", "--force"),
+    ]
+    described = json.loads((files / "deployed/deploy.json").read_text())
+    shutil.copytree(files / "deployed", tmp_path / "d")
+    codes = []
+    for i, description in enumerate(variants(described, tmp_path)):
+        (tmp_path / "d/deploy.json").write_text(json.dumps(description))
+        codes.append(harmless(*commands[i % len(commands)]))
+    assert {0, 2} <= set(codes)
+
+
+def test_annotations_run_nothing(files, harmless, tmp_path):
+    shutil.copytree(files / "scenes", tmp_path / "scenes")
+    coco = json.loads((files / "scenes/instances.json").read_text())
+    codes = []
+    for content in variants({**coco, "annotations": coco["annotations"][:1]}, tmp_path):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        codes.append(harmless("detect", "eval", files / "detector.safetensors", "x.json", tmp_path / "scenes/images"))
+    assert {0, 2} <= set(codes)
+
+
+class Payload:
+    def __init__(self, folder):
+        self.command = f"touch {folder / 'ran'}"
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("key", ["state_dict", "meta", "optimizer", None])
+def test_foreign_weights_run_nothing(harmless, tmp_path, is_zip, key):
+    weights = build_classifier(Architecture("resnet18", 6, 8)).state_dict()
+    content = Payload(tmp_path) if key is None else {"state_dict": weights, "x": 1, key: Payload(tmp_path)}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
+    (tmp_path / "train.py").write_text(
+        'start = dict(type="dense", name="resnet18", base_channels=8, weights="x.pth")\n'
+        'data = dict(type="shapes", num_train=6, num_val=6)\nimage_size = 32\n'
+        "schedule = dict(epochs=1, batch_size=6, lr=0.01)\n"
+    )
+    assert harmless("classify", "train", "train.py", "--out", "x.safetensors") == 2
+
+
+def in_names(model, text):
+    model.graph.name = model.graph.node[0].name = model.producer_name = model.doc_string = text
+
+
+def in_metadata(model, text):
+    model.metadata_props.add(key=text, value=text)
+
+
+def in_domain(model, text):
+    model.graph.node[0].domain = text
+    model.opset_import.add(domain=text, version=1)
+
+
+def in_external_data(model, text):
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=text)
+
+
+@pytest.mark.parametrize("plant", [in_names, in_metadata, in_domain, in_external_data])
+@pytest.mark.parametrize("words", [("bench", "--rounds", "1", "--out", "r.json", "--force"), ("build", "--force")])
+def test_an_onnx_file_runs_nothing(files, harmless, tmp_path, plant, words):
+    for text in (text for text in payloads(tmp_path) if isinstance(text, str)):
+        model = onnx.load(files / "deployed/model.onnx")
+        plant(model, text)
+        onnx.save(model, tmp_path / "x.onnx")
+        code = harmless("deploy", words[0], "x.onnx", *words[1:])
+        assert code == 0 or plant in (in_domain, in_external_data)
+
+
+def test_a_picture_that_is_a_program_is_refused(files, harmless, tmp_path):
+    shutil.copytree(files / "shapes", tmp_path / "shapes")
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n(%pipe%touch ran) (w) file\n"
+    (tmp_path / "shapes/val/circle/00000.png").write_bytes(program)
+    assert harmless("classify", "eval", files / "classifier.safetensors", "shapes") == 2
+    assert harmless("deploy", "predict", files / "deployed", "shapes/val/circle", "--out", "seen") in (1, 2)

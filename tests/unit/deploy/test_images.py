@@ -1,0 +1,149 @@
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.images import image_fault, image_from_file
+from deploy.pictures import input_files
+from deploy.video import open_video
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+
+
+def encoded(kind, image=None, **options):
+    file = io.BytesIO()
+    (image or Image.fromarray(PIXELS)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_of(width, height):
+    """A PNG that declares a size and holds no pixels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+WHOLE = {
+    **{kind: encoded(kind) for kind in ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")},
+    "CMYK": encoded("JPEG", Image.fromarray(PIXELS).convert("CMYK")),
+    "palette": encoded("PNG", Image.fromarray(PIXELS).convert("P"), transparency=b"\0\1\2"),
+    "16 bits": encoded("PNG", Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)),
+}
+BAD_TIFF = bytearray(encoded("TIFF", compression="tiff_lzw"))
+BAD_TIFF[1000:1050] = bytes(50)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_image_has_no_fault(kind):
+    assert image_fault(WHOLE[kind]) is None
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("cut", [1, 20, 400])
+def test_an_image_cut_short_has_a_fault(kind, cut):
+    assert image_fault(WHOLE[kind][:-cut]).startswith(("cut short", "does not decode"))
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "does not decode, got an empty file; expected a complete image"),
+        (b"no image", "does not decode, got 8 bytes of another kind; expected a complete image"),
+        (encoded("EPS"), "does not decode, got"),  # Pillow would start Ghostscript
+        (png_of(20_000, 9_000), "has too many pixels, got 180,000,000; expected at most 178,956,970, scale it down"),
+        (png_of(10_000, 10_000), "cut short or damaged, got image file is truncated"),
+        (bytes(BAD_TIFF), "cut short or damaged, got decoder error"),
+    ],
+)
+def test_why_an_image_cannot_be_used(data, fault, capfd, recwarn):
+    assert image_fault(data).startswith(fault)
+    assert (capfd.readouterr(), len(recwarn)) == (("", ""), 0)
+
+
+def test_threads_find_the_same_faults_and_standard_error_is_back(capfd):
+    files = [bytes(BAD_TIFF), WHOLE["TIFF"], WHOLE["JPEG"][:-400], WHOLE["PNG"]] * 20
+    with ThreadPoolExecutor(8) as pool:
+        faults = [*pool.map(image_fault, files)]
+    assert faults == [image_fault(file) for file in files]
+    os.write(2, b"heard\n")
+    assert capfd.readouterr().err == "heard\n"
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")  # from 89 million pixels Pillow warns
+    code = "import sys; from pathlib import Path; from deploy.images import image_fault as fault; "
+    code += "print(fault(Path(sys.argv[1]).read_bytes()))"
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("None\n", "")
+
+
+def test_libraries_print_nothing_about_an_odd_jpeg(tmp_path, capfd):
+    data = bytearray(WHOLE["JPEG"])
+    data[-2:-2] = b"odd bytes before the end"  # which libjpeg reports and skips
+    (tmp_path / "odd.jpg").write_bytes(data)
+    assert image_from_file(tmp_path / "odd.jpg").shape == (30, 40, 3)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "palette", "16 bits"])
+def test_other_kinds_of_pixels_become_rgb_bytes(tmp_path, kind):
+    (tmp_path / "image").write_bytes(WHOLE[kind])
+    image = image_from_file(tmp_path / "image")
+    assert (image.shape, image.dtype) == ((30, 40, 3), np.uint8)
+    if kind == "16 bits":
+        np.testing.assert_array_equal(image[..., 0], PIXELS[..., 0])
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_pipe, "a.jpg: not a file, got a folder, pipe or device; expected an image or a video"),
+        (lambda path: path.mkdir(), "a.jpg: not a file, got a folder, pipe or device"),
+        (lambda path: path.touch(), "a.jpg: does not decode, got an empty file"),
+        (lambda path: path.write_bytes(WHOLE["JPEG"][:-9]), "a.jpg: cut short or damaged"),
+        (lambda path: path.write_bytes(b"#EXTM3U\n"), "a.jpg: does not decode, got 8 bytes of another kind"),
+    ],
+)
+def test_inputs_are_checked_before_any_is_processed(tmp_path, make, message):
+    make(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=message):
+        input_files([tmp_path])
+
+
+def test_a_wrong_ending_does_not_matter(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(WHOLE["PNG"])
+    assert input_files([tmp_path]) == [tmp_path / "a.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"#EXTM3U\n#EXTINF:1,\nother.ts\n", b"ffconcat version 1.0\nfile other.mp4\n"])
+def test_a_list_of_other_files_is_not_a_video(tmp_path, content):
+    (tmp_path / "list.mp4").write_bytes(content)
+    with pytest.raises(ValueError, match=r"list\.mp4: does not decode; expected a video"):
+        open_video(tmp_path / "list.mp4")
+
+
+@pytest.mark.parametrize("start", [b"", b"RIFF", b"\x1aE\xdf\xa3", b"\0\0\0\x20ftypisom", b"\0\0\0\x08moov"])
+def test_a_damaged_video_is_refused_in_silence(tmp_path, start, capfd):
+    (tmp_path / "film.mp4").write_bytes(start + bytes(100))
+    with pytest.raises(ValueError, match=r"film\.mp4: does not decode; expected a video"):
+        open_video(tmp_path / "film.mp4")
+    assert capfd.readouterr().err == ""
+
+
+def test_an_image_of_more_bits_is_not_cut_off(detector):
+    with pytest.raises(ValueError, match=r"images\[0\]: not 8 bits a channel, got a PIL image of mode I;16"):
+        detector([Image.fromarray(PIXELS[..., 0].astype(np.uint16))])
