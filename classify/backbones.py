@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.convnext import CNBlock
 from torchvision.models.resnet import ResNet
@@ -33,6 +34,7 @@ __all__ = [
     "build_trunk",
     "initialize",
     "stage_shapes",
+    "weightless",
 ]
 
 _Width = Annotated[int, Field(ge=1, le=10**6)]
@@ -120,6 +122,15 @@ def stage_shapes(trunk: nn.Module) -> tuple[tuple[int, int], ...]:
     with evaluating(trunk), torch.no_grad():
         maps = trunk(torch.zeros(1, 3, side, side))
     return tuple((m.shape[1], side // m.shape[-1]) for m in maps)
+
+
+class weightless(TorchFunctionMode):  # noqa: N801  # used as a function
+    """Make the networks of a block without memory for their tensors: they have names and shapes only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make tensors on PyTorch's device without memory; not with `torch.device`, as some networks compute sizes."""
+        where = {"device": "meta"} if func in (torch.empty, torch.zeros, torch.ones) else {}
+        return func(*args, **{**(kwargs or {}), **where})
 
 
 def initialize(model: nn.Module) -> None:

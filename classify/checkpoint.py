@@ -4,8 +4,7 @@ import io
 import json
 import pickle
 import struct
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,9 +15,9 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from classify.backbones import Architecture, Widths, build_classifier
+from classify.backbones import Architecture, Widths, build_classifier, weightless
 from classify.data import MEAN, STD
-from command.errors import RequestError, WorkError
+from command.errors import RequestError, WorkError, is_of_the_machine
 from command.files import existing_file, written_atomically
 from prune.cut.spec import PruneSpec
 
@@ -26,7 +25,9 @@ __all__ = [
     "UNREADABLE",
     "ModelCard",
     "Preprocessing",
+    "Side",
     "check_classes",
+    "check_weights",
     "load_classifier",
     "load_weights",
     "read_card",
@@ -40,17 +41,23 @@ UNREADABLE = (
     *(RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError),
 )
 """What reading a damaged or foreign file raises; torch's reader does not wrap errors of its parser."""
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""Those of weights that a network can copy as they are."""
 _KEY = "espalier"
 _VERSION = 1
 _REMEDY = "expected a model file"
-_Side = Annotated[int, Field(ge=1, le=16_384)]
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Of an image, in pixels."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What happens to an image before the network sees it."""
 
-    image_hw: tuple[_Side, _Side]
+    image_hw: tuple[Side, Side]
     """Height and width that the network is made for, in pixels: a classifier's crop, what a detector's image is scaled
     to fit."""
     mean_rgb: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = MEAN
@@ -68,7 +75,7 @@ class ModelCard:
     kind: Literal["classifier", "detector"]
     backbone: Architecture
     """Its name is empty where a foreign detector has a backbone that espalier does not know."""
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     preprocessing: Preprocessing = Preprocessing((224, 224))
     settings: Mapping[str, Any] | None = None
     """Arguments of `detect.model.DetectorSettings`, for detectors."""
@@ -148,11 +155,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = existing_file(path, _REMEDY)
     try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        data = torch_content(path)
+        data = _safetensors_content(path) if path.suffix == ".safetensors" else torch_content(path)
     except UNREADABLE as error:
+        if is_of_the_machine(error):
+            raise
         raise RequestError(
             f"{path}: no plain weights inside; expected .safetensors or a file of tensors only"
         ) from error
@@ -160,19 +166,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(data, dict):
         raise RequestError(f"{path}: no named weights inside, got a {type(data).__name__}; expected a state dict")
     weights = {name: tensor for name, tensor in data.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    for name, tensor in weights.items():
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
+            got = f"{tensor.dtype} as {tensor.layout} on {tensor.device}"
+            raise RequestError(f"{path}: {name!r:.200} is not a plain weight, got {got}; expected dense real numbers")
     return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
+def _safetensors_content(path: Path) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+
+
 def torch_content(path: Path, map_location: Any = "cpu") -> Any:
-    """Return the tensors, numbers and text in a PyTorch file; nothing in it is executed, and no warning is printed.
+    """Return the tensors, numbers and text in a PyTorch file; nothing in it is executed.
 
     Raises:
         Exception: One of `UNREADABLE` if it is damaged, or would execute code.
     """
     content = io.BytesIO(path.read_bytes())  # from a path, a cut-off file raises OSError, as a bad disk would
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.load(content, map_location=map_location, weights_only=True)
+    return torch.load(content, map_location=map_location, weights_only=True)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, optional: tuple[str, ...] = ()) -> None:
@@ -187,6 +200,28 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, 
     Raises:
         RequestError: If a name or shape differs.
     """
+    fits = _fitting(model, weights, subject, optional)
+    model.load_state_dict(fits, strict=False)
+
+
+def check_weights(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], subject: str) -> None:
+    """Check that weights fit a network before its memory is taken: a damaged card may describe one of any size.
+
+    Args:
+        build: Makes the network; called where tensors take no memory.
+        weights: By parameter name.
+        subject: Where they come from, for the error.
+
+    Raises:
+        RequestError: If a name or shape differs.
+    """
+    with weightless():
+        _fitting(build(), weights, subject, ())
+
+
+def _fitting(
+    model: nn.Module, weights: Mapping[str, Tensor], subject: str, optional: tuple[str, ...]
+) -> dict[str, Tensor]:
     own = model.state_dict()
     fits = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
     wrong = [n for n in (own.keys() | weights.keys()) - fits.keys() if not n.startswith(optional or ("\0",))]
@@ -196,7 +231,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, 
         expected = tuple(own[wrong[0]].shape) if wrong[0] in own else "no such layer"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise RequestError(f"{subject}: of another architecture, {wrong[0]} got {got}; expected {expected}{more}")
-    model.load_state_dict(fits, strict=False)
+    return fits
 
 
 def load_classifier(path: str | Path) -> tuple[nn.Module, ModelCard]:
@@ -208,8 +243,10 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, ModelCard]:
     card = read_card(path)
     if card.kind != "classifier":
         raise RequestError(f"{path}: holds a {card.kind}; expected a classifier")
+    weights = read_weights(path)
+    check_weights(lambda: build_classifier(card.backbone), weights, str(path))
     model = build_classifier(card.backbone)
-    load_weights(model, read_weights(path), str(path))
+    load_weights(model, weights, str(path))
     return model.eval(), card
 
 

@@ -83,7 +83,7 @@ def _images(settings: ClassifierTraining, beside: Path) -> Path:
     data, side = settings.data, settings.image_size
     if isinstance(data, FolderData):
         return data.root
-    name = f"shapes-{side}px-{data.num_train}-{data.num_val}-seed{data.seed}"
+    name = f"shapes2-{side}px-{data.num_train}-{data.num_val}-seed{data.seed}"  # the second way to draw seeds
     return generated(beside / name, lambda folder: write_shapes(folder, data.num_train, data.num_val, side, data.seed))
 
 

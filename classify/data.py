@@ -13,8 +13,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from classify.decoding import image_contents
 from command.errors import MissingFileError, RequestError, WorkError
+from deploy.images import image_contents
 
 __all__ = ["MEAN", "STD", "check_folder", "class_names", "fingerprint", "image_folder"]
 

@@ -9,13 +9,15 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from classify.checkpoint import UNREADABLE, torch_content
-from command.errors import WorkError
+from command.errors import WorkError, is_of_the_machine
 from command.files import written_atomically
 
 __all__ = ["ResumableRunner", "newest_checkpoint"]
 
 _KEPT = "keep_ckpt_ids"
 """What mmengine's CheckpointHook remembers to delete old checkpoints: the numbers of the epochs that it kept."""
+_COUNTED, _MOST_STEPS = ("last_step", "_global_step", "_last_value", "lr"), 10**12
+"""What changes in the state of a schedule or of an optimizer, besides its tensors; and no such number is above this."""
 _UNFIT = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError)
 """What mmengine and torch raise if a state is not that of this training."""
 
@@ -45,9 +47,12 @@ class ResumableRunner(Runner):
             WorkError: If it is something else.
         """
         checkpoint = _read(Path(filename), map_location)
-        fresh = [_kinds(scheduler.state_dict()) for scheduler in self.param_schedulers or ()]
-        if [_kinds(state) for state in checkpoint["param_schedulers"]] != fresh:  # would replace their methods
+        rates = [scheduler.state_dict() for scheduler in self.param_schedulers or ()]
+        if not _is_alike(rates, checkpoint["param_schedulers"]):  # would replace their methods
             raise _refusal(filename, "other learning rates")
+        groups = self.optim_wrapper.state_dict()["param_groups"]
+        if not _is_alike(groups, checkpoint["optimizer"]["param_groups"]):
+            raise _refusal(filename, "another optimizer")
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         (self.model.module if is_model_wrapper(self.model) else self.model).load_state_dict(checkpoint["state_dict"])
         return checkpoint
@@ -63,6 +68,8 @@ class ResumableRunner(Runner):
         except WorkError:
             raise
         except _UNFIT as error:
+            if is_of_the_machine(error):  # the checkpoint is good, the memory too small
+                raise
             raise _refusal(self._load_from, str(error)) from error
 
 
@@ -77,7 +84,11 @@ def _reduce(checkpoint: dict[str, Any]) -> None:
     """Drop what resuming does not need, in place."""
     kept = checkpoint["message_hub"]["runtime_info"].get(_KEPT, [])
     checkpoint["meta"] = {key: checkpoint["meta"][key] for key in ("epoch", "iter")}
-    checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {_KEPT: kept}, "resumed_keys": {_KEPT: True}}
+    checkpoint["message_hub"] = _message_hub(kept)
+
+
+def _message_hub(kept: list[int]) -> dict[str, Any]:
+    return {"log_scalars": {}, "runtime_info": {_KEPT: kept}, "resumed_keys": {_KEPT: True}}
 
 
 def _read(path: Path, map_location: Any) -> dict[str, Any]:
@@ -86,13 +97,24 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
         kept = [int(number) for number in checkpoint["message_hub"]["runtime_info"][_KEPT]]
         checkpoint["meta"] = {key: int(checkpoint["meta"][key]) for key in ("epoch", "iter")}
     except (*UNREADABLE, *_UNFIT) as error:
+        if is_of_the_machine(error):
+            raise
         raise _refusal(path, "something else in it") from error
-    checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {_KEPT: kept}, "resumed_keys": {_KEPT: True}}
+    checkpoint["message_hub"] = _message_hub(kept)
     return dict(checkpoint)
 
 
-def _kinds(state: dict[str, Any]) -> dict[str, type]:
-    return {key: type(value) for key, value in state.items()}
+def _is_alike(fresh: Any, found: Any, is_counted: bool = False) -> bool:
+    """Return whether a state is a fresh one of the same settings after some steps."""
+    if type(fresh) is not type(found):
+        return False
+    if isinstance(fresh, dict):
+        return fresh.keys() == found.keys() and all(_is_alike(fresh[key], found[key], key in _COUNTED) for key in fresh)
+    if isinstance(fresh, list | tuple):
+        return len(fresh) == len(found) and all(
+            _is_alike(one, other, is_counted) for one, other in zip(fresh, found, strict=True)
+        )
+    return bool(abs(found) < _MOST_STEPS if is_counted else found == fresh)
 
 
 def _refusal(path: object, reason: str) -> WorkError:

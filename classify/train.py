@@ -84,7 +84,7 @@ def train_classifier(
 def check_batch_size(net: nn.Module, image_size: int, batch_size: int) -> None:
     """Raise RequestError if batches have a single image, and a normalisation layer cannot train on one of that size."""
     if batch_size == 1 and not _learns_from_one(net, image_size):
-        raise RequestError("batch_size: BatchNorm has one value per channel, got batches of 1 image; expected 2 or more")
+        raise RequestError("batch_size: BatchNorm has one value per channel, got batches of one; expected 2 or more")
 
 
 def _learns_from_one(net: nn.Module, image_size: int) -> bool:

@@ -34,6 +34,8 @@ __all__ = [
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 """pydantic's error types for a key that a description does not have."""
+_MOST_DOTS = 99
+"""In an overridden key: mmengine descends into each part by a call of its own."""
 _ROOT = Path(__file__).resolve().parents[1]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -150,7 +152,7 @@ def read_yaml_as_data() -> None:
 
 def _set(raw: "Config", text: str) -> None:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not key or key.count(".") > _MOST_DOTS:
         raise RequestError(f"--set {text}: no key and value; expected a.b=value")
     try:
         raw.merge_from_dict({key: _literal(value)})

@@ -5,14 +5,12 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-
-from rich.console import Console
-from rich.progress import track
 
 from command.errors import MissingFileError, RequestError
 
@@ -25,11 +23,12 @@ _Identity = tuple[int, int, int]
 (`cp -p`) has a new time of change."""
 _RECENT_NS = 2_000_000_000
 """A file changed so short a time ago may change again within the resolution of its time, so it is not remembered."""
-_MANY = 1000
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS files"
-    " (path BLOB PRIMARY KEY, size INT, mtime INT, ctime INT, sha256 TEXT, about TEXT) WITHOUT ROWID"
-)
+_CHUNK = 1000
+"""Files after which what is known is remembered, so that an interruption does not lose all of it."""
+_VERSION = 2
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite raises for a damaged file, the last where its message quotes the file."""
+_TABLE = "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, sha256 TEXT, about TEXT, seal TEXT) WITHOUT ROWID"
 
 
 class Content(NamedTuple):
@@ -40,29 +39,39 @@ class Content(NamedTuple):
     """What was remembered of it."""
 
 
-def contents(paths: Sequence[Path], examine: Examine) -> list[Content]:
+def contents(paths: Sequence[Path], examine: Examine, examiner: str) -> list[Content]:
     """Return what is in every file.
 
-    It is remembered in `espalier/contents.sqlite` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache), if that can
-    be written.
+    It is remembered in `espalier/contents.sqlite` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache), or in this
+    process if that cannot be written.
 
     Args:
-        paths: Files of one kind.
+        paths: The files.
         examine: Called in several threads, once for a file that does not change.
+        examiner: Identifies `examine`; what another one found is not used.
 
     Raises:
         MissingFileError: If a file does not exist.
         RequestError: If one is not a regular file or cannot be used; it names the first and counts the others.
     """
+    before_ns = time.time_ns() - _RECENT_NS
     identities = [_identity(path) for path in paths]
-    with closing(_memory()) as memory:
-        known = [_recalled(memory, path, identity) for path, identity in zip(paths, identities, strict=True)]
-        read = iter(_read([path for path, content in zip(paths, known, strict=True) if content is None], examine))
-        before_ns = time.time_ns() - _RECENT_NS
-        found = [content or next(read) for content in known]
-        rows = zip(paths, identities, found, strict=True)
-        _remember(memory, [(_key(path), *i, *content) for path, i, content in rows if max(i[1:]) < before_ns])
-    return found
+    faults: list[str] = []
+    with _memory() as memory:
+        known = [_recalled(memory, path, i, examiner) for path, i in zip(paths, identities, strict=True)]
+        unknown = [index for index, content in enumerate(known) if content is None]
+        for chunk in _tracked(unknown):
+            results = _read([paths[index] for index in chunk], examine)
+            faults += [f"{paths[index]}: {fault}" for index, (fault, _) in zip(chunk, results, strict=True) if fault]
+            good = {index: content for index, (fault, content) in zip(chunk, results, strict=True) if not fault}
+            for index, content in good.items():
+                known[index] = content
+            lasting = [index for index in good if max(identities[index][1:]) < before_ns]
+            _remember(memory, [_row(paths[index], identities[index], good[index], examiner) for index in lasting])
+    if faults:
+        more = f" ({len(faults) - 1} more files cannot be used)" if len(faults) > 1 else ""
+        raise RequestError(faults[0] + more)
+    return [content for content in known if content]
 
 
 def _identity(path: Path) -> _Identity:
@@ -75,67 +84,98 @@ def _identity(path: Path) -> _Identity:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read(paths: Sequence[Path], examine: Examine) -> list[Content]:
+def _read(paths: Sequence[Path], examine: Examine) -> list[tuple[str | None, Content]]:
     def examined(path: Path) -> tuple[str | None, Content]:
         data = path.read_bytes()
         fault, about = examine(data)
         return fault, Content(hashlib.sha256(data).hexdigest(), about)
 
     with ThreadPoolExecutor() as pool:
-        results = [*_tracked(pool.map(examined, paths), len(paths))]
-    faults = [f"{path}: {fault}" for path, (fault, _) in zip(paths, results, strict=True) if fault]
-    if faults:
-        more = f" ({len(faults) - 1} more files cannot be used)" if len(faults) > 1 else ""
-        raise RequestError(faults[0] + more)
-    return [content for _, content in results]
+        return [*pool.map(examined, paths)]
 
 
-def _tracked(results: Iterator[tuple[str | None, Content]], num: int) -> Iterator[tuple[str | None, Content]]:
-    """Yield the results; show progress on standard error if there are many."""
-    what, console = f"Examining {num:,} files, once", Console(stderr=True)
-    yield from track(results, what, num, console=console, transient=True) if num >= _MANY else results
+def _tracked(indices: Sequence[int]) -> Iterable[Sequence[int]]:
+    """Yield the indices in chunks; show progress on standard error if there are several."""
+    from rich.console import Console  # not needed by a deployed detector
+    from rich.progress import track
+
+    chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
+    what, console = f"Examining {len(indices):,} files, once", Console(stderr=True)
+    return track(chunks, what, console=console, transient=True) if len(chunks) > 1 else chunks
 
 
-def _memory() -> sqlite3.Connection:
-    """Return the database of what is known; an empty one in memory if there can be none on disk."""
+@contextmanager
+def _memory() -> Iterator[sqlite3.Connection]:
+    """Yield the database of what is known; this process's own if there can be none on disk."""
+    memory = _on_disk()
+    if memory is None:
+        yield _in_process()
+        return
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+def _on_disk() -> sqlite3.Connection | None:
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no home folder, or a read-only one
-        return _opened(":memory:")
+        return None
     path = folder / "contents.sqlite"
-    try:
-        return _opened(path)
-    except sqlite3.OperationalError:  # read-only, or held by another process for long
-        return _opened(":memory:")
-    except sqlite3.DatabaseError:  # damaged, or of another version: nothing in it is needed
-        path.unlink()
-        return _opened(path)
+    for _ in range(2):
+        try:
+            return _opened(path)
+        except sqlite3.OperationalError:  # read-only, or held by another process for long
+            return None
+        except _DAMAGE:  # or of another version: nothing in it is needed
+            path.unlink(missing_ok=True)
+    return None
+
+
+@cache
+def _in_process() -> sqlite3.Connection:
+    return _opened(":memory:")
 
 
 def _opened(path: Path | str) -> sqlite3.Connection:
-    memory = sqlite3.connect(path, timeout=10)
-    memory.execute(_TABLE)
-    memory.execute("SELECT path, size, mtime, ctime, sha256, about FROM files LIMIT 1")
+    memory = sqlite3.connect(path, timeout=10, check_same_thread=False)
+    try:
+        is_new = not memory.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        is_known = memory.execute("PRAGMA user_version").fetchone()[0] == _VERSION
+        if not (is_new or is_known) or memory.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("damaged or of another version")
+        memory.execute(_TABLE)
+        memory.execute(f"PRAGMA user_version = {_VERSION}")
+    except _DAMAGE:
+        memory.close()
+        raise
     return memory
+
+
+def _row(path: Path, identity: _Identity, content: Content, examiner: str) -> tuple[bytes, str, str, str]:
+    """Return a row whose last field is a hash of what it was true for, and of itself: SQLite checks no content."""
+    row = (_key(path), *content)
+    return *row, hashlib.sha256(repr((row, identity, examiner)).encode()).hexdigest()
 
 
 def _key(path: Path) -> bytes:
     return os.fsencode(path.absolute())
 
 
-def _recalled(memory: sqlite3.Connection, path: Path, identity: _Identity) -> Content | None:
-    query = "SELECT sha256, about FROM files WHERE path = ? AND size = ? AND mtime = ? AND ctime = ?"
+def _recalled(memory: sqlite3.Connection, path: Path, identity: _Identity, examiner: str) -> Content | None:
     try:
-        row = memory.execute(query, (_key(path), *identity)).fetchone()
-    except sqlite3.Error:  # damaged
+        row = memory.execute("SELECT * FROM files WHERE path = ?", (_key(path),)).fetchone()
+    except _DAMAGE:  # or held by another process
         return None
-    return Content(*row) if row else None
+    content = Content(*row[1:3]) if row else None
+    return content if content and row == _row(path, identity, content, examiner) else None
 
 
-def _remember(memory: sqlite3.Connection, rows: Sequence[tuple[bytes | int | str, ...]]) -> None:
+def _remember(memory: sqlite3.Connection, rows: Sequence[tuple[bytes, str, str, str]]) -> None:
     try:
         with memory:
-            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
+            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
     except sqlite3.Error:  # another process holds it, or the disk is full
         pass

@@ -14,11 +14,13 @@ import shlex
 import signal
 import sys
 import tempfile
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-__all__ = ["BUG", "MissingFileError", "RequestError", "WorkError", "exit_code_of"]
+__all__ = ["BUG", "MissingFileError", "RequestError", "WorkError", "exit_code_of", "is_of_the_machine"]
 
 DONE, FAILED, WRONG, BUG = 0, 1, 2, 70
 """Exit codes; 70 is EX_SOFTWARE of sysexits.h."""
@@ -47,8 +49,9 @@ def exit_code_of(command: Callable[[], object]) -> int:
     """
     _print_in_any_encoding()
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, must not print traces
+    warnings.filterwarnings("ignore")
     try:
-        with _stopping_at_signals():
+        with _only_our_words(), _stopping_at_signals():
             _check_folder()
             _refuse_empty(sys.argv[1:])
             command()
@@ -65,10 +68,13 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except (WorkError, MemoryError) as error:
         return _prefixed(str(error) or "out of memory", FAILED)
     except Exception as error:  # noqa: BLE001  # the outermost place: unexpected errors are reported here
-        if _is_of_the_machine(error):
+        if is_of_the_machine(error):
             return _prefixed(_described(error), FAILED)
-        report = _bug_report(error)
-        return _prefixed(f"a bug of ours, {type(error).__name__}: {error}; please report it with {report}", BUG)
+        try:
+            report = f"please report it with {_bug_report(error)}"
+        except OSError as fault:
+            report = f"please report it; its trace cannot be written, {fault}"
+        return _prefixed(f"a bug of ours, {type(error).__name__}: {error}; {report}", BUG)
     return DONE
 
 
@@ -82,17 +88,48 @@ class _StoppedError(BaseException):
 
 @contextlib.contextmanager
 def _stopping_at_signals() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise _StoppedError(number)
+    owner = os.getpid()
 
-    before = {}
-    with contextlib.suppress(ValueError):  # not in the main thread
-        before = {number: signal.signal(number, stop) for number in _STOPPED}
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() == owner:
+            raise _StoppedError(number)
+        if number != signal.SIGINT:  # a process that loads images hears Ctrl-C too, but its owner ends it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.getsignal(number) for number in _STOPPED}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]  # `nohup` ignores some
+    is_main = threading.current_thread() is threading.main_thread()
+    for number in heard if is_main else ():
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in heard if is_main else ():
+            signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def _only_our_words() -> Iterator[None]:
+    """Keep what libraries print on standard error, such as OpenCV of an odd image, off the terminal.
+
+    Theirs goes to the process's descriptor, ours to Python's stream, which gets a descriptor of its own.
+    """
+    ours = sys.stderr
+    if ours is not sys.__stderr__ or not isinstance(ours, io.TextIOWrapper) or ours.fileno() != 2:
+        yield  # in a test, or in a program that has a stream of its own
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    ours.flush()
+    with open(kept, "w", buffering=1, encoding=ours.encoding, errors=ours.errors) as stream:
+        os.dup2(nowhere, 2)
+        sys.stderr = stream
+        try:
+            yield
+        finally:
+            sys.stderr = ours
+            os.dup2(stream.fileno(), 2)
+            os.close(nowhere)
 
 
 def _print_in_any_encoding() -> None:
@@ -113,8 +150,9 @@ def _check_folder() -> None:
 def _refuse_empty(arguments: Sequence[str]) -> None:
     """Raise RequestError for an empty argument, as from an unset shell variable: a path of it is the current folder."""
     for before, argument in zip(("argument", *arguments), arguments, strict=False):
-        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
-            name = argument.rstrip("=") or (before if before.startswith("--") else "argument")
+        option, equals, value = argument.partition("=")
+        if argument == "" or (option.startswith("--") and equals and not value):
+            name = option or (before if before.startswith("--") else "argument")
             raise RequestError(f"{name}: empty, got {argument!r}; expected a value")
 
 
@@ -125,7 +163,7 @@ def _described(error: Exception) -> str:
     return str(error)
 
 
-def _is_of_the_machine(error: Exception) -> bool:
+def is_of_the_machine(error: Exception) -> bool:
     """Return whether the operating system or the GPU's memory failed, not our code."""
     is_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's word on a CPU
     return isinstance(error, OSError) or is_memory or type(error).__name__ == "OutOfMemoryError"
@@ -144,7 +182,7 @@ def _bug_report(error: Exception) -> str:
     installed = sorted(f"{dist.name}=={dist.version}" for dist in metadata.distributions())
     about = [
         f"command: {shlex.join(sys.argv)}",
-        f"folder: {os.getcwd()}",
+        f"folder: {os.environ.get('PWD')}",
         f"python: {sys.version}",
         f"platform: {platform.platform()}",
         "",

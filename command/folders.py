@@ -1,6 +1,7 @@
 """Folders that commands work in: used by one process at a time, kept after a kill to resume in, made only once."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +12,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from command.errors import RequestError
-from command.files import flush, make_folder
+from command.files import flush, flush_entry, make_folder, sha256_of, write_json
 
 __all__ = ["filled_folder", "generated", "locked", "training_folder"]
 
 _LOCK = ".lock"
+_SUM = ".sha256"
+"""File in a generated folder that tells whether it is as it was generated."""
+_OLD = "old-"
 _PARTIAL = ".partial"
 """Folder inside a filled one, on the same disk, so that moving its files is renaming."""
 
@@ -55,9 +59,9 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Ite
             is not given.
     """
     folder = out.with_suffix(".training")
-    record, text = folder / "config.json", json.dumps(made_from, indent=1)
+    record, content = folder / "config.json", json.loads(json.dumps(made_from))
     with locked(folder):
-        if record.is_file() and record.read_text() != text:
+        if record.is_file() and _json_in(record) != content:
             if not force:
                 raise RequestError(
                     f"{folder}: left by a training with another config, start file or data; "
@@ -65,22 +69,45 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Ite
                 )
             shutil.rmtree(folder)
             folder.mkdir()
-        record.write_text(text)
+        write_json(record, content)
         yield folder
         shutil.rmtree(folder)
 
 
+def _json_in(path: Path) -> Any:
+    """Return the content of a JSON file, None of a damaged one."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+
+
 def generated(folder: Path, write: Callable[[Path], object]) -> Path:
-    """Return the folder, made by `write` unless it exists; a folder of that name is always complete."""
+    """Return the folder, made by `write` unless it exists; a folder of that name is always complete.
+
+    Raises:
+        RequestError: If it was changed since, or another process makes it.
+    """
     if not folder.exists():
         partial = folder.with_name(folder.name + ".partial")
         with locked(partial):
             _empty(partial)
             write(partial)
+            (partial / _SUM).write_text(_sum_of(partial))
             flush(partial)
             (partial / _LOCK).unlink()
             partial.rename(folder)
+            flush_entry(folder.parent)
+    elif not (folder / _SUM).is_file() or (folder / _SUM).read_text() != _sum_of(folder):
+        raise RequestError(f"{folder}: changed since it was generated; delete it, it is generated again")
     return folder
+
+
+def _sum_of(folder: Path) -> str:
+    """Return a hash of the names and the content of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (_LOCK, _SUM))
+    listed = [(path.relative_to(folder).as_posix(), sha256_of(path)) for path in files]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 @contextmanager
@@ -99,11 +126,13 @@ def filled_folder(folder: str | Path) -> Iterator[Path]:
         with locked(folder):
             work = folder / _PARTIAL
             try:
+                _restore(folder, work)
                 shutil.rmtree(work, ignore_errors=True)
                 (work / "new").mkdir(parents=True)
                 yield work / "new"
                 flush(work / "new")
                 _move_all(work / "new", folder, work)
+                flush_entry(folder)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
                 (folder / _LOCK).unlink(missing_ok=True)  # while it is held
@@ -121,17 +150,25 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
+def _restore(folder: Path, work: Path) -> None:
+    """Move back what a process had replaced when it was killed, where nothing new is in its place."""
+    for old in work.glob(f"{_OLD}*"):
+        place = folder / old.name.removeprefix(_OLD)
+        if not place.exists():
+            old.replace(place)
+
+
 def _move_all(source: Path, folder: Path, replaced: Path) -> None:
     """Move all entries of `source` into `folder`, and what they replace into `replaced`; all of them or none."""
     moved: list[tuple[Path, Path]] = []
     try:
         for made in source.iterdir():
-            place, old = folder / made.name, replaced / f"old-{made.name}"
+            place, old = folder / made.name, replaced / f"{_OLD}{made.name}"
             if place.exists():
                 place.replace(old)
             moved.append((place, old))
             made.replace(place)
-    except OSError:
+    except BaseException:  # a signal too
         for place, old in reversed(moved):
             if old.exists():
                 place.unlink(missing_ok=True) if not place.is_dir() else shutil.rmtree(place)

@@ -1,26 +1,29 @@
-"""Reads image files for detectors, and says why one cannot be used."""
+"""Reads image files for detectors, and examines them before any work: decoded whole once, then remembered."""
 
 import io
 import logging
-import os
 import re
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from command.contents import contents
 from command.errors import RequestError
 from deploy.fitting import read_image
 
-__all__ = ["image_fault", "image_from_file", "muted"]
+__all__ = ["ImageContent", "image_contents", "image_from_file"]
 
-_FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_BOTH = ("BMP", "JPEG", "PNG")
+"""Formats that Pillow and OpenCV decode alike."""
+_FORMATS = (*_BOTH, "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
 """Without those that start another program, such as EPS."""
 _DAMAGE = (
     OSError,
@@ -38,12 +41,17 @@ _DAMAGE = (
 )
 """What Pillow raises for damaged files."""
 _PNG_END = b"IEND\xaeB`\x82"
-_FROM_PILLOW = re.compile(r"PIL\.")
+_ORIENTATION = 274
 _NO_LOG = logging.NullHandler()
 
-_muting = threading.Lock()
-_stderr: list[int] = []
-"""A copy of the standard error for each thread that is muted now; the oldest is the real one."""
+
+@dataclass(frozen=True)
+class ImageContent:
+    """What is in an image file."""
+
+    sha256: str
+    size: tuple[int, int]
+    """Width and height as it is loaded, rotated by its EXIF orientation."""
 
 
 def image_from_file(path: str | Path) -> NDArray[np.uint8]:
@@ -53,56 +61,66 @@ def image_from_file(path: str | Path) -> NDArray[np.uint8]:
         RequestError: If it does not decode.
     """
     try:
-        with muted():
-            return read_image(Path(path))
+        return read_image(Path(path))
     except ValueError as error:  # fitting.py is copied into packages, without our error classes
         raise RequestError(str(error)) from error
 
 
-def image_fault(data: bytes) -> str | None:
-    """Return why the content of an image file cannot be used, after decoding all of it, or None.
+def image_contents(paths: Sequence[Path]) -> list[ImageContent]:
+    """Return what is in each image file; see `command.contents` for what is remembered.
 
-    Nothing is printed or warned of, here or in later calls of Pillow. Threads may call it at the same time.
+    Raises:
+        MissingFileError: If a file does not exist.
+        RequestError: If one is not an image that decodes; the message names the first and counts the others.
     """
-    from PIL import Image  # not needed by a deployed detector
+    return [ImageContent(found.sha256, _size(found.about)) for found in contents(paths, _examined, _examiner())]
 
-    _silence_pillow()
+
+@cache
+def _examiner() -> str:
+    """Return what decides whether an image can be used: another version may decide otherwise."""
+    import PIL  # not needed by a deployed detector
+
+    return f"images 1, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+
+
+def _size(about: str) -> tuple[int, int]:
+    width, _, height = about.partition("x")
+    return int(width), int(height)
+
+
+def _examined(data: bytes) -> tuple[str | None, str]:
+    """Return why an image cannot be used, after decoding all of it, or None; and its upright size as text."""
+    from PIL import Image
+
+    logging.getLogger("PIL").addHandler(_NO_LOG)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            with muted() if image.format == "TIFF" else nullcontext():  # the only one whose decoder prints
-                image.load()
-            if image.format == "PNG" and _PNG_END not in data:
-                return "cut short, got a PNG without its end; expected a complete image, get it again"
+            image.load()
+            width, height = _upright_size(image)
+            return _further_fault(data, image), f"{width}x{height}"
     except Image.UnidentifiedImageError:
         got = f"{len(data):,} bytes of another kind" if data else "an empty file"
-        return f"does not decode, got {got}; expected a complete image, one of {', '.join(_FORMATS)}"
+        return f"does not decode, got {got}; expected a complete image, one of {', '.join(_FORMATS)}", ""
     except Image.DecompressionBombError as error:
         num_pixels, most = map(int, re.findall(r"\d+", str(error))[:2])
-        return f"has too many pixels, got {num_pixels:,}; expected at most {most:,}, scale it down"
+        return f"has too many pixels, got {num_pixels:,}; expected at most {most:,}, scale it down", ""
     except _DAMAGE as error:
-        return f"cut short or damaged, got {error!s:.200}; expected a complete image, get it again"
-    return None
+        return f"cut short or damaged, got {error!s:.200}; expected a complete image, get it again", ""
 
 
-@contextmanager
-def muted() -> Iterator[None]:
-    """Discard what is written to standard error during the block, also by C libraries and in other threads."""
-    with _muting:
-        _stderr.append(os.dup(2))
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
-    try:
-        yield
-    finally:
-        with _muting:
-            if len(_stderr) == 1:
-                os.dup2(_stderr[0], 2)
-            os.close(_stderr.pop())
+def _upright_size(image: Any) -> tuple[int, int]:
+    """Return (w, h) as mmdet loads the image, rotated by its EXIF orientation; 5 to 8 are quarter turns."""
+    orientation = image.getexif().get(_ORIENTATION) if "exif" in image.info else 1
+    is_turned = isinstance(orientation, int) and 5 <= orientation <= 8
+    width, height = image.size
+    return (height, width) if is_turned else (width, height)
 
 
-def _silence_pillow() -> None:
-    # for the whole process: warnings.catch_warnings is not safe in threads
-    logging.getLogger("PIL").addHandler(_NO_LOG)
-    if ("ignore", None, Warning, _FROM_PILLOW, 0) not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_FROM_PILLOW.pattern)
+def _further_fault(data: bytes, image: Any) -> str | None:
+    """Return what is wrong with an image that Pillow has decoded."""
+    if image.format == "PNG" and _PNG_END not in data:
+        return "cut short, got a PNG without its end; expected a complete image, get it again"
+    is_decoded = image.format in _BOTH or cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
+    got = f"{image.format} of mode {image.mode}"
+    return None if is_decoded else f"does not decode in OpenCV, got {got}; expected another format, convert it to PNG"

@@ -7,7 +7,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from command.errors import MissingFileError, RequestError
 from deploy.detector import Found
-from deploy.images import image_fault
+from deploy.images import image_contents
 from deploy.text import printable
 from deploy.video import VIDEO_ENDINGS, is_video, open_video
 
@@ -29,8 +29,8 @@ def input_files(paths: Iterable[Path]) -> list[Path]:
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS) if path.is_dir() else [path]
         if not inside:
             raise RequestError(f"{path}: has no images, got none; expected files ending in {', '.join(_ENDINGS)}")
+        _check_decode(inside)
         for file in inside:
-            _check_decodes(file)
             name = picture_name(file)
             if name in files:
                 raise RequestError(f"{file}: same name as another input, got {files[name]}; expected each name once")
@@ -61,15 +61,16 @@ def draw(image: Image.Image, found: Iterable[Found]) -> Image.Image:
     return picture
 
 
-def _check_decodes(file: Path) -> None:
-    if not file.exists():
-        raise MissingFileError(f"{file}: no such file; expected an image, a video or a folder of them")
-    if not file.is_file():  # a pipe would be waited for
-        raise RequestError(f"{file}: not a file, got a folder, pipe or device; expected an image or a video")
-    if is_video(file):
-        open_video(file)
-    elif fault := image_fault(file.read_bytes()):
-        raise RequestError(f"{file}: {fault}")
+def _check_decode(files: Iterable[Path]) -> None:
+    files = list(files)
+    for file in files:
+        if not file.exists():
+            raise MissingFileError(f"{file}: no such file; expected an image, a video or a folder of them")
+    image_contents([file for file in files if not is_video(file)])
+    for video in filter(is_video, files):
+        if not video.is_file():  # a pipe would be waited for
+            raise RequestError(f"{video}: not a file, got a folder, pipe or device; expected a video")
+        open_video(video)
 
 
 def _colour(name: str) -> tuple[int, ...]:

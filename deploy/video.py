@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from command.errors import RequestError, WorkError
-from deploy.images import muted
 
 __all__ = ["VIDEO_ENDINGS", "Video", "is_video", "open_video", "written_video"]
 
@@ -53,8 +52,7 @@ def open_video(path: Path) -> Video:
         RequestError: If it does not decode, or has no frame rate.
     """
     _check_container(path)
-    with muted():
-        capture = cv2.VideoCapture(str(path))
+    capture = cv2.VideoCapture(str(path))
     try:
         is_read, fps = _next_frame(capture)[0], capture.get(cv2.CAP_PROP_FPS)
         if not is_read or not 0 < fps < math.inf:
@@ -73,8 +71,7 @@ def _check_container(path: Path) -> None:
 
 
 def _next_frame(capture: cv2.VideoCapture) -> tuple[bool, Any]:
-    with muted():
-        return capture.read()
+    return capture.read()
 
 
 @contextmanager

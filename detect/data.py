@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import reprlib
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from PIL import Image, ImageOps
 from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from classify.decoding import image_contents
 from command.errors import MissingFileError, RequestError, WorkError
 from command.files import sha256_of, write_json
+from deploy.images import image_contents
 
 __all__ = [
     "CocoSet",
@@ -87,8 +88,11 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a COCO annotation file")
+    content = path.read_bytes()
+    if content.startswith(BOM_UTF8):  # which pycocotools cannot read
+        raise RequestError(f"{path}: begins with a byte order mark, got UTF-8 with BOM; save it as UTF-8 without one")
     try:
-        data: dict[str, Any] = _COCO_FILE.validate_json(path.read_bytes(), strict=True)
+        data: dict[str, Any] = _COCO_FILE.validate_json(content, strict=True)
     except ValidationError as error:
         raise RequestError(f"{path}: {_first_fault(error)}") from error
     for name, rows in data.items():
@@ -199,7 +203,7 @@ def _upright(path: Path) -> Image.Image:
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     if fault["type"] == "json_invalid":
-        return "not JSON in UTF-8 without a byte order mark; expected a COCO annotation file"
+        return f"not JSON, got {reprlib.repr(fault['input'])}; expected a COCO annotation file"
     place = [part for part in fault["loc"] if part != "float"]  # "float" is the member of a union, not a field
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     what = "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Input ")

@@ -103,11 +103,11 @@ def evaluate_deployed(
     """
     deployed = open_deployment(path, may_differ=True)
     runner = deployed.runner(runtime)
-    _check_same_classes(deployed, coco, check_coco(coco))
     model, notes = _source(deployed, model, mmdet)
     framework = _framework(deployed, model, mmdet) if model else None
     with tempfile.TemporaryDirectory() as folder:
         some = _first_of(coco, limit, Path(folder))
+        _check_same_classes(deployed, coco, check_coco(some))
         images = read_annotations(some.annotations)["images"]
         settled: list[NDArray[Any]] = []
         graph, source = _scores(runner, settled, framework, some, Path(folder), console)

@@ -1,10 +1,11 @@
 """The config of `espalier deploy export`, checked before anything runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from classify.checkpoint import Side
 from command.config import Part, check_name
 from command.errors import RequestError
 from deploy.deployment import Precision
@@ -13,10 +14,6 @@ from detect.data import CocoSet
 from detect.fixed_shape import GraphRuntime
 
 __all__ = ["FOR_DETECTORS", "ExportConfig", "Pictures", "Quantization"]
-
-
-Side = Annotated[int, Field(ge=1, le=16_384)]
-"""Of an image, in pixels."""
 
 
 class Pictures(Part):

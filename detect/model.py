@@ -13,8 +13,16 @@ from pydantic import ConfigDict as PydanticConfig
 from pydantic import TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
-from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes
-from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights, save_model
+from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes, weightless
+from classify.checkpoint import (
+    ModelCard,
+    Preprocessing,
+    check_weights,
+    load_weights,
+    read_card,
+    read_weights,
+    save_model,
+)
 from classify.train import silent
 from command.bounds import Bounds
 from command.errors import RequestError
@@ -71,7 +79,8 @@ _SETTINGS = TypeAdapter(with_config(PydanticConfig(extra="forbid"))(DetectorSett
 def detector_config(backbone: Architecture, num_classes: int, settings: DetectorSettings) -> dict[str, Any]:
     """Return mmdet's model config; the neck's input channels are computed from the backbone."""
     model: dict[str, Any] = Config.fromfile(STOCK_FASTER_RCNN).model.to_dict()
-    shapes = stage_shapes(build_trunk(backbone))
+    with weightless():
+        shapes = stage_shapes(build_trunk(backbone))
     model["backbone"] = {
         "type": TrunkBackbone.__name__,
         "name": backbone.name,
@@ -110,7 +119,8 @@ def build_detector(config: Mapping[str, Any], seed: int | None = None, is_loaded
         detector: nn.Module = MODELS.build(ConfigDict(copy.deepcopy(dict(config))))
         if is_loaded_next:
             detector._is_init = True  # type: ignore[assignment]
-        detector.init_weights()  # type: ignore[operator]  # now: else the Runner would do it later, over loaded weights
+        else:
+            detector.init_weights()  # type: ignore[operator]  # now: else the Runner would, over loaded weights
     return detector
 
 
@@ -174,8 +184,10 @@ def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:
     card = read_card(path)
     if card.kind != "detector":
         raise RequestError(f"{path}: not a detector, got a {card.kind}; expected a detector")
-    detector = build_detector(config_of(card))
-    load_weights(detector, read_weights(path), str(path))
+    config, weights = config_of(card), read_weights(path)
+    check_weights(lambda: build_detector(config, is_loaded_next=True), weights, str(path))
+    detector = build_detector(config)
+    load_weights(detector, weights, str(path))
     return detector.eval(), card
 
 

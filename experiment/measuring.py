@@ -25,8 +25,8 @@ DETECTIONS = "detections.json"
 RECORD = "latency.json"
 
 
-def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figures:
-    """Write the detector in `source` as `espalier deploy export` does, and evaluate that same file.
+def export(source: Path, val: CocoSet, folder: Path, num_threads: int, progress: Report) -> Figures:
+    """Write the detector in `source` as `espalier deploy export` does, and evaluate that same file in ONNX Runtime.
 
     Returns:
         `map`, `map50`, `map75` of the ONNX file on `val`, `macs` and `params` of its graph, and how many of PyTorch's
@@ -36,7 +36,7 @@ def export(source: Path, val: CocoSet, folder: Path, progress: Report) -> Figure
     settings = ExportConfig(pictures=Pictures(annotations=val.annotations, images=val.images))
     parity = export_file(model, settings, folder).parity
     cost = cost_of(*module_from_file(model))
-    runner = open_deployment(folder).runner()
+    runner = OnnxRunner(open_deployment(folder).file, num_threads=num_threads)
     rows = detected_rows(runner.run, runner.inputs["image"], val, progress)
     write_json(folder / DETECTIONS, rows)
     return {**coco_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}

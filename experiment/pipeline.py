@@ -1,15 +1,16 @@
 """An experiment as a graph of stages: data, the steps of every ordering, their measurements, one latency stage."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from command.files import sha256_of
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import ORDERINGS, steps
 from experiment.config import ExperimentConfig
@@ -86,6 +87,11 @@ class _Planner:
     store: StageStore
     data: Data
 
+    @cached_property
+    def _weights_sha256(self) -> str | None:
+        weights = self.config.backbone.weights
+        return sha256_of(weights) if weights else None
+
     def grown(self, leaf: Leaf) -> Leaf:
         """Return the leaf with its stages."""
         chain: list[Stage] = []
@@ -127,9 +133,10 @@ class _Planner:
         source, val = self.store.folder(parent), self.data.val_boxes
 
         def work(folder: Path, progress: Report) -> Figures:
-            return export(source, val.place, folder, progress)
+            return export(source, val.place, folder, self.config.num_threads, progress)
 
-        return Stage("export", self._read((val,)), self._inputs((val,), parent), work, cost=9.0)
+        runtime = {"onnxruntime": installed_versions()["onnxruntime"], "num_threads": self.config.num_threads}
+        return Stage("export", {**self._read((val,)), **runtime}, self._inputs((val,), parent), work, cost=9.0)
 
     def _read(self, parts: tuple[Part[Any], ...]) -> dict[str, Any]:
         """Return the setting that names the given data that a stage reads; generated data is among its inputs."""
@@ -153,7 +160,7 @@ class _Planner:
                 "classes": self.data.image_classes,
                 "seed": leaf.seed,
                 "backbone": config.backbone.model_dump(exclude={"weights"}),
-                "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None,
+                "weights": self._weights_sha256,
                 "image_size": config.classification.image_size,
                 "schedule": None if weights else config.classification.train.effective(),
             },

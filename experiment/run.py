@@ -83,16 +83,7 @@ def run_experiment(
         with console.status("Checking data and finished stages ..."):
             plan = make_plan(config, store)
             store.check(plan.stages, is_quick)
-        about = {
-            "version": 1,
-            "experiment": config.name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": command,
-            "git_commit": git_commit(),
-            "versions": {"python": platform.python_version(), **installed_versions()},
-            "config": config.model_dump(mode="json"),
-            "num_threads": config.num_threads,
-        }
+        about = _about(config, command)
         write_json(folder / "run.json", about)
         left = [stage for stage in plan.stages if not store.is_finished(stage)]
         progress = RunProgress(console, [stage.cost for stage in left])
@@ -109,6 +100,19 @@ def run_experiment(
         except RequestError as error:  # the request was checked before: a picture has changed since
             raise WorkError(str(error)) from error
     return results
+
+
+def _about(config: ExperimentConfig, command: str) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "experiment": config.name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **installed_versions()},
+        "config": config.model_dump(mode="json"),
+        "num_threads": config.num_threads,
+    }
 
 
 def _check_backbone(config: ExperimentConfig) -> None:

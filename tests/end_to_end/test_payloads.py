@@ -1,10 +1,12 @@
 """Payloads in every text of every kind of file, read by every command: nothing runs, nothing is fetched."""
 
+import itertools
 import json
 import os
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -22,6 +24,7 @@ from detect.synthetic import write_scenes
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:9/evil.pth"
 OURS = ("git", "gcc")
 """Programs that the command and mmengine's log ask for their versions."""
@@ -80,6 +83,7 @@ def harmless(command, tmp_path, monkeypatch):
         assert not list(tmp_path.rglob("ran"))
         assert code in (0, 1, 2), err
         assert "Traceback" not in err
+        assert code == 0 or err.splitlines()[-1].startswith("espalier: ")
         return code
 
     return run
@@ -269,3 +273,29 @@ def test_a_picture_that_is_a_program_is_refused(files, harmless, tmp_path):
     (tmp_path / "shapes/val/circle/00000.png").write_bytes(program)
     assert harmless("classify", "eval", files / "classifier.safetensors", "shapes") == 2
     assert harmless("deploy", "predict", files / "deployed", "shapes/val/circle", "--out", "seen") in (1, 2)
+
+
+def test_results_run_nothing(harmless, tmp_path):
+    results = json.loads((ROOT / "benchmarks/photos-cpu/results.json").read_text())
+    codes = []
+    for content in variants(results, tmp_path):
+        (tmp_path / "results.json").write_text(json.dumps(content))
+        codes.append(harmless("report", tmp_path, "--json"))
+    assert {0, 2} <= set(codes)
+
+
+def test_an_engine_s_sidecar_runs_nothing(files, harmless, tmp_path):
+    shutil.copytree(files / "deployed", tmp_path / "d")
+    assert harmless("deploy", "build", "d/model.onnx", "--backend", "tensorrt_rtx") == 0
+    sidecar = next(tmp_path.glob("d/*.engine.json"))
+    for content in variants(json.loads(sidecar.read_text()), tmp_path):
+        sidecar.write_text(json.dumps(content))
+        assert harmless("deploy", "bench", sidecar.with_suffix(""), "--rounds", "1", "--out", "r.json") in (1, 2)
+
+
+def test_a_stage_s_record_runs_nothing(finished, harmless, tiny_arguments, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    record = next(folder.glob("stages/evaluate_detector-*/stage.json"))
+    for content in itertools.islice(variants(json.loads(record.read_text()), tmp_path), 0, None, 5):
+        record.write_text(json.dumps(content))
+        assert harmless(*tiny_arguments(folder)) == 2

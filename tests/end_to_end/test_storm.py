@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,11 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in models}
 
 
+def check_same(folder, whole):
+    assert contents(folder) == contents(whole)
+    assert left_behind(folder) == set()
+
+
 def check_full(code, err, reason):
     line = err.splitlines()[-1]
     assert (code, line.startswith("espalier: ")) == (1, True), err
@@ -131,16 +137,17 @@ def test_a_storm_of_kills_changes_nothing(run, command, tmp_path, kind, num_kill
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, err = run(*command(kind, whole))
     assert code == 0, err
-    draw, codes = random.Random(kind), []
-    for _ in range(num_kills):
+    draw, num_killed = random.Random(kind), 0
+    while num_killed < num_kills:
         code, err = run(*command(kind, killed), kill_after_s=draw.uniform(0.05, longest_s))
         assert code in (0, -9), err
-        codes.append(code)
+        num_killed += code == -9
+        if code == 0:
+            check_same(killed, whole)
+            shutil.rmtree(killed)
     code, err = run(*command(kind, killed))
     assert code == 0, err
-    assert codes.count(-9) >= num_kills / 2
-    assert contents(killed) == contents(whole)
-    assert left_behind(killed) == set()
+    check_same(killed, whole)
 
 
 @pytest.mark.parametrize("most_bytes", [100, 3_000, 40_000])

@@ -70,7 +70,7 @@ def test_the_model_records_what_it_was_made_from(trained):
 def test_train_leaves_the_model_and_the_generated_images_alone(trained):
     assert sorted(path.name for path in trained[0].parent.iterdir()) == [
         "net.safetensors",
-        "shapes-32px-12-6-seed0",
+        "shapes2-32px-12-6-seed0",
     ]
 
 
@@ -132,12 +132,12 @@ def test_other_classes_are_refused(trained, tmp_path):
 
 
 def test_eval_prints_figures(trained):
-    result = invoke("eval", trained[0], trained[0].parent / "shapes-32px-12-6-seed0")
+    result = invoke("eval", trained[0], trained[0].parent / "shapes2-32px-12-6-seed0")
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "macs", "params"]
 
 
 def test_json_prints_only_figures_on_standard_output(trained):
-    result = invoke("eval", trained[0], trained[0].parent / "shapes-32px-12-6-seed0", "--json")
+    result = invoke("eval", trained[0], trained[0].parent / "shapes2-32px-12-6-seed0", "--json")
     figures = json.loads(result.stdout)
     assert figures["top1"] == read_card(trained[0]).provenance["metrics"]["top1"]
     assert "next: espalier" in result.stderr
@@ -189,17 +189,21 @@ def test_a_retrained_parent_is_noticed(trained, config, tmp_path):
         invoke("train", path, "--out", out)
 
 
+def prints(root):
+    return [fingerprint(root, split) for split in ("train", "val")]
+
+
 def test_changed_images_are_noticed(trained, config, tmp_path):
     root, out = tmp_path / "images", tmp_path / "net.safetensors"
-    shutil.copytree(trained[0].parent / "shapes-32px-12-6-seed0", root)
+    shutil.copytree(trained[0].parent / "shapes2-32px-12-6-seed0", root)
     path = config.with_name("images.py")
     path.write_text(CONFIG.replace('type="shapes", num_train=12, num_val=6', f'type="folder", root="{root}"'))
-    interrupt(out, origin(read_config(path, (), ClassifierTraining), None, [fingerprint(root)]))
+    interrupt(out, origin(read_config(path, (), ClassifierTraining), None, prints(root)))
     next(root.glob("train/*/*.png")).unlink()
     with pytest.raises(ValueError, match="left by a training with another config, start file or data"):
         invoke("train", path, "--out", out)
     invoke("train", path, "--out", out, "--force")
-    assert read_card(out).provenance["data"] == [fingerprint(root)]
+    assert read_card(out).provenance["data"] == prints(root)
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])

@@ -82,7 +82,7 @@ def test_a_missing_config_is_refused(tmp_path):
 
 
 def test_a_config_that_is_not_python_is_refused_in_one_line(read):
-    with pytest.raises(ValueError, match=r"^.*c.py: cannot be read, [^\n]*; expected Python$"):
+    with pytest.raises(ValueError, match=r"^.*c.py: cannot be read, got [^\n]*; expected Python that sets"):
         read("inner = dict(")
 
 
@@ -96,7 +96,9 @@ def test_an_unknown_key_in_a_chosen_kind_names_that_kinds_keys():
 
 
 def test_an_unknown_key_like_no_other_lists_all_of_its_level():
-    assert refused("xyz=3") == "unknown key xyz; nearest valid ones: start, data, image_size, schedule, seed"
+    assert (
+        refused("xyz=3") == "unknown key xyz; nearest valid ones: start, data, image_size, schedule, seed, num_threads"
+    )
 
 
 def test_a_misspelt_key_is_reported_before_the_one_it_leaves_missing(tmp_path):
@@ -110,7 +112,7 @@ def test_a_misspelt_key_is_reported_before_the_one_it_leaves_missing(tmp_path):
     ("override", "message"),
     [
         ("data.num_train=0", "data.num_train: Input should be greater than or equal to 1, got 0"),
-        ("schedule.lr=-1", "schedule.lr: not above 0, got -1.0; expected a learning rate above 0"),
+        ("schedule.lr=-1", "schedule.lr: out of range, got -1.0; expected a number above 0"),
         ("start.name=resnet9", "start.name: unknown, got 'resnet9'; expected one of convnext_tiny, densenet121,"),
         ("data.type=cifar", "data.type: unknown, got 'cifar'; expected one of 'shapes', 'folder'"),
     ],

@@ -1,4 +1,5 @@
 import os
+import time
 
 import pytest
 import torch
@@ -107,9 +108,11 @@ def test_a_fingerprint_is_of_the_images_of_one_split(tmp_path):
     assert len({before, *(fingerprint(root, "val") for root in roots)}) == 3
 
 
-def test_an_image_replaced_by_one_of_equal_size_is_noticed(tmp_path):
+def test_an_image_replaced_by_one_of_equal_size_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr("command.contents._RECENT_NS", 0)  # remembered at once
     path = save_images(tmp_path, "train/a/x.bmp") / "train/a/x.bmp"
     before, old = fingerprint(tmp_path, "train"), path.stat()
+    time.sleep(0.05)  # longer than the resolution of a file's times
     path.write_bytes(path.read_bytes()[:-1] + b"\x77")
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))  # as `cp -p` does
     assert path.stat().st_size == old.st_size

@@ -98,3 +98,25 @@ def test_known_name_is_returned_and_another_refused():
     assert check_name("a", ["a", "b"]) == "a"
     with pytest.raises(RequestError, match=r"^unknown, got 'c'; expected one of a, b$"):
         check_name("c", ["b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit('bye')\n", "c.py: cannot be read, got bye; expected Python"),
+        ("raise KeyboardInterrupt\n", "c.py: cannot be read, got KeyboardInterrupt; expected Python"),
+        ("class A: pass\nname = A()\n", "c.py: unknown key A"),
+        ("_base_ = 'evil.yaml'\n", "c.py: cannot be read, got could not determine a constructor"),
+    ],
+)
+def test_a_config_that_does_more_than_set_keys_is_one_line(tmp_path, text, message):
+    (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(RequestError, match=message):
+        read_config(tmp_path / "c.py", (), Named)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_function_as_a_value_is_no_key(tmp_path):
+    (tmp_path / "c.py").write_text("name = lambda: 3\n")  # mmengine drops it
+    assert read_config(tmp_path / "c.py", (), Named) == Named()

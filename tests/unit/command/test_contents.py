@@ -35,33 +35,33 @@ class Counted:
 
 def test_a_file_is_examined_once_until_it_changes(cache, file):
     examine = Counted()
-    assert [contents([file], examine)[0].about for _ in range(3)] == ["old"] * 3
+    assert [contents([file], examine, "counted")[0].about for _ in range(3)] == ["old"] * 3
     assert examine.num == 1
     status = file.stat()
     file.write_text("new")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert contents([file], examine)[0].about == "new"
+    assert contents([file], examine, "counted")[0].about == "new"
     assert cache.is_file()
 
 
 def test_a_file_changed_just_now_is_not_remembered(cache, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     examine = Counted()
-    assert [contents([tmp_path / "a.txt"], examine) for _ in range(2)]
+    assert [contents([tmp_path / "a.txt"], examine, "counted") for _ in range(2)]
     assert examine.num == 2
 
 
 def test_a_damaged_cache_is_made_anew(cache, file):
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"not a database" * 999)
-    contents([file], Counted())
+    contents([file], Counted(), "counted")
     assert sqlite3.connect(cache).execute("SELECT about FROM files").fetchall() == [("old",)]
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, monkeypatch, file):
     (tmp_path / "blocked").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
-    assert contents([file], Counted())[0].about == "old"
+    assert contents([file], Counted(), "counted")[0].about == "old"
 
 
 def test_faults_are_counted_and_the_first_is_named(cache, tmp_path):
@@ -69,11 +69,11 @@ def test_faults_are_counted_and_the_first_is_named(cache, tmp_path):
     for path in paths:
         path.write_text(path.name)
     with pytest.raises(ValueError, match=r"b: odd \(1 more files cannot be used\)"):
-        contents(paths, lambda data: (None if data == b"a" else "odd", ""))
+        contents(paths, lambda data: (None if data == b"a" else "odd", ""), "odd")
 
 
 def test_missing_files_and_folders_are_refused(cache, tmp_path):
     with pytest.raises(FileNotFoundError, match="x: no such file; expected"):
-        contents([tmp_path / "x"], Counted())
+        contents([tmp_path / "x"], Counted(), "counted")
     with pytest.raises(ValueError, match="not a regular file, got drwx"):
-        contents([tmp_path], Counted())
+        contents([tmp_path], Counted(), "counted")

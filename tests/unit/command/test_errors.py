@@ -103,13 +103,14 @@ def test_a_message_is_short_and_cannot_act_on_the_terminal(ended):
     assert err.endswith("\\x1b[31m\\u202e\\x07\n")
 
 
-def run_python(code, **environment):
+def run_python(code, start_new_session=False, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", f"import sys\nfrom command.errors import exit_code_of\n{code}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
+        start_new_session=start_new_session,
     )
 
 
@@ -137,3 +138,42 @@ def test_a_closed_pipe_is_no_bug():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_an_interrupted_command_whose_loaders_run_is_one_line():
+    command = """
+import time
+from torch.utils.data import DataLoader
+
+class Slow(list):
+    def __getitem__(self, index):
+        time.sleep(0.2)
+        return 0
+
+def wait():
+    for _ in DataLoader(Slow(range(999)), num_workers=2):
+        print("started", flush=True)
+"""
+    with run_python(f"{command}sys.exit(exit_code_of(wait))", start_new_session=True) as process:
+        assert process.stdout.readline() == "started\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "espalier: interrupted; the same command goes on where it stopped\n")
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    command = "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    command += "def work():\n os.kill(os.getpid(), signal.SIGINT)\n print('done')\n"
+    with run_python(f"{command}sys.exit(exit_code_of(work))") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "done\n", "")
+
+
+def test_a_bug_is_one_line_even_without_space_for_its_trace(ended, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    code, _, err = ended(KeyError("x"))
+    assert (code, err.count("\n")) == (70, 1)
+    assert "please report it; its trace cannot be written" in err

@@ -24,6 +24,8 @@ class Still:
 
 def test_text_from_a_file_is_one_line_without_commands(hostile):
     assert printable(hostile).isprintable()
+    backslashes = printable(hostile.replace("\\", "\\\\"))  # which are printed as they are
+    assert backslashes.encode("raw_unicode_escape").decode("unicode_escape") == hostile
 
 
 def test_a_printable_name_stays_what_it_is():

@@ -66,7 +66,13 @@ def test_a_missing_annotation_file_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
 def test_a_file_that_is_not_json_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.json: not JSON; expected a COCO annotation file"):
+    with pytest.raises(ValueError, match=r"a\.json: not JSON, got b'.*'; expected a COCO annotation file"):
+        check_coco(CocoSet(tmp_path / "a.json", tmp_path))
+
+
+def test_a_byte_order_mark_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("{}", "utf-8-sig")
+    with pytest.raises(ValueError, match=r"a\.json: begins with a byte order mark"):
         check_coco(CocoSet(tmp_path / "a.json", tmp_path))
 
 

@@ -79,7 +79,7 @@ def test_weights_that_are_not_finite_are_refused(model, tmp_path, command, value
         (("int8.method=entropy",), "--set: int8: not used with another precision, got fp32; drop this key"),
         (("precision=fp8",), "--set: precision: Input should be 'fp32', 'fp16', 'bf16' or 'int8', got 'fp8'"),
         (("precison=fp16",), "--set: unknown key precison; nearest valid ones: precision"),
-        (("input_hw=[0,64]",), "--set: input_hw.0: Input should be greater than 0, got 0"),
+        (("input_hw=[0,64]",), "--set: input_hw.0: Input should be greater than or equal to 1, got 0"),
         (("batch=0",), "--set: batch: Input should be greater than or equal to 1, got 0"),
         (("size_hw=[96,100]",), "size_hw: not divisible by the strides, got (96, 100); expected multiples of 32"),
         (

@@ -32,8 +32,8 @@ def test_exactly_one_ratio_or_limit_is_expected(amounts, got):
     ("options", "message"),
     [
         ({"ranking": "local"}, "ranking: unknown, got 'local'; expected one of .'global', 'uniform'"),
-        ({"round_to": 0}, "round_to: too small, got 0; expected 1 or more"),
-        ({"min_channels": 0}, "min_channels: too small, got 0; expected 1 or more"),
+        ({"round_to": 0}, "round_to: out of range, got 0; expected at least 1"),
+        ({"min_channels": 0}, "min_channels: out of range, got 0; expected at least 1"),
         ({"prune_ratio": 1}, r"prune_ratio: .* got 1; expected a share in \[0, 1\)"),
         ({"prune_ratio": -0.01}, r"prune_ratio: .* got -0.01; expected a share"),
         ({"prune_ratio": float("nan")}, r"prune_ratio: .* got nan; expected a share"),
