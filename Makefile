@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test check format clean
+.PHONY: help install demo quick test fuzz check format clean
 
 # One thread per process: two busy pools of threads on the same cores slow each other tenfold.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile
@@ -30,6 +30,9 @@ quick: install ## the tests that take seconds
 
 test: install ## all tests
 	$(PYTEST) tests
+
+fuzz: install ## read files that are damaged at random, for minutes; make test does so with few of them
+	$(PYTEST) tests/fuzz --hypothesis-profile fuzz
 
 check: install ## format, lint, types and the rule tests
 	.venv/bin/ruff format --check .

@@ -151,4 +151,4 @@ def read_results(path: Path) -> dict[str, Any]:
         MissingFileError: If there is no such file.
         RequestError: If the file holds anything else.
     """
-    return model_from_json(Results, path, "expected results.json of espalier run").model_dump(mode="json")
+    return model_from_json(Results, path, "expected a finished run, made by espalier run").model_dump(mode="json")

@@ -13,6 +13,7 @@ from classify.backbones import (
     build_trunk,
     initialize,
     stage_shapes,
+    weightless,
 )
 from prune import prune_model
 
@@ -283,3 +284,15 @@ def test_base_channels_too_few_for_a_resnexts_groups_are_refused():
 def test_widths_that_do_not_fit_are_refused(widths, message):
     with pytest.raises(ValueError, match=message):
         build_classifier(Architecture("resnet18", 5, widths=widths))
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "vgg16_gap", "regnet_y_400mf", "convnext_tiny"])
+def test_weightless_network_has_the_shapes_of_a_real_one(name):
+    architecture = Architecture(name, 3)
+    real = build_classifier(architecture).state_dict()
+    with weightless():
+        network = build_classifier(architecture)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    assert {key: tensor.shape for key, tensor in network.state_dict().items()} == {
+        key: tensor.shape for key, tensor in real.items()
+    }

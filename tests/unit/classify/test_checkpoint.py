@@ -20,6 +20,7 @@ from classify.checkpoint import (
     read_weights,
     save_model,
 )
+from command.errors import RequestError
 from prune import prune_model
 
 REAL = Path(__file__).parents[3].parent / "shared/data/cifar_resnet/resnet20-12fca82f.th"
@@ -155,6 +156,40 @@ def test_file_of_something_else_is_refused(tmp_path, content, suffix):
         read_weights(path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"G",  # a number cut short: struct.error
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",  # a tensor of nothing: TypeError
+        b"\x80\x02ctorch._utils\n_rebuild_tensor\n(K\x01K\x00))tR.",  # one of a number: AttributeError
+    ],
+)
+def test_pickle_that_pytorch_stumbles_over_is_refused(tmp_path, content):
+    (tmp_path / "m.pth").write_bytes(content)
+    with pytest.raises(RequestError, match="no plain weights inside"):
+        read_weights(tmp_path / "m.pth")
+
+
+def test_weights_whose_names_are_no_text_are_left_out(tmp_path):
+    torch.save({"a": torch.ones(1), 3: torch.ones(1), ("b", 1): torch.ones(1)}, tmp_path / "m.pth")
+    assert list(read_weights(tmp_path / "m.pth")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "got"),
+    [
+        (torch.ones(2, 2).to_sparse(), "torch.float32 as torch.sparse_coo on cpu"),
+        (torch.ones(2, 2, device="meta"), "torch.float32 as torch.strided on meta"),
+        (torch.ones(2, 2, dtype=torch.complex64), "torch.complex64 as torch.strided on cpu"),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+def test_weight_that_no_layer_can_copy_is_refused(tmp_path, weight, got):
+    torch.save({"weight": weight}, tmp_path / "m.pth")
+    with pytest.raises(RequestError, match=f"'weight' is not a plain weight, got {got}; expected dense real numbers"):
+        read_weights(tmp_path / "m.pth")
+
+
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_truncated_file_is_refused(tmp_path, suffix, share):
@@ -182,6 +217,12 @@ def test_safetensors_without_a_card_is_refused(tmp_path):
 def test_card_of_another_version_is_refused(tmp_path, text):
     save_file({"weight": torch.zeros(2)}, tmp_path / "m.safetensors", {"espalier": text})
     with pytest.raises(ValueError, match="written by another version of espalier"):
+        read_card(tmp_path / "m.safetensors")
+
+
+def test_card_without_classes_is_refused(tmp_path):
+    save_model(tmp_path / "m.safetensors", nn.Linear(2, 2), replace(CARD, classes=()))
+    with pytest.raises(RequestError, match="its card is damaged, classes Tuple should have at least 1 item"):
         read_card(tmp_path / "m.safetensors")
 
 

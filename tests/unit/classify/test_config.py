@@ -5,6 +5,7 @@ from pydantic import Field
 
 from classify.config import ClassifierTraining, Dense, Finetune, FolderData, ShapesData
 from command.config import Part, read_config
+from command.errors import RequestError
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs/classify").glob("*.py"))
@@ -65,15 +66,29 @@ def test_an_override_leaves_its_neighbours(read):
     assert read("inner = dict(number=2, path='p')", "inner.number=3").inner == Inner(number=3, path=Path("p"))
 
 
-@pytest.mark.parametrize("override", ["name", "=3"])
+@pytest.mark.parametrize("override", ["name", "=3", "a." * 3_000 + "b=1"], ids=["name", "value", "deep"])
 def test_an_override_without_key_and_value_is_refused(read, override):
-    with pytest.raises(ValueError, match=rf"--set {override}: no key and value; expected a.b=value"):
+    with pytest.raises(RequestError, match=rf"--set {override}: no key and value; expected a.b=value"):
         read("", override)
 
 
-def test_an_override_below_a_plain_value_is_refused(read):
-    with pytest.raises(ValueError, match=r"--set name.x=1: name has no such part; expected a key of the config"):
-        read("name = 'n'", "name.x=1")
+@pytest.mark.parametrize("text", ["(" * 9_999, "-" * 9_999 + "1", "{[]: 1}"])
+def test_an_override_that_python_cannot_read_is_a_text(read, text):
+    assert read("", f"name={text}").name == text
+
+
+@pytest.mark.parametrize(
+    ("override", "owner"),
+    [
+        ("name.x=1", "name"),
+        ("numbers.5=1", "numbers"),  # there are two
+        ("numbers.0=1", "numbers"),  # mmengine replaces parts of lists only by dictionaries
+        ("inner={3: 4}", "inner"),
+    ],
+)
+def test_an_override_of_a_part_that_is_not_there_is_refused(read, override, owner):
+    with pytest.raises(RequestError, match=f"{owner} has no such part; expected a key of the config"):
+        read("name = 'n'\nnumbers = [1, 2]\ninner = dict(number=1)", override)
 
 
 def test_a_missing_config_is_refused(tmp_path):

@@ -243,6 +243,26 @@ def test_a_foreign_checkpoint_runs_nothing_when_a_training_resumes(shapes, tiny_
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "what"),
+    [
+        ("param_schedulers", lambda state: state[-1].update(param_name=""), "other learning rates"),
+        ("param_schedulers", lambda state: state[-1].update(last_step=10**400), "other learning rates"),
+        ("optimizer", lambda state: state["param_groups"][0].update(betas=(2.0, "b")), "another optimizer"),
+        ("optimizer", lambda state: state["param_groups"][0].update(lr=float("nan")), "another optimizer"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(shapes, tiny_net, tmp_path, part, change, what):
+    data, schedule = image_folder(shapes, "train", 24), Schedule(2, 12, 0.01)
+    with pytest.raises(KilledError):
+        train_classifier(tiny_net(), data, schedule, tmp_path, 0, progress=stop_at(5))
+    checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
+    change(checkpoint[part])
+    torch.save(checkpoint, tmp_path / "epoch_1.pth")
+    with pytest.raises(WorkError, match=rf"epoch_1\.pth: not a checkpoint of this training, got {what}; delete it"):
+        train_classifier(tiny_net(), data, schedule, tmp_path, 0)
+
+
 @pytest.fixture
 def on_one_pixel():
     """A network whose BatchNorm sees one value per channel and image."""

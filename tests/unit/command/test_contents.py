@@ -1,6 +1,7 @@
 import os
 import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -56,6 +57,20 @@ def test_a_damaged_cache_is_made_anew(cache, file):
     cache.write_bytes(b"not a database" * 999)
     contents([file], Counted(), "counted")
     assert sqlite3.connect(cache).execute("SELECT about FROM files").fetchall() == [("old",)]
+
+
+def test_a_changed_row_is_not_believed(cache, file):
+    before = contents([file], Counted(), "counted")
+    for column, value in (("sha256", "0"), ("about", None), ("about", b"old"), ("about", "new"), ("seal", 5)):
+        with closing(sqlite3.connect(cache)) as memory, memory:
+            memory.execute(f"UPDATE files SET {column} = ?", (value,))
+        assert contents([file], Counted(), "counted") == before
+
+
+def test_a_cache_with_a_damaged_table_is_made_anew(cache, file):
+    contents([file], Counted(), "counted")
+    cache.write_bytes(cache.read_bytes().replace(b"TABLE files", b"T\x80BLE files"))  # quoted by SQLite
+    assert contents([file], Counted(), "counted")[0].about == "old"
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, monkeypatch, file):

@@ -103,9 +103,13 @@ def test_a_message_is_short_and_cannot_act_on_the_terminal(ended):
     assert err.endswith("\\x1b[31m\\u202e\\x07\n")
 
 
+HEARD = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""A shell that starts the tests in the background makes their processes ignore Ctrl-C."""
+
+
 def run_python(code, start_new_session=False, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", f"import sys\nfrom command.errors import exit_code_of\n{code}"],
+        [sys.executable, "-c", f"{HEARD}import sys\nfrom command.errors import exit_code_of\n{code}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, save_model
+from command.errors import RequestError
 from detect import DetectorSettings, build_detector, detector_config, load_detector, save_detector
 from detect.model import config_of, transfer
 
@@ -142,6 +143,14 @@ def test_a_classifier_given_as_detector_is_refused(tmp_path):
 def test_a_detector_file_with_other_weights_is_refused(tiny, tmp_path):
     save_detector(tmp_path / "model.safetensors", tiny(fpn_channels=32)[0], tiny()[1])
     with pytest.raises(ValueError, match=r"of another architecture, neck\.fpn_convs\.0\.conv\.bias got \(32,\); expe"):
+        load_detector(tmp_path / "model.safetensors")
+
+
+def test_a_card_of_a_huge_detector_is_refused_without_its_memory(tiny, tmp_path):
+    detector, card = tiny()
+    huge = {**card.settings, "fpn_channels": 65_536}  # its first convolution would take 144 GiB
+    save_model(tmp_path / "model.safetensors", detector, replace(card, settings=huge))
+    with pytest.raises(RequestError, match=r"of another architecture, neck\.fpn_convs\.0\.conv\.bias got \(16,\); exp"):
         load_detector(tmp_path / "model.safetensors")
 
 

@@ -132,7 +132,7 @@ def test_what_rounding_added_is_reported_by_group_and_in_all(classifier, tmp_pat
 
 
 def test_taylor_measures_a_classifier_on_its_training_images(classifier, tmp_path):
-    images = f"data.root='{next(classifier.parent.glob('shapes-*'))}'"
+    images = f"data.root='{next(classifier.parent.glob('shapes2-*'))}'"
     folder = ("data.type=folder", images, "calibration.num_batches=2")
     by_taylor, card = pruned("taylor.py", classifier, tmp_path / "a.safetensors", *folder)
     _, again = pruned("taylor.py", classifier, tmp_path / "b.safetensors", *folder)
@@ -148,7 +148,7 @@ def test_taylor_measures_a_classifier_on_its_training_images(classifier, tmp_pat
 def test_generated_images_are_gone_afterwards(classifier, tmp_path):
     small = ("data.num_train=12", "data.num_val=6", "calibration.num_batches=2")
     _, card = pruned("taylor.py", classifier, tmp_path / "out/s.safetensors", *small)
-    images = f"data.root='{next(classifier.parent.glob('shapes-*'))}'"  # training generated the same ones
+    images = f"data.root='{next(classifier.parent.glob('shapes2-*'))}'"  # training generated the same ones
     _, same = pruned("taylor.py", classifier, tmp_path / "t.safetensors", "data.type=folder", images, small[2])
     assert card.spec == same.spec
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["s.safetensors"]

@@ -110,7 +110,7 @@ def test_a_wrong_value_is_refused_by_its_place(refused, pictured, place, value):
 
 def test_a_missing_key_is_named(refused, results):
     del results["rows"][2]["macs"]
-    line = "not a readable Results, got rows.2.macs: Field required; expected results.json of espalier run\n"
+    line = "not a readable Results, got rows.2.macs: Field required; expected a finished run, made by espalier run\n"
     assert refused(results) == line
 
 
