@@ -99,6 +99,7 @@ class Deployed:
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of the input image."""
+        _check_shapes(self.file, {**self.inputs, **self.outputs})
         height, width = self.inputs["image"].fixed_shape("image")[2:]
         return height, width
 

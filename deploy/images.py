@@ -21,9 +21,7 @@ from deploy.fitting import read_image
 
 __all__ = ["ImageContent", "image_contents", "image_from_file"]
 
-_BOTH = ("BMP", "JPEG", "PNG")
-"""Formats that Pillow and OpenCV decode alike."""
-_FORMATS = (*_BOTH, "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Without those that start another program, such as EPS."""
 _DAMAGE = (
     OSError,
@@ -38,8 +36,9 @@ _DAMAGE = (
     EOFError,
     struct.error,
     zlib.error,
+    cv2.error,
 )
-"""What Pillow raises for damaged files."""
+"""What Pillow and OpenCV raise for damaged files."""
 _PNG_END = b"IEND\xaeB`\x82"
 _ORIENTATION = 274
 _NO_LOG = logging.NullHandler()
@@ -81,7 +80,7 @@ def _examiner() -> str:
     """Return what decides whether an image can be used: another version may decide otherwise."""
     import PIL  # not needed by a deployed detector
 
-    return f"images 1, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+    return f"images 2, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
 
 
 def _size(about: str) -> tuple[int, int]:
@@ -118,9 +117,10 @@ def _upright_size(image: Any) -> tuple[int, int]:
 
 
 def _further_fault(data: bytes, image: Any) -> str | None:
-    """Return what is wrong with an image that Pillow has decoded."""
+    """Return what is wrong with an image that Pillow has decoded: classifiers read with it, detectors with OpenCV."""
     if image.format == "PNG" and _PNG_END not in data:
         return "cut short, got a PNG without its end; expected a complete image, get it again"
-    is_decoded = image.format in _BOTH or cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
-    got = f"{image.format} of mode {image.mode}"
-    return None if is_decoded else f"does not decode in OpenCV, got {got}; expected another format, convert it to PNG"
+    if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None:
+        got = f"{image.format} of mode {image.mode}"
+        return f"does not decode in OpenCV, got {got}; expected a complete PNG or JPEG, convert it"
+    return None

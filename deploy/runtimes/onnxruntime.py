@@ -118,7 +118,7 @@ def onnx_session(
         options.enable_profiling = True
         options.profile_file_prefix = str(log)
     try:
-        return onnxruntime.InferenceSession(data, options, providers=[provider])
+        return onnxruntime.InferenceSession(data, options, providers=[provider], enable_fallback=0)
     except _onnxruntime_errors() as error:
         raise RequestError(f"{path}: {_load_fault(error)}") from error
 

@@ -174,3 +174,9 @@ def test_a_damaged_video_is_refused(tmp_path, start):
 def test_an_image_of_more_bits_is_not_cut_off(detector):
     with pytest.raises(ValueError, match=r"images\[0\]: not 8 bits a channel, got a PIL image of mode I;16"):
         detector([Image.fromarray(PIXELS[..., 0].astype(np.uint16))])
+
+
+def test_an_image_that_opencv_finds_damaged_is_refused(image_fault):
+    data = bytearray(WHOLE["PNG"])
+    data[33] = 1  # of the length of the pixels' chunk, which Pillow does not need
+    assert image_fault(bytes(data)).startswith("does not decode in OpenCV, got PNG of mode RGB")
