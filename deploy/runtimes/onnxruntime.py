@@ -48,7 +48,7 @@ class OnnxRunner:
         self.file_sha256: str | None = hashlib.sha256(data).hexdigest()
         self._session = onnx_session(path, data, num_threads, log=self._log)
         self.inputs, self.outputs = session_specs(path, self._session)
-        self.classes = classes_in(path, self._session.get_modelmeta().custom_metadata_map)
+        self.classes = classes_in(path, _metadata(path, self._session))
 
     @cached_property
     def precision(self) -> str:
@@ -82,6 +82,14 @@ def session_specs(path: str | Path, session: Any) -> tuple[dict[str, TensorSpec]
         return {value.name: _spec(value) for value in given}, {value.name: _spec(value) for value in made}
     except ValueError as error:  # also names that are not UTF-8
         raise RequestError(f"{path}: {error}") from error
+
+
+def _metadata(path: str | Path, session: Any) -> dict[str, str]:
+    try:
+        found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: its metadata is not UTF-8, got {error}; export it again") from error
+    return found
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -27,7 +27,10 @@ settings.load_profile("few")
 
 @contextmanager
 def little_memory():
-    """Let this process take no more than `MOST_BYTES` in the block."""
+    """Let this process take no more than `MOST_BYTES` in the block, where the system can tell what it has."""
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MOST_BYTES, before[1]))

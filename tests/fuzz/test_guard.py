@@ -1,6 +1,7 @@
 """The fixture `safely`, on which all tests of this folder rely, notices what readers must not do."""
 
 import socket
+import sys
 
 import pytest
 
@@ -38,5 +39,6 @@ def test_payload_that_runs_is_noticed(ran, safely):
 def test_other_errors_and_large_memory_are_noticed(safely):
     with pytest.raises(KeyError, match="a"):
         safely({}.__getitem__, "a")
-    with pytest.raises(MemoryError):
-        safely(bytearray, 2**33)
+    if sys.platform == "linux":
+        with pytest.raises(MemoryError):
+            safely(bytearray, 2**33)

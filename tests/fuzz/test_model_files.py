@@ -30,6 +30,8 @@ from classify.schedule import Schedule
 from classify.train import train_classifier
 from detect.model import DetectorSettings, load_detector, load_from_model_file, new_detector, settings_of
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch, as odd tensors are made
+
 
 class Payload:
     """Leaves a file when it is unpickled without restrictions."""
