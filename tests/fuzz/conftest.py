@@ -21,7 +21,7 @@ set_hypothesis_home_dir(CACHE)
 # fixtures live as long as the test: they have to be clean, not new, for every example
 shared = {"suppress_health_check": list(HealthCheck), "deadline": datetime.timedelta(seconds=20), "print_blob": True}
 settings.register_profile("few", max_examples=5, derandomize=True, database=None, **shared)
-settings.register_profile("fuzz", max_examples=1000, **shared)
+settings.register_profile("fuzz", max_examples=500, **shared)
 settings.load_profile("few")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,9 @@ def write_detector(folder):
     values["labels"].type.tensor_type.elem_type = TensorProto.INT64
     made = [name for name in SHAPES if not name.startswith("image")]
     zeros = [
-        helper.make_tensor(
-            f"{name}_0",
-            values[name].type.tensor_type.elem_type,
-            SHAPES[name],
-            [0] * 5 * 4 if name == "boxes_xyxy" else [0] * 5,
-        )
-        for name in made
+        helper.make_tensor(f"{name}_0", values[name].type.tensor_type.elem_type, shape, [0] * math.prod(shape))
+        for name, shape in SHAPES.items()
+        if name in made
     ]
     nodes = [helper.make_node("Identity", [f"{name}_0"], [name]) for name in made]
     inputs = [values[name] for name in SHAPES if name not in made]
