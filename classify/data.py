@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from command.errors import MissingFileError, RequestError, WorkError
 from deploy.images import image_contents
 
-__all__ = ["MEAN", "STD", "check_folder", "class_names", "fingerprint", "image_folder"]
+__all__ = ["MEAN", "STD", "centre_crop", "check_folder", "class_names", "fingerprint", "image_folder"]
 
 MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean of R, G and B, 0..255; detectors normalise with the same figures."""
@@ -33,6 +33,11 @@ def image_folder(root: Path, split: str, image_size: int) -> Dataset[tuple[Tenso
     """
     folder = str(_split_folder(root, split))
     return ImageFolder(folder, transform=_transform(split, image_size), loader=_loaded, allow_empty=True)
+
+
+def centre_crop(image_size: int) -> v2.Compose:
+    """Return what `image_folder` does to the images of "val"."""
+    return _transform("val", image_size)
 
 
 def class_names(root: Path) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
-from classify.data import image_folder
+from classify.data import centre_crop, image_folder
 from classify.train import ClassifierModel, collate
 from prune.choose.measured import Losses
 
@@ -22,7 +22,7 @@ def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batche
 
     Args:
         card: Of the classifier.
-        images: Image folder with train/<class>/* and val/<class>/*.
+        images: Image folder with train/<class>/*.
         batch_size: Images per batch.
         num_batches: At most; fewer if there are not enough images.
         seed: Of the choice of images.
@@ -31,7 +31,7 @@ def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batche
     def losses(net: nn.Module) -> Iterator[Tensor]:
         side = card.preprocessing.image_hw[0]
         dataset: Any = image_folder(images, "train", side)
-        dataset.transform = image_folder(images, "val", side).transform  # type: ignore[attr-defined]
+        dataset.transform = centre_crop(side)
         model = ClassifierModel(net)
         for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
             batch = model.data_preprocessor(collate([dataset[i] for i in places]))

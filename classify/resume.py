@@ -75,7 +75,7 @@ class ResumableRunner(Runner):
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint in the folder that is not cut short."""
-    checkpoints = [path for path in folder.glob("epoch_*.pth") if path.stem.removeprefix("epoch_").isdecimal()]
+    checkpoints = [path for path in folder.glob("epoch_*.pth") if path.is_file() and path.stem[6:].isdecimal()]
     whole = filter(zipfile.is_zipfile, checkpoints)
     return max(whole, key=lambda path: int(path.stem.removeprefix("epoch_")), default=None)
 

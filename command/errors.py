@@ -165,6 +165,8 @@ def _described(error: Exception) -> str:
 
 def is_of_the_machine(error: Exception) -> bool:
     """Return whether the operating system or the GPU's memory failed, not our code."""
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # of pathlib, below Python 3.13
+        return True
     is_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's word on a CPU
     return isinstance(error, OSError) or is_memory or type(error).__name__ == "OutOfMemoryError"
 

@@ -55,8 +55,13 @@ def check_file_name(path: Path) -> None:
 def refuse_existing(force: bool, *paths: Path) -> None:
     """Raise RequestError if a path exists, unless `force`."""
     for path in paths:
-        if path.exists() and not force:
+        if path.exists() and not force and not _is_unfinished(path):
             raise RequestError(f"{path}: exists already; give another --out, or --force to replace it")
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Return whether a folder holds only what a process that was killed while filling it left there."""
+    return path.is_dir() and {entry.name for entry in path.iterdir()} in ({".lock"}, {".lock", ".partial"})
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:

@@ -71,7 +71,7 @@ def found_text(row: dict[str, Any]) -> str:
     things = row["found"] if "found" in row else itertools.chain.from_iterable(row["frames"])
     counts = Counter(thing["name"] for thing in things)
     text = ", ".join(f"{n} {printable(name)}" for name, n in counts.items()) or "nothing"
-    return f"{row['file']}: {text}" + (f" in {len(row['frames'])} frames" if "frames" in row else "")
+    return f"{printable(row['file'])}: {text}" + (f" in {len(row['frames'])} frames" if "frames" in row else "")
 
 
 def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, str]:

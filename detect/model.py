@@ -1,6 +1,7 @@
 """Faster R-CNN with our backbones: mmdet's stock config with a few changes, and its model files."""
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,10 +170,9 @@ def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subj
 
 def save_detector(path: str | Path, detector: nn.Module, card: ModelCard) -> None:
     """Write the model file, and beside it `<name>.py`, the config with which mmdet's own tools open it."""
+    with written_atomically(Path(path).with_suffix(".py")) as beside:  # first: the model file completes the pair
+        beside.write_text(mmdet_config(card).pretty_text, "utf-8")
     save_model(path, detector, card)
-    text = mmdet_config(card).pretty_text.replace("{{", "{\\x7b")  # mmengine would fill in class names with {{ in them
-    with written_atomically(Path(path).with_suffix(".py")) as beside:
-        beside.write_text(text, "utf-8")
 
 
 def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:
@@ -192,7 +192,11 @@ def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:
 
 
 def mmdet_config(card: ModelCard) -> Config:
-    """Return the config with which `mmdet.apis.init_detector` opens the model file."""
+    """Return the config with which `mmdet.apis.init_detector` opens the model file.
+
+    In a class name, `{{` is written as `{ {`: mmengine fills in what is between two pairs of braces, with regular
+    expressions made of it, whenever it reads a config or a copy that a tool has written. The model file has the name.
+    """
     height, width = card.preprocessing.image_hw
     pipeline = [
         {"type": "LoadImageFromFile"},
@@ -204,7 +208,7 @@ def mmdet_config(card: ModelCard) -> Config:
             "default_scope": "mmdet",
             "custom_imports": {"imports": ["detect.register"], "allow_failed_imports": False},
             "model": config_of(card),
-            "metainfo": {"classes": list(card.classes)},
+            "metainfo": {"classes": [re.sub(r"\{(?=\{)", "{ ", name) for name in card.classes]},
             "test_dataloader": {"dataset": {"type": "CocoDataset", "pipeline": pipeline}},
         }
     )

@@ -151,6 +151,8 @@ class _Planner:
         weights = config.backbone.weights
         pruning = to_jsonable_python(config.pruning.at(leaf.prune_ratio))
         del pruning["prune_ratios"]
+        for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
+            pruning[name] = list(pruning[name].items())
         if not config.pruning.needs_data:
             del pruning["calibration"]
         if config.pruning.needs_data or config.pruning.criterion == "random":

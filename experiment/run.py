@@ -90,6 +90,7 @@ def run_experiment(
         for stage in left:
             with progress.stage(stage.name), using_threads(config.num_threads):
                 store.run(stage, progress)
+        store.check(plan.stages, is_quick=True)  # one that ran again may differ from what others were made from
         if not left:
             with contextlib.suppress(RequestError):  # results that are missing or damaged are written anew
                 about["command"] = read_results(folder / RESULTS)["command"]

@@ -27,7 +27,7 @@ Figures = dict[str, Any]
 Report = Callable[[int, int], None]
 """Called with progress: parts done, parts in total."""
 
-_VERSION = 2  # raise it when a stage's result would change for the same inputs
+_VERSION = 3  # raise it when a stage's result would change for the same inputs
 
 CHECKPOINTS = "checkpoints"
 """Folder inside a stage for logs, and for what only a resumed stage needs; deleted when the stage is finished."""
@@ -77,8 +77,8 @@ class _Record(BaseModel):
     hash: str
     """That of the stage, so that the record fits no other folder."""
     settings: dict[str, Any]
-    inputs: list[str]
-    """Names of the folders that it read."""
+    inputs: dict[str, str]
+    """Names of the folders that it read, and the hash of what was in each."""
     wall_s: float
     """How long it worked, in seconds; without the time before a kill."""
     figures: Figures
@@ -86,6 +86,12 @@ class _Record(BaseModel):
     """All other files in the folder, by their path in it."""
     sha256: str = ""
     """Hash of the fields above."""
+
+    @property
+    def content(self) -> str:
+        """Hash of what the stage wrote."""
+        hashes = {name: file.sha256 for name, file in self.files.items()}
+        return hashlib.sha256(json.dumps([hashes, self.figures], sort_keys=True).encode()).hexdigest()
 
     def sealed(self) -> "_Record":
         """Return the record with its own hash."""
@@ -118,12 +124,20 @@ class StageStore:
             RequestError: If a file is missing or was changed; the message names it and the folder to delete.
         """
         for stage in filter(self.is_finished, stages):
-            folder = self.folder(stage)
-            record = _record_in(folder)
-            if record.hash != stage.hash:
-                raise RequestError(f"{folder / _RECORD}: of another stage, got {record.hash}; {_remedy(folder)}")
-            for name, written in record.files.items():
-                _check_file(folder, name, written, is_quick)
+            self._check_folder(self.folder(stage), stage, is_quick)
+
+    def _check_folder(self, folder: Path, stage: Stage, is_quick: bool = False) -> None:
+        record = _record_in(folder)
+        if record.hash != stage.hash:
+            raise RequestError(f"{folder / _RECORD}: of another stage, got {record.hash}; {_remedy(folder)}")
+        for name, written in record.files.items():
+            _check_file(folder, name, written, is_quick)
+        added = [path for path in _paths_in(folder) if path.relative_to(folder).as_posix() not in record.files]
+        if added:
+            raise RequestError(f"{added[0]}: not written by the stage, got a new file; {_remedy(folder)}")
+        for parent in filter(self.is_finished, stage.inputs):
+            if record.inputs.get(self.folder(parent).name) != _record_in(self.folder(parent)).content:
+                raise RequestError(f"{folder}: made from another {self.folder(parent).name}; {_remedy(folder)}")
 
     def figures(self, stage: Stage) -> dict[str, Any]:
         """Return what the finished stage's work returned."""
@@ -138,7 +152,9 @@ class StageStore:
         folder = self.folder(stage)
         partial = folder.with_name(folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
-        if not (partial / _RECORD).is_file():  # else it was killed between the last two lines
+        if (partial / _RECORD).is_file():  # it was killed before it was renamed
+            self._check_folder(partial, stage)
+        else:
             self._work(stage, partial, progress)
         partial.rename(folder)
         flush_entry(self.root)
@@ -155,7 +171,7 @@ class StageStore:
             name=stage.name,
             hash=stage.hash,
             settings=dict(stage.settings),
-            inputs=[self.folder(parent).name for parent in stage.inputs],
+            inputs={self.folder(parent).name: _record_in(self.folder(parent)).content for parent in stage.inputs},
             wall_s=round(time.monotonic() - started, 1),
             figures=figures,
             files=_files_in(folder),
@@ -180,8 +196,12 @@ def _record_in(folder: Path) -> _Record:
 
 
 def _files_in(folder: Path) -> dict[str, _File]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _as_written(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): _as_written(path) for path in _paths_in(folder)}
+
+
+def _paths_in(folder: Path) -> list[Path]:
+    """Return all files but the record."""
+    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / _RECORD)
 
 
 def _as_written(path: Path) -> _File:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mmdet.apis import init_detector
+from mmengine.config import Config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -13,7 +14,7 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, save_model
 from command.errors import RequestError
 from detect import DetectorSettings, build_detector, detector_config, load_detector, save_detector
-from detect.model import config_of, transfer
+from detect.model import config_of, mmdet_config, transfer
 
 
 @pytest.fixture
@@ -183,3 +184,14 @@ def test_transfer_with_a_missing_layer_is_refused(tiny):
     del weights["layer3.0.conv2.weight"]
     with pytest.raises(ValueError, match=r"layer3\.0\.conv2\.weight got nothing; expected \(32, 32, 3, 3\)"):
         transfer(tiny()[0], weights, "a.pth")
+
+
+@pytest.mark.parametrize("name", ["{{", "{{{ x }}}", '{{$ZZ:z|\\\'+str(__import__("os").system("touch RAN")),#}}'])
+def test_class_names_run_nothing_in_copies_of_the_config(tiny, tmp_path, name):
+    _, card = tiny()
+    name = name.replace("RAN", str(tmp_path / "ran"))
+    text = mmdet_config(replace(card, classes=(name, *card.classes[1:]))).pretty_text
+    for _ in range(3):  # as mmengine writes it into work folders and checkpoints, and reads it when a tool resumes
+        assert "{{" not in text
+        text = Config.fromstring(text, ".py").pretty_text
+    assert not (tmp_path / "ran").exists()

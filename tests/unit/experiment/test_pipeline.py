@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,7 @@ def data(tmp_path_factory):
     """Few generated images and scenes."""
     folder = tmp_path_factory.mktemp("data")
     write_shapes(folder / "shapes", 12, 6, 32, seed=0)
+    shutil.rmtree(folder / "shapes/val")  # as in a stage of a split
     images = Part(folder / "shapes", "images", None)
     scenes = Part(write_scenes(folder / "scenes", 4, (64, 64), seed=0), "scenes", None)
     return Data(images, images, scenes, scenes, SHAPES, SHAPES, 12, 4)
@@ -232,3 +234,10 @@ def test_a_pruning_step_measures_on_the_jobs_own_data_and_seed(data, tmp_path, s
     assert by_taylor == spec("taylor")
     assert by_taylor not in (spec("l1"), spec("taylor", seed=1))
     assert spec("random") != spec("random", seed=1)
+
+
+def test_the_order_of_patterns_counts():
+    one, other = ("{'layer1.*': 0.25, 'layer*': 0.75}", "{'layer*': 0.75, 'layer1.*': 0.25}")
+    hashes = [{stage.hash for stage in plan(f"pruning.ratios={text}").stages} for text in (one, other)]
+    cut = [stage for stage in plan(f"pruning.ratios={one}").stages if stage.name == "prune_classifier"]
+    assert cut[0].hash in hashes[0] - hashes[1]

@@ -66,7 +66,7 @@ def test_the_record_names_the_inputs(tmp_path):
     train = stage(inputs=(data,))
     store.run(data, nothing)
     store.run(train, nothing)
-    assert json.loads((store.folder(train) / "stage.json").read_text())["inputs"] == [store.folder(data).name]
+    assert json.loads((store.folder(train) / "stage.json").read_text())["inputs"].keys() == {store.folder(data).name}
 
 
 def written(tmp_path):
@@ -145,3 +145,34 @@ def test_a_copied_run_is_still_what_it_was(tmp_path):
     _, one, _ = written(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     StageStore(tmp_path / "b").check([one], is_quick=True)
+
+
+def test_a_file_added_to_a_stage_is_refused(tmp_path):
+    store, one, folder = written(tmp_path)
+    (folder / "added").touch()
+    with pytest.raises(ValueError, match=rf"added: not written by the stage, got a new file; delete {folder}"):
+        store.check([one])
+
+
+def test_a_stage_killed_before_its_renaming_is_checked(tmp_path):
+    store, one, folder = written(tmp_path)
+    partial = folder.rename(f"{folder}.partial")
+    (partial / "model.bin").write_bytes(b"WEIGHTS")
+    with pytest.raises(ValueError, match=r"partial/model\.bin: changed since it was written"):
+        store.run(one, nothing)
+
+
+def test_a_stage_made_from_another_result_is_refused(tmp_path):
+    def net(text):
+        return stage("net", work=lambda folder, progress: (folder / "net").write_text(text) and {})
+
+    store, last = StageStore(tmp_path), stage("last", inputs=(net("one"),))
+    store.run(net("one"), nothing)
+    store.run(last, nothing)
+    shutil.rmtree(store.folder(net("one")))
+    store.run(net("one"), nothing)
+    store.check([last])  # the same bytes again
+    shutil.rmtree(store.folder(net("one")))
+    store.run(net("two"), nothing)  # as another version of torch might
+    with pytest.raises(ValueError, match=r"last-.*: made from another net-"):
+        store.check([last])
