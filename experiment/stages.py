@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from command.errors import MissingFileError, RequestError, WorkError
 from command.files import flush, flush_entry, model_from_json, sha256_of, write_json
+from deploy.deployment import DEPLOYMENT
 
 __all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in"]
 
@@ -89,8 +90,8 @@ class _Record(BaseModel):
 
     @property
     def content(self) -> str:
-        """Hash of what the stage wrote."""
-        hashes = {name: file.sha256 for name, file in self.files.items()}
+        """Hash of what the stage wrote, the same in a run that was moved: `deploy.json` holds paths."""
+        hashes = {name: file.sha256 for name, file in self.files.items() if name != DEPLOYMENT}
         return hashlib.sha256(json.dumps([hashes, self.figures], sort_keys=True).encode()).hexdigest()
 
     def sealed(self) -> "_Record":

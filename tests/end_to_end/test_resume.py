@@ -69,7 +69,8 @@ def test_a_damaged_stage_is_named_and_nothing_is_done(copied, command, tiny_argu
     assert f"delete {path.parent} and give the same command again" in err.splitlines()[-1]
     assert times(copied / "stages") == before
     shutil.rmtree(path.parent)
-    assert command(*tiny_arguments(copied))[0] == 0
+    code, _, err = command(*tiny_arguments(copied))
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"command": 3}', b"\xff"])
