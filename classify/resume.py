@@ -1,6 +1,5 @@
 """Checkpoints of a training: written whole, read without executing anything in them."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from mmengine.runner import Runner
 
 from classify.checkpoint import UNREADABLE, torch_content
 from command.errors import WorkError, is_of_the_machine
-from command.files import written_atomically
+from command.files import sha256_of, written_atomically
 
 __all__ = ["ResumableRunner", "newest_checkpoint"]
 
@@ -31,8 +30,11 @@ class ResumableRunner(Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Write the checkpoint whole or not at all."""
         if is_main_process():
-            with written_atomically(Path(out_dir) / filename) as beside:
+            path = Path(out_dir) / filename
+            with written_atomically(path) as beside:
                 super().save_checkpoint(out_dir, beside.name, *args, **kwargs)
+            with written_atomically(_sum_file(path)) as beside:
+                beside.write_text(sha256_of(path))
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call the hooks; before a checkpoint is saved, reduce it to what resuming needs."""
@@ -74,10 +76,19 @@ class ResumableRunner(Runner):
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in the folder that is not cut short."""
+    """Return the newest checkpoint in the folder that is as it was written; a damaged one is as good as none."""
     checkpoints = [path for path in folder.glob("epoch_*.pth") if path.is_file() and path.stem[6:].isdecimal()]
-    whole = filter(zipfile.is_zipfile, checkpoints)
-    return max(whole, key=lambda path: int(path.stem.removeprefix("epoch_")), default=None)
+    newest_first = sorted(checkpoints, key=lambda path: int(path.stem[6:]), reverse=True)
+    return next(filter(_is_whole, newest_first), None)
+
+
+def _sum_file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    known = _sum_file(checkpoint)
+    return known.is_file() and known.read_bytes() == sha256_of(checkpoint).encode()
 
 
 def _reduce(checkpoint: dict[str, Any]) -> None:

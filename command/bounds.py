@@ -25,4 +25,4 @@ class Bounds:
 
     def __str__(self) -> str:
         least = f"above {self.low:,}" if self.is_open else f"at least {self.low:,}"
-        return f"a number {least}" if self.high >= 1e30 else f"{least} and at most {self.high:,}"
+        return f"a number {least}" if self.high == math.inf else f"{least} and at most {self.high:,}"

@@ -61,7 +61,8 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Ite
     folder = out.with_suffix(".training")
     record, content = folder / "config.json", json.loads(json.dumps(made_from))
     with locked(folder):
-        if record.is_file() and _json_in(record) != content:
+        is_described = record.is_file() or not any(folder.glob("*.pth"))
+        if not is_described or (record.is_file() and _json_in(record) != content):
             if not force:
                 raise RequestError(
                     f"{folder}: left by a training with another config, start file or data; "

@@ -39,7 +39,6 @@ _DAMAGE = (
     cv2.error,
 )
 """What Pillow and OpenCV raise for damaged files."""
-_PNG_END = b"IEND\xaeB`\x82"
 _ORIENTATION = 274
 _NO_LOG = logging.NullHandler()
 
@@ -80,7 +79,7 @@ def _examiner() -> str:
     """Return what decides whether an image can be used: another version may decide otherwise."""
     import PIL  # not needed by a deployed detector
 
-    return f"images 2, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+    return f"images 3, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
 
 
 def _size(about: str) -> tuple[int, int]:
@@ -116,9 +115,20 @@ def _upright_size(image: Any) -> tuple[int, int]:
     return (height, width) if is_turned else (width, height)
 
 
+def _has_png_end(data: bytes) -> bool:
+    """Return whether the chunks of a PNG, each after its length, lead to its end."""
+    place = 8
+    while place + 12 <= len(data):
+        kind = data[place + 4 : place + 8]
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+        if kind == b"IEND":
+            return place <= len(data)
+    return False
+
+
 def _further_fault(data: bytes, image: Any) -> str | None:
     """Return what is wrong with an image that Pillow has decoded: classifiers read with it, detectors with OpenCV."""
-    if image.format == "PNG" and _PNG_END not in data:
+    if image.format == "PNG" and not _has_png_end(data):  # OpenCV would take gigabytes for some lengths of chunks
         return "cut short, got a PNG without its end; expected a complete image, get it again"
     if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None:
         got = f"{image.format} of mode {image.mode}"

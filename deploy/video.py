@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -34,7 +33,7 @@ class Video:
         """Yield the frames, RGB of height x width x 3, rotated by the file's orientation."""
         capture = cv2.VideoCapture(str(self.path))
         try:
-            while (frame := _next_frame(capture))[0]:
+            while (frame := capture.read())[0]:
                 yield np.asarray(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB), np.uint8)
         finally:
             capture.release()
@@ -54,7 +53,7 @@ def open_video(path: Path) -> Video:
     _check_container(path)
     capture = cv2.VideoCapture(str(path))
     try:
-        is_read, fps = _next_frame(capture)[0], capture.get(cv2.CAP_PROP_FPS)
+        is_read, fps = capture.read()[0], capture.get(cv2.CAP_PROP_FPS)
         if not is_read or not 0 < fps < math.inf:
             raise RequestError(f"{path}: does not decode; expected a video")
         return Video(path, fps, max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))))
@@ -68,10 +67,6 @@ def _check_container(path: Path) -> None:
         start = file.read(8)
     if not start.startswith((_AVI, _MATROSKA)) and start[4:] not in _MPEG4:
         raise RequestError(f"{path}: does not decode; expected a video")
-
-
-def _next_frame(capture: cv2.VideoCapture) -> tuple[bool, Any]:
-    return capture.read()
 
 
 @contextmanager

@@ -184,11 +184,13 @@ def write_crops(coco: CocoSet, folder: Path) -> int:
 
 
 def crop_classes(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """Return the folder of the crops of each category by its id, two different names never in one folder."""
+    """Return the folder of the crops of each category by its id, no two in one folder."""
     folders: dict[int, str] = {}
     for row in categories:
         name = re.sub(r"[^\w -]", "_", row["name"])[:_MAX_NAME]
-        folders[row["id"]] = f"{name} {row['id']}" if name in folders.values() else name
+        while name in folders.values():
+            name += f" {row['id']}"
+        folders[row["id"]] = name
     return folders
 
 

@@ -28,6 +28,7 @@ from classify.checkpoint import (
 from classify.resume import _read
 from classify.schedule import Schedule
 from classify.train import train_classifier
+from command.files import sha256_of
 from detect.model import DetectorSettings, load_detector, load_from_model_file, new_detector, settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch, as odd tensors are made
@@ -270,6 +271,11 @@ def training(tmp_path_factory):
     return folder / "epoch_1.pth", checkpoint, train
 
 
+def sealed(path):
+    """Write the hash of a checkpoint, as one could who can write into the folder."""
+    path.with_name(f"{path.name}.sha256").write_text(sha256_of(path))
+
+
 @given(data=st.data())
 def test_changed_checkpoint_is_resumed_or_refused(training, data, safely):
     path, checkpoint, train = training
@@ -278,6 +284,7 @@ def test_changed_checkpoint_is_resumed_or_refused(training, data, safely):
     safely(_read, path, "cpu")
     if isinstance(changed, dict):  # with the epoch as it was nothing is left to do but loading
         torch.save({**changed, "meta": checkpoint["meta"]}, path)
+        sealed(path)
         safely(train)
 
 
@@ -286,4 +293,5 @@ def test_damaged_checkpoint_is_resumed_or_refused(training, data, ran, safely):
     path, checkpoint, train = training
     evil = [step for protocol in (0, 2) for step in opcodes(pickle.dumps(Payload(ran), protocol))[0]]
     path.write_bytes(with_pickle(zipped(checkpoint), lambda old: data.draw(changed_pickle(old, evil))))
+    sealed(path)
     safely(train)

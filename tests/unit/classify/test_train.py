@@ -1,3 +1,4 @@
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from classify.evaluate import evaluate_classifier
 from classify.schedule import Schedule
 from classify.train import ClassifierModel, collate, train_classifier
 from command.errors import WorkError
+from command.files import sha256_of
 
 # a second run in one folder within one second reuses mmengine's log; a real one comes from another process
 pytestmark = pytest.mark.filterwarnings("ignore:.*instance named of.*has been created:UserWarning")
@@ -143,7 +145,8 @@ def test_rate_without_milestones_is_a_half_cosine(rates_of):
         ({"batch_size": 10**9}, "batch_size: out of range, got 1000000000"),
         ({"warmup_iters": -1}, "warmup_iters: out of range, got -1"),
         ({"num_workers": -1}, "num_workers: out of range, got -1"),
-        ({"lr": 0.0}, "lr: out of range, got 0.0; expected a number above 0"),
+        ({"lr": 0.0}, "lr: out of range, got 0.0; expected above 0 and at most 1e"),
+        ({"lr": 1e308}, "lr: out of range, got 1e"),
         ({"lr": -0.1}, "lr: out of range, got -0.1"),
         ({"lr": float("nan")}, "lr: out of range, got nan"),
         ({"lr": float("inf")}, "lr: out of range, got inf"),
@@ -196,6 +199,12 @@ def test_a_checkpoint_holds_only_tensors_numbers_and_text(shapes, tiny_net, tmp_
     assert checkpoint["message_hub"]["log_scalars"] == {}
 
 
+def put(checkpoint, path):
+    """Replace a checkpoint and its hash, as one could who can write into the folder."""
+    torch.save(checkpoint, path)
+    path.with_name(f"{path.name}.sha256").write_text(sha256_of(path))
+
+
 def evil(folder):
     """Return an object that makes a file when it is unpickled, and the Python that makes the same file."""
     text = f"import pathlib; pathlib.Path({str(folder / 'ran')!r}).touch()"
@@ -236,7 +245,7 @@ def test_a_foreign_checkpoint_runs_nothing_when_a_training_resumes(shapes, tiny_
     with pytest.raises(KilledError):
         train_classifier(net, data, schedule, tmp_path, 0, progress=stop_at(5))
     path = tmp_path / "epoch_1.pth"
-    torch.save(plant(torch.load(path, weights_only=True), *evil(tmp_path)), path)
+    put(plant(torch.load(path, weights_only=True), *evil(tmp_path)), path)
     line = r"epoch_1\.pth: not a checkpoint of this training, got .*; delete it and give the same command again"
     with pytest.raises(WorkError, match=line) if is_refused else nullcontext():
         train_classifier(tiny_net(), data, schedule, tmp_path, 0)
@@ -258,7 +267,7 @@ def test_a_checkpoint_of_other_settings_is_refused(shapes, tiny_net, tmp_path, p
         train_classifier(tiny_net(), data, schedule, tmp_path, 0, progress=stop_at(5))
     checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
     change(checkpoint[part])
-    torch.save(checkpoint, tmp_path / "epoch_1.pth")
+    put(checkpoint, tmp_path / "epoch_1.pth")
     with pytest.raises(WorkError, match=rf"epoch_1\.pth: not a checkpoint of this training, got {what}; delete it"):
         train_classifier(tiny_net(), data, schedule, tmp_path, 0)
 
@@ -279,3 +288,18 @@ def test_batches_of_one_image_are_refused_for_batch_norm(pairs, on_one_pixel, tm
     data = pairs(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), [0, 1, 0, 1, 0])
     with pytest.raises(ValueError, match="batch_size: BatchNorm has one value per channel, got batches of one"):
         train_classifier(on_one_pixel, data, Schedule(1, 1, 0.1), tmp_path, 0)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_damaged_checkpoint_is_not_resumed_from(shapes, tiny_net, tmp_path, place):
+    data, schedule = image_folder(shapes, "train", 24), Schedule(4, 12, 0.01)
+    whole, resumed = tiny_net(), tiny_net()
+    train_classifier(whole, data, schedule, tmp_path / "whole", 0)
+    with pytest.raises(KilledError):
+        train_classifier(tiny_net(), data, schedule, tmp_path, 0, progress=stop_at(8))
+    content = bytearray((tmp_path / "epoch_2.pth").read_bytes())
+    content[int(place * len(content))] ^= 1
+    (tmp_path / "epoch_2.pth").write_bytes(content)
+    os.mkfifo(tmp_path / "epoch_9.pth")
+    train_classifier(resumed, data, schedule, tmp_path, 0)  # from epoch 1
+    assert equal_weights(resumed, whole)

@@ -181,3 +181,8 @@ def test_a_bug_is_one_line_even_without_space_for_its_trace(ended, monkeypatch):
     code, _, err = ended(KeyError("x"))
     assert (code, err.count("\n")) == (70, 1)
     assert "please report it; its trace cannot be written" in err
+
+
+def test_a_loop_of_links_is_failed_work(tmp_path, ended):
+    (tmp_path / "loop").symlink_to("loop")
+    assert exit_code_of(lambda: (tmp_path / "loop").resolve(strict=True)) == 1

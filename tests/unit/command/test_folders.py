@@ -102,3 +102,11 @@ def test_a_damaged_description_counts_as_another_training(tmp_path, content):
         pass
     with training_folder(tmp_path / "net.safetensors", {"lr": 1}, True) as folder:
         assert folder.is_dir()
+
+
+def test_checkpoints_without_a_description_count_as_another_training(tmp_path):
+    (tmp_path / "net.training").mkdir()
+    (tmp_path / "net.training/epoch_1.pth").touch()
+    refused = pytest.raises(ValueError, match="left by a training with another config")
+    with refused, training_folder(tmp_path / "net.safetensors", {"lr": 1}, False):
+        pass

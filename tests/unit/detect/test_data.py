@@ -7,7 +7,7 @@ from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
 from classify.data import check_folder, image_folder
-from detect.data import CocoSet, check_coco, fingerprint, num_crops, read_annotations, write_crops
+from detect.data import CocoSet, check_coco, crop_classes, fingerprint, num_crops, read_annotations, write_crops
 
 BOX = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0}
 TURNED = 6  # EXIF: the first row of the file is the right side of the picture
@@ -274,3 +274,8 @@ def test_a_crop_at_the_border_is_black_outside_the_image(write_coco, save_image,
     assert not crop[:2].any()
     assert not crop[:, :2].any()
     assert (crop[2:, 2:] == 255).all()
+
+
+def test_no_two_categories_share_a_folder_of_crops():
+    rows = [{"id": 1, "name": "a_b 2"}, {"id": 3, "name": "a/b"}, {"id": 2, "name": "a_b"}]
+    assert crop_classes(rows) == {1: "a_b 2", 3: "a_b", 2: "a_b 2 2"}

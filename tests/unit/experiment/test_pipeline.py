@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,18 @@ def test_the_order_of_patterns_counts():
     hashes = [{stage.hash for stage in plan(f"pruning.ratios={text}").stages} for text in (one, other)]
     cut = [stage for stage in plan(f"pruning.ratios={one}").stages if stage.name == "prune_classifier"]
     assert cut[0].hash in hashes[0] - hashes[1]
+
+
+def test_data_that_changes_while_a_stage_reads_it_gives_no_result(given, tmp_path, monkeypatch):
+    def step(job, folder, progress):
+        (folder / "checkpoints").mkdir()
+        move_box(tmp_path / "scenes/train/instances.json")
+        return {}
+
+    monkeypatch.setitem(STEPS, "train_detector", step)
+    store = StageStore(tmp_path / "stages")
+    stages = make_plan(read_config(QUICKSTART, given, ExperimentConfig), store).stages
+    stage = next(stage for stage in stages if stage.name == "train_detector")
+    with pytest.raises(RuntimeError, match="train_detector: its data was changed while it ran"):
+        store.run(replace(stage, inputs=()), lambda done, total: None)
+    assert list((tmp_path / "stages").iterdir()) == []
