@@ -67,7 +67,7 @@ class ShapesData(Part):
     """Generated images of coloured shapes."""
 
     type: Literal["shapes"] = "shapes"
-    num_train: int = Field(1200, ge=1, le=10**7)
+    num_train: int = Field(1200, ge=2, le=10**7)
     num_val: int = Field(300, ge=1, le=10**7)
     seed: Seed = 0
 

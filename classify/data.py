@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -83,6 +84,8 @@ def fingerprint(root: Path, split: str) -> str:
 def _loaded(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # Pillow would make everything above 255 white
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise WorkError(f"{path}: does not decode, {error}; replace or delete it") from error

@@ -13,8 +13,8 @@ OPTIMIZERS = ("AdamW", "Adam", "SGD")
 _BOUNDS = {
     "epochs": Bounds(1, 100_000),
     "batch_size": Bounds(1, 65_536),
-    "lr": Bounds(0, 1e30, is_open=True),
-    "weight_decay": Bounds(0, 1e30),
+    "lr": Bounds(1e-12, 1e30),
+    "weight_decay": Bounds(0, 1e6),
     "momentum": Bounds(0, 1),
     "warmup_iters": Bounds(0, 10**9),
     "max_grad_norm": Bounds(0, is_open=True),

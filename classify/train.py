@@ -139,7 +139,10 @@ def fit(
         **_resumption(work_dir),
     )
     with silent():
-        runner.train()
+        try:
+            runner.train()
+        except WorkError as error:  # with the trace in its message, if it comes from a process that loads data
+            raise WorkError(str(error).splitlines()[-1].removeprefix("command.errors.WorkError: ")) from error
     model.cpu().eval()
 
 

@@ -39,7 +39,6 @@ _DAMAGE = (
     cv2.error,
 )
 """What Pillow and OpenCV raise for damaged files."""
-_ORIENTATION = 274
 _NO_LOG = logging.NullHandler()
 
 
@@ -49,7 +48,7 @@ class ImageContent:
 
     sha256: str
     size: tuple[int, int]
-    """Width and height as it is loaded, rotated by its EXIF orientation."""
+    """Width and height as detectors load it: some formats are rotated by their EXIF orientation."""
 
 
 def image_from_file(path: str | Path) -> NDArray[np.uint8]:
@@ -79,7 +78,7 @@ def _examiner() -> str:
     """Return what decides whether an image can be used: another version may decide otherwise."""
     import PIL  # not needed by a deployed detector
 
-    return f"images 3, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+    return f"images 4, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
 
 
 def _size(about: str) -> tuple[int, int]:
@@ -95,8 +94,7 @@ def _examined(data: bytes) -> tuple[str | None, str]:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             image.load()
-            width, height = _upright_size(image)
-            return _further_fault(data, image), f"{width}x{height}"
+            return _read_by_opencv(data, image)
     except Image.UnidentifiedImageError:
         got = f"{len(data):,} bytes of another kind" if data else "an empty file"
         return f"does not decode, got {got}; expected a complete image, one of {', '.join(_FORMATS)}", ""
@@ -105,14 +103,6 @@ def _examined(data: bytes) -> tuple[str | None, str]:
         return f"has too many pixels, got {num_pixels:,}; expected at most {most:,}, scale it down", ""
     except _DAMAGE as error:
         return f"cut short or damaged, got {error!s:.200}; expected a complete image, get it again", ""
-
-
-def _upright_size(image: Any) -> tuple[int, int]:
-    """Return (w, h) as mmdet loads the image, rotated by its EXIF orientation; 5 to 8 are quarter turns."""
-    orientation = image.getexif().get(_ORIENTATION) if "exif" in image.info else 1
-    is_turned = isinstance(orientation, int) and 5 <= orientation <= 8
-    width, height = image.size
-    return (height, width) if is_turned else (width, height)
 
 
 def _has_png_end(data: bytes) -> bool:
@@ -126,11 +116,13 @@ def _has_png_end(data: bytes) -> bool:
     return False
 
 
-def _further_fault(data: bytes, image: Any) -> str | None:
-    """Return what is wrong with an image that Pillow has decoded: classifiers read with it, detectors with OpenCV."""
+def _read_by_opencv(data: bytes, image: Any) -> tuple[str | None, str]:
+    """Return what `_examined` does of an image that Pillow has decoded: detectors read with OpenCV."""
     if image.format == "PNG" and not _has_png_end(data):  # OpenCV would take gigabytes for some lengths of chunks
-        return "cut short, got a PNG without its end; expected a complete image, get it again"
-    if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None:
+        return "cut short, got a PNG without its end; expected a complete image, get it again", ""
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None:
         got = f"{image.format} of mode {image.mode}"
-        return f"does not decode in OpenCV, got {got}; expected a complete PNG or JPEG, convert it"
-    return None
+        return f"does not decode in OpenCV, got {got}; expected a complete PNG or JPEG, convert it", ""
+    height, width = decoded.shape[:2]  # turned by the orientation in EXIF for some formats only
+    return None, f"{width}x{height}"

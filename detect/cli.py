@@ -31,9 +31,10 @@ def train(
         from command.config import read_config
         from detect.commands import train_to_file
         from detect.config import DetectorTraining
+        from detect.model import files_at_risk
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
-    refuse_existing(force, out, out.with_suffix(".py"))
+    refuse_existing(force, *files_at_risk(out))
     train_to_file(settings, out, force, Console(stderr=True))
     closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", ["espalier", "deploy", "export", out])
 

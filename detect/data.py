@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from command.errors import MissingFileError, RequestError, WorkError
 from command.files import sha256_of, write_json
-from deploy.images import image_contents
+from deploy.images import image_contents, image_from_file
 
 __all__ = [
     "CocoSet",
@@ -176,8 +176,8 @@ def write_crops(coco: CocoSet, folder: Path) -> int:
         x, y, w, h = box["bbox"]
         side = 1.25 * max(w, h)
         left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
-        upright = _upright(coco.images / files[box["image_id"]])
-        crop = upright.crop((round(left), round(top), round(left + side), round(top + side)))
+        image = _as_detected(coco.images / files[box["image_id"]])
+        crop = image.crop((round(left), round(top), round(left + side), round(top + side)))
         crop.save(folder / names[box["category_id"]] / f"{i:07}.png", compress_level=1)
         num += 1
     return num
@@ -194,12 +194,12 @@ def crop_classes(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     return folders
 
 
-def _upright(path: Path) -> Image.Image:
+def _as_detected(path: Path) -> Image.Image:
+    """Return an image as detectors see it, to which its boxes belong."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise WorkError(f"{path}: does not decode, {error}; replace or delete it") from error
+        return Image.fromarray(image_from_file(path))
+    except RequestError as error:  # it decoded before the work
+        raise WorkError(f"{error}; replace or delete it") from error
 
 
 def _first_fault(error: ValidationError) -> str:

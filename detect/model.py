@@ -1,6 +1,7 @@
 """Faster R-CNN with our backbones: mmdet's stock config with a few changes, and its model files."""
 
 import copy
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ __all__ = [
     "build_detector",
     "config_of",
     "detector_config",
+    "files_at_risk",
     "load_detector",
     "load_from_model_file",
     "mmdet_config",
@@ -45,6 +47,9 @@ __all__ = [
     "settings_of",
     "transfer",
 ]
+
+_SEAL = "# Written by Espalier; SHA-256 of what follows: "
+"""Begins the config beside a model file."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,30 @@ def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subj
 
 def save_detector(path: str | Path, detector: nn.Module, card: ModelCard) -> None:
     """Write the model file, and beside it `<name>.py`, the config with which mmdet's own tools open it."""
+    text = mmdet_config(card).pretty_text
     with written_atomically(Path(path).with_suffix(".py")) as beside:  # first: the model file completes the pair
-        beside.write_text(mmdet_config(card).pretty_text, "utf-8")
+        beside.write_text(f"{_SEAL}{_sha256(text)}\n{text}", "utf-8")
     save_model(path, detector, card)
+
+
+def files_at_risk(path: Path) -> tuple[Path, ...]:
+    """Return the files that `save_detector` replaces.
+
+    A config as it was written, with no model file beside it, is not among them: it was left by a process that was
+    killed between the two.
+    """
+    config = path.with_suffix(".py")
+    is_left = not path.exists() and config.is_file() and _is_sealed(config.read_bytes())
+    return (path,) if is_left else (path, config)
+
+
+def _is_sealed(content: bytes) -> bool:
+    head, _, text = content.decode("utf-8", "replace").partition("\n")
+    return head == f"{_SEAL}{_sha256(text)}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:

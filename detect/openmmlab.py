@@ -14,9 +14,10 @@ install_ops()
 import mmdet
 from mmcv.cnn import fuse_conv_bn
 from mmcv.ops import RoIAlign
+from mmcv.transforms import LoadImageFromFile
 from mmdet.apis import inference_detector
 from mmdet.models import DetDataPreprocessor, FasterRCNN
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.utils import register_all_modules
 from mmengine.registry import DefaultScope
 
@@ -26,9 +27,11 @@ __all__ = [
     "DATASETS",
     "MODELS",
     "STOCK_FASTER_RCNN",
+    "TRANSFORMS",
     "DefaultScope",
     "DetDataPreprocessor",
     "FasterRCNN",
+    "LoadImageFromFile",
     "RoIAlign",
     "fuse_conv_bn",
     "inference_detector",

@@ -3,14 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 from torch import nn
 
 from classify.checkpoint import ModelCard
 from classify.schedule import Schedule
 from classify.train import Progress, fit
+from command.errors import WorkError
 from detect.data import CocoSet
+from detect.openmmlab import TRANSFORMS, LoadImageFromFile
 
-__all__ = ["coco_loader", "train_detector"]
+__all__ = ["LoadCheckedImage", "coco_loader", "train_detector"]
+
+
+@TRANSFORMS.register_module()
+class LoadCheckedImage(LoadImageFromFile):
+    """mmdet's reader of images, for those that decoded before the work."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add the image to mmdet's dictionary; raises WorkError if the file has been damaged since."""
+        try:
+            return dict(super().transform(results))
+        except (AssertionError, cv2.error) as error:
+            raise WorkError(f"{results['img_path']}: does not decode any more; replace or delete it") from error
 
 
 def train_detector(
@@ -36,7 +51,7 @@ def coco_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:
 def _dataset(card: ModelCard, coco: CocoSet, is_train: bool) -> dict[str, Any]:
     height, width = card.preprocessing.image_hw
     pipeline: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
+        {"type": "LoadCheckedImage"},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "Resize", "scale": (width, height), "keep_ratio": True},
     ]

@@ -158,6 +158,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 def main() -> None:
     """Run the command and end the process with its exit code; see `command.errors`."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for name in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS"):
+        os.environ.pop(name, None)  # torch would wait for ever for the threads that a config asks for
     sys.exit(exit_code_of(_parse_and_run))
 
 

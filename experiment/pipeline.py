@@ -3,7 +3,8 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from command.errors import WorkError
+from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import ORDERINGS, steps
@@ -126,9 +127,8 @@ class _Planner:
         job = Job(self.config, leaf.seed, leaf.prune_ratio, leaf.budget, self.data, source, reads)
 
         def work(folder: Path, progress: Report) -> Figures:
-            figures = STEPS[step](job, folder, progress)
-            self._check_unchanged(step, reads, folder)
-            return figures
+            with self._unchanged(step, reads, folder):
+                return STEPS[step](job, folder, progress)
 
         settings = {**self._read(reads), "num_threads": self.config.num_threads, **self._settings(step, leaf)}
         return Stage(step, settings, self._inputs(reads, parent), work, self._cost(step, leaf))
@@ -137,21 +137,39 @@ class _Planner:
         source, val = self.store.folder(parent), self.data.val_boxes
 
         def work(folder: Path, progress: Report) -> Figures:
-            figures = export(source, val.place, folder, self.config.num_threads, progress)
-            self._check_unchanged("evaluate_detector", (val,), folder)
-            return figures
+            with self._unchanged("evaluate_detector", (val,), folder):
+                return export(source, val.place, folder, self.config.num_threads, progress)
 
         runtime = {"onnxruntime": installed_versions()["onnxruntime"], "num_threads": self.config.num_threads}
         return Stage("export", {**self._read((val,)), **runtime}, self._inputs((val,), parent), work, cost=9.0)
 
-    def _check_unchanged(self, step: str, reads: tuple[Part[Any], ...], folder: Path) -> None:
-        """Raise WorkError if given data is not what the plan was made for; what was made of it is deleted."""
-        if not any(part.fingerprint for part in reads):
-            return
-        now = parts_read(step, self.config, plan_data(self.config, self.store))
-        if [part.fingerprint for part in now] != [part.fingerprint for part in reads]:
+    @contextmanager
+    def _unchanged(self, step: str, reads: tuple[Part[Any], ...], folder: Path) -> Iterator[None]:
+        """Raise WorkError, whatever else went wrong, if given data is not what the plan was made for.
+
+        What was made of it is deleted.
+        """
+        try:
+            yield
+        except Exception as error:
+            if fault := self._change(step, reads):
+                shutil.rmtree(folder)
+                raise WorkError(fault) from error
+            raise
+        if fault := self._change(step, reads):
             shutil.rmtree(folder)
-            raise WorkError(f"{step}: its data was changed while it ran, got another hash; give the same command again")
+            raise WorkError(fault)
+
+    def _change(self, step: str, reads: tuple[Part[Any], ...]) -> str | None:
+        if not any(part.fingerprint for part in reads):
+            return None
+        try:
+            now = parts_read(step, self.config, plan_data(self.config, self.store))
+        except (RequestError, OSError) as error:
+            return f"{step}: its data was changed while it ran; {error}"
+        if [part.fingerprint for part in now] == [part.fingerprint for part in reads]:
+            return None
+        return f"{step}: its data was changed while it ran, got another hash; give the same command again"
 
     def _read(self, parts: tuple[Part[Any], ...]) -> dict[str, Any]:
         """Return the setting that names the given data that a stage reads; generated data is among its inputs."""

@@ -49,6 +49,7 @@ def apply(
     """Cut channels from a classifier or a detector; `apply` may be left out."""
     with loading("torch and mmdet"):
         from command.config import read_config
+        from detect.model import files_at_risk
         from experiment.commands import prune_file, prune_table
         from experiment.config import PruneConfig
     settings = read_config(config, overrides or (), PruneConfig)
@@ -56,7 +57,7 @@ def apply(
     out = model_output(out, model.with_name(f"{model.stem}-{settings.label}.safetensors"))
     if out.resolve() == model.resolve():
         raise RequestError(f"--out {out}: is the dense model itself; expected another file")
-    refuse_existing(force, out, out.with_suffix(".py"))
+    refuse_existing(force, *files_at_risk(out))
     figures = prune_file(model, settings, out)
     if as_json:
         typer.echo(json.dumps(figures, indent=1))

@@ -103,6 +103,7 @@ def command(files, tiny_arguments):
             "run": tiny_arguments(out / "run", "orderings=()"),
             "train": ["classify", "train", files / "train.py", "--out", out / "net.safetensors"],
             "prune": ["prune", "l1_half", files / "net.safetensors", "--out", out / "slim.safetensors"],
+            "prune_detector": ["prune", "l1_half", files / "detector.safetensors", "--out", out / "slim.safetensors"],
             "export": ["deploy", "export", files / "detector.safetensors", "--out", out / "deployed"],
         }[kind]
 
@@ -137,7 +138,10 @@ def check_full(code, err, reason):
     assert reason in line
 
 
-@pytest.mark.parametrize(("kind", "num_kills", "longest_s"), [("run", 16, 2.5), ("train", 6, 0.8), ("export", 6, 1.5)])
+@pytest.mark.parametrize(
+    ("kind", "num_kills", "longest_s"),
+    [("run", 16, 2.5), ("train", 6, 0.8), ("prune_detector", 6, 1.0), ("export", 6, 1.5)],
+)
 def test_a_storm_of_kills_changes_nothing(run, command, tmp_path, kind, num_kills, longest_s):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, err = run(*command(kind, whole))

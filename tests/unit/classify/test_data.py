@@ -1,6 +1,7 @@
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -133,3 +134,9 @@ def test_a_fifo_among_images_is_refused_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "train/a/y.png")
     with pytest.raises(ValueError, match=r"y\.png: not a regular file, got prw.*; move or delete it"):
         fingerprint(tmp_path, "train")
+
+
+def test_sixteen_bits_of_grey_become_the_upper_eight(tmp_path):
+    folder = make_folders(tmp_path, "val/a") / "val/a"
+    Image.fromarray(np.full((16, 16), 0x80FF, np.uint16)).save(folder / "x.png")
+    assert set(image_folder(tmp_path, "val", 16)[0][0].flatten().tolist()) == {0x80}

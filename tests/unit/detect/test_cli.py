@@ -178,6 +178,19 @@ def test_existing_files_are_refused(config, tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_what_a_kill_left_is_written_again_unless_edited(config, trained, tmp_path):
+    out = tmp_path / "d.safetensors"
+    save_detector(out, *trained)
+    out.unlink()
+    invoke("train", config(), "--out", out)
+    assert out.is_file()
+    out.unlink()
+    with out.with_suffix(".py").open("a") as file:
+        file.write("# mine\n")
+    with pytest.raises(ValueError, match=r"d\.py: exists already; give another --out, or --force to replace it"):
+        invoke("train", config(), "--out", out)
+
+
 def test_eval_gives_the_figures_of_evaluate_detector(model, trained, scenes, tmp_path):
     result = invoke("eval", model, scenes.annotations, scenes.images, "--json")
     assert json.loads(result.stdout) == evaluate_detector(*trained, scenes, tmp_path / "evaluation")

@@ -279,3 +279,22 @@ def test_a_crop_at_the_border_is_black_outside_the_image(write_coco, save_image,
 def test_no_two_categories_share_a_folder_of_crops():
     rows = [{"id": 1, "name": "a_b 2"}, {"id": 3, "name": "a/b"}, {"id": 2, "name": "a_b"}]
     assert crop_classes(rows) == {1: "a_b 2", 3: "a_b", 2: "a_b 2 2"}
+
+
+@pytest.mark.parametrize(("kind", "is_turned"), [("JPEG", True), ("PNG", True), ("WEBP", False)])
+def test_boxes_and_crops_are_of_the_image_that_mmdet_loads(write_coco, kind, is_turned, tmp_path):
+    size_wh = (50, 100) if is_turned else (100, 50)
+    boxes = [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 40, 40], "area": 1600, "iscrowd": 0}]
+    row = {"id": 7, "file_name": "a.img", "width": size_wh[0], "height": size_wh[1]}
+    coco = write_coco(images=[row], annotations=boxes)
+    exif = Image.Exif()
+    exif[0x0112] = TURNED
+    picture = Image.new("RGB", (100, 50))
+    picture.paste((255, 255, 255), (0, 0, 50, 50))
+    picture.save(coco.images / "a.img", kind, exif=exif)
+    check_coco(coco)
+    loaded = LoadImageFromFile()({"img_path": str(coco.images / "a.img")})["img"]
+    assert loaded.shape == (size_wh[1], size_wh[0], 3)
+    write_crops(coco, tmp_path / "crops")
+    crop = np.asarray(Image.open(next((tmp_path / "crops").rglob("*.png"))))
+    assert np.abs(crop[5:45, 5:45].astype(int) - loaded[:40, :40]).max() < 20  # JPEG loses some

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from command.errors import WorkError
 from detect.data import CocoSet
 from detect.train import train_detector
 
@@ -111,3 +112,14 @@ def test_relative_paths_of_a_set_are_followed(tiny, scenes, schedule, tmp_path, 
     )
     train_detector(*tiny(), here, schedule, tmp_path, 0, lambda done, total: calls.append(done))
     assert calls == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [b"", b"x"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_damaged_since_it_was_checked_is_failed_work(
+    tiny, one_of_two_has_boxes, schedule, tmp_path, damage, num_workers
+):
+    (detector, card), schedule = tiny(), replace(schedule, num_workers=num_workers)
+    (one_of_two_has_boxes.images / "7.png").write_bytes(damage)
+    with pytest.raises(WorkError, match=r"^\S*7\.png: does not decode any more; replace or delete it$"):
+        train_detector(detector, replace(card, classes=tuple("abcdef")), one_of_two_has_boxes, schedule, tmp_path, 0)

@@ -386,3 +386,12 @@ def test_help_names_every_command_without_loading_torch():
 def test_every_group_of_commands_lists_them(room, commands):
     named = {line.split()[1] for line in invoke(room, "--help").stdout.splitlines() if line.startswith("│ ")}
     assert commands <= named
+
+
+@pytest.mark.parametrize("limit", [{"OMP_DYNAMIC": "true"}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_MAX_ACTIVE_LEVELS": "0"}])
+def test_limits_of_threads_in_the_environment_do_not_stop_a_training(tmp_path, limit):
+    (tmp_path / "c.py").write_text(f"{CONFIG}num_threads = 2\n")
+    espalier = [sys.executable, "-m", "espalier", "classify", "train", "c.py", "--out", "net.safetensors"]
+    environment = {**os.environ, **limit, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(espalier, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, read_card, save_model
 from classify.synthetic import SHAPES, write_shapes
 from command.config import read_config
+from command.errors import WorkError
 from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
 from experiment.config import ExperimentConfig
@@ -257,3 +258,30 @@ def test_data_that_changes_while_a_stage_reads_it_gives_no_result(given, tmp_pat
     with pytest.raises(RuntimeError, match="train_detector: its data was changed while it ran"):
         store.run(replace(stage, inputs=()), lambda done, total: None)
     assert list((tmp_path / "stages").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"images": [', b"[]"])
+def test_data_that_is_cut_short_while_a_stage_reads_it_is_failed_work(given, tmp_path, monkeypatch, damage):
+    def step(job, folder, progress):
+        (tmp_path / "scenes/train/instances.json").write_bytes(damage)
+        raise AssertionError("of a library")
+
+    monkeypatch.setitem(STEPS, "train_detector", step)
+    store = StageStore(tmp_path / "stages")
+    stages = make_plan(read_config(QUICKSTART, given, ExperimentConfig), store).stages
+    stage = next(stage for stage in stages if stage.name == "train_detector")
+    with pytest.raises(WorkError, match=r"train_detector: its data was changed while it ran; .*instances\.json: not "):
+        store.run(replace(stage, inputs=()), lambda done, total: None)
+    assert list((tmp_path / "stages").iterdir()) == []
+
+
+def test_a_fault_with_unchanged_data_stays_what_it_is(given, tmp_path, monkeypatch):
+    def step(job, folder, progress):
+        raise AssertionError("a bug")
+
+    monkeypatch.setitem(STEPS, "train_detector", step)
+    store = StageStore(tmp_path / "stages")
+    stages = make_plan(read_config(QUICKSTART, given, ExperimentConfig), store).stages
+    stage = next(stage for stage in stages if stage.name == "train_detector")
+    with pytest.raises(AssertionError, match="a bug"):
+        store.run(replace(stage, inputs=()), lambda done, total: None)
