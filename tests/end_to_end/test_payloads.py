@@ -21,6 +21,7 @@ from detect import DetectorSettings, new_detector, save_detector
 from detect.export import export_file
 from detect.export_config import ExportConfig
 from detect.synthetic import write_scenes
+from prune import prune_model
 
 pytestmark = pytest.mark.slow
 
@@ -156,15 +157,15 @@ def card_of(path):
 
 
 @pytest.fixture
-def in_turn(harmless):
-    """Write every content and run one command after the other on it: some are refused, some are read."""
+def each(harmless):
+    """Write every content and run every command on it: some are refused, some are read."""
 
     def run(contents, write, commands):
-        codes = set()
-        for content, words in zip(contents, itertools.cycle(commands), strict=False):
+        codes = {words: set() for words in commands}
+        for content, words in itertools.product(contents, commands):
             write(content)
-            codes.add(harmless(*words))
-        assert codes >= {0, 2}
+            codes[words].add(harmless(*words))
+        assert all(found >= {0, 2} for found in codes.values()), codes
 
     return run
 
@@ -177,38 +178,38 @@ BOTH = [
 
 
 @pytest.mark.parametrize("kind", ["detector", "classifier"])
-def test_a_card_runs_nothing(files, in_turn, tmp_path, kind):
+def test_a_card_runs_nothing(files, each, tmp_path, kind):
     source, coco = files / f"{kind}.safetensors", (files / "scenes/instances.json", files / "scenes/images")
     commands = {
         "detector": [
             ("detect", "eval", "x.safetensors", *coco),
-            ("detect", "predict", "x.safetensors", coco[1] / "00000.png", "--out", "seen"),
+            ("detect", "predict", "x.safetensors", coco[1] / "00000.png", "--out", "seen", "--force"),
             ("deploy", "bench", "x.safetensors", "--rounds", "1", "--warmup", "0", "--out", "record.json", "--force"),
         ],
         "classifier": [("classify", "eval", "x.safetensors", files / "shapes")],
     }[kind]
     cards = variants(card_of(source), tmp_path)
-    in_turn(cards, lambda card: with_card(source, tmp_path / "x.safetensors", card), [*commands, *BOTH])
+    each(cards, lambda card: with_card(source, tmp_path / "x.safetensors", card), [*commands, *BOTH])
 
 
-def test_a_deployed_folder_runs_nothing(files, in_turn, tmp_path):
+def test_a_deployed_folder_runs_nothing(files, each, tmp_path):
     coco = (files / "scenes/instances.json", files / "scenes/images")
     commands = [
         ("deploy", "eval", "d", *coco),
-        ("deploy", "predict", "d", coco[1] / "00000.png", "--out", "seen"),
+        ("detect", "predict", "d", coco[1] / "00000.png", "--out", "seen", "--force"),
         ("deploy", "package", "d", "--out", "repository", "--force"),
     ]
     shutil.copytree(files / "deployed", tmp_path / "d")
     description = tmp_path / "d/deploy.json"
     contents = variants(json.loads(description.read_text()), tmp_path)
-    in_turn(contents, lambda content: description.write_text(json.dumps(content)), commands)
+    each(contents, lambda content: description.write_text(json.dumps(content)), commands)
 
 
-def test_annotations_run_nothing(files, in_turn, tmp_path):
+def test_annotations_run_nothing(files, each, tmp_path):
     coco = json.loads((files / "scenes/instances.json").read_text())
     contents = variants({**coco, "annotations": coco["annotations"][:1]}, tmp_path)
     command = ("detect", "eval", files / "detector.safetensors", "x.json", files / "scenes/images")
-    in_turn(contents, lambda content: (tmp_path / "x.json").write_text(json.dumps(content)), [command])
+    each(contents, lambda content: (tmp_path / "x.json").write_text(json.dumps(content)), [command])
 
 
 class Payload:
@@ -254,13 +255,20 @@ def in_external_data(model, text):
 
 
 @pytest.mark.parametrize("plant", [in_names, in_metadata, in_domain, in_external_data])
-@pytest.mark.parametrize("words", [("bench", "--rounds", "1", "--out", "r.json", "--force"), ("build", "--force")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bench", "x.onnx", "--rounds", "1", "--out", "r.json", "--force"),
+        ("build", "x.onnx", "--force"),
+        ("explain", "x.onnx", "x.onnx", "--rounds", "1"),
+    ],
+)
 def test_an_onnx_file_runs_nothing(files, harmless, tmp_path, plant, words):
     for text in (text for text in payloads(tmp_path) if isinstance(text, str)):
         model = onnx.load(files / "deployed/model.onnx")
         plant(model, text)
         onnx.save(model, tmp_path / "x.onnx")
-        code = harmless("deploy", words[0], "x.onnx", *words[1:])
+        code = harmless("deploy", *words)
         assert code == 0 or plant in (in_domain, in_external_data)
 
 
@@ -269,13 +277,24 @@ def test_a_picture_that_is_a_program_is_refused(files, harmless, tmp_path):
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n(%pipe%touch ran) (w) file\n"
     (tmp_path / "shapes/val/circle/00000.png").write_bytes(program)
     assert harmless("classify", "eval", files / "classifier.safetensors", "shapes") == 2
-    assert harmless("deploy", "predict", files / "deployed", "shapes/val/circle", "--out", "seen") in (1, 2)
+    assert harmless("detect", "predict", files / "deployed", "shapes/val/circle", "--out", "seen", "--force") in (1, 2)
 
 
-def test_results_run_nothing(in_turn, tmp_path):
+def test_a_prune_spec_runs_nothing(files, each, tmp_path):
+    spec = prune_model(build_classifier(Architecture("resnet18", 3)), (torch.zeros(1, 3, 64, 64),), 0.5).spec
+    write, command = (
+        (tmp_path / "x.json").write_text,
+        ("prune", "show", "x.json", "--backbone", "resnet18", "--num-classes", "3"),
+    )
+    content = json.loads(spec.to_json())
+    some = itertools.islice(variants(content, tmp_path), 0, None, 15)
+    each([content, *some], lambda value: write(json.dumps(value)), [command])
+
+
+def test_results_run_nothing(each, tmp_path):
     results = json.loads((ROOT / "benchmarks/photos-cpu/results.json").read_text())
     write = (tmp_path / "results.json").write_text
-    in_turn(variants(results, tmp_path), lambda content: write(json.dumps(content)), [("report", tmp_path, "--json")])
+    each(variants(results, tmp_path), lambda content: write(json.dumps(content)), [("report", tmp_path, "--json")])
 
 
 def test_an_engine_s_sidecar_runs_nothing(files, harmless, tmp_path):

@@ -126,8 +126,8 @@ def test_a_misspelt_key_is_reported_before_the_one_it_leaves_missing(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.num_train=0", "data.num_train: Input should be greater than or equal to 1, got 0"),
-        ("schedule.lr=-1", "schedule.lr: out of range, got -1.0; expected above 0 and at most 1e+30"),
+        ("data.num_train=1", "data.num_train: Input should be greater than or equal to 2, got 1"),
+        ("schedule.lr=-1", "schedule.lr: out of range, got -1.0; expected at least 1e-12 and at most 1e+30"),
         ("start.name=resnet9", "start.name: unknown, got 'resnet9'; expected one of convnext_tiny, densenet121,"),
         ("data.type=cifar", "data.type: unknown, got 'cifar'; expected one of 'shapes', 'folder'"),
     ],
