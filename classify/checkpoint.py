@@ -19,6 +19,7 @@ from classify.backbones import Architecture, Widths, build_classifier, weightles
 from classify.data import MEAN, STD
 from command.errors import RequestError, WorkError, is_of_the_machine
 from command.files import existing_file, written_atomically
+from deploy.ranges import check_finite
 from prune.cut.spec import PruneSpec
 
 __all__ = [
@@ -198,9 +199,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, 
         optional: Name prefixes (a head) that may be missing or have another shape; the model keeps its own.
 
     Raises:
-        RequestError: If a name or shape differs.
+        RequestError: If a name or shape differs, or a weight is not finite.
     """
     fits = _fitting(model, weights, subject, optional)
+    check_finite(subject, fits, "train again")
     model.load_state_dict(fits, strict=False)
 
 

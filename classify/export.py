@@ -41,11 +41,10 @@ def export_classifier(
         WorkError: If the file does not give what PyTorch gives.
     """
     net, card = load_classifier(model)
-    check_finite(model, net, "train anew")
     graph = ClassScores(net, _DTYPES[precision])
     examples = [{"image": (torch.rand(batch, 3, *card.preprocessing.image_hw) * 255).to(getattr(torch, image))}]
     in_precision = f"{model} in {precision}"
-    check_finite(in_precision, graph, "take bf16 or fp32")
+    check_finite(in_precision, graph.state_dict(), "take bf16 or fp32")
     check_range(in_precision, graph, examples)
     images = f"{batch} random image{'s' if batch > 1 else ''}"
     comparison = Comparison(examples, images, reference=ClassScores(net, torch.float32))

@@ -42,8 +42,13 @@ def written_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path`, which becomes `path` when the block ends and vanishes when it raises.
 
     Missing parent folders are made. Once `path` has its name, its content is on the disk, power loss or not.
+
+    Raises:
+        RequestError: If `path` is a folder, or a folder above it is a file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise RequestError(f"{path}: is a folder; expected a file, or a new name")
     make_folder(path.parent)
     _delete_leftovers(path)
     beside = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")

@@ -17,9 +17,9 @@ _FP16_MAX = torch.finfo(torch.float16).max
 _LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d)  # sums between them are checked as their inputs
 
 
-def check_finite(subject: Path | str, net: nn.Module, remedy: str) -> None:
+def check_finite(subject: Path | str, weights: Mapping[str, Tensor], remedy: str) -> None:
     """Raise RequestError at the first weight that is not finite."""
-    for name, tensor in net.state_dict().items():
+    for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise RequestError(
                 f"{subject}: weight {name} is not finite, got NaN or infinity; expected numbers, {remedy}"

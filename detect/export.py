@@ -103,7 +103,6 @@ def module_from_file(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
 def _export_detector(
     detector: Any, card: ModelCard, model: Path, settings: ExportConfig, folder: Path, mmdet: str | None
 ) -> Exported:
-    check_finite(model, detector, "train again")
     image_hw, precision = card.preprocessing.image_hw, settings.precision
     examples, images, quantize = _inputs(settings.input_hw or image_hw, settings)
     found = reference_of(detector, image_hw, examples, settings.input_hw)
@@ -126,7 +125,7 @@ def _export_detector(
     plain = graph_in(_DTYPES[precision])
     graph = ScalingDetector(plain, settings.input_hw) if settings.input_hw else plain
     in_precision = f"{model} in {precision}"
-    check_finite(in_precision, graph, "use bf16 or fp32")
+    check_finite(in_precision, graph.state_dict(), "use bf16 or fp32")
     check_range(in_precision, graph, examples)
     origin = Origin(
         "detector",

@@ -28,7 +28,7 @@ Figures = dict[str, Any]
 Report = Callable[[int, int], None]
 """Called with progress: parts done, parts in total."""
 
-_VERSION = 3  # raise it when a stage's result would change for the same inputs
+_VERSION = 4  # raise it when a stage's result would change for the same inputs
 
 CHECKPOINTS = "checkpoints"
 """Folder inside a stage for logs, and for what only a resumed stage needs; deleted when the stage is finished."""
@@ -85,6 +85,8 @@ class _Record(BaseModel):
     figures: Figures
     files: dict[str, _File]
     """All other files in the folder, by their path in it."""
+    folders: list[str]
+    """All folders in it: an empty one may be a class."""
     sha256: str = ""
     """Hash of the fields above."""
 
@@ -92,7 +94,7 @@ class _Record(BaseModel):
     def content(self) -> str:
         """Hash of what the stage wrote, the same in a run that was moved: `deploy.json` holds paths."""
         hashes = {name: file.sha256 for name, file in self.files.items() if name != DEPLOYMENT}
-        return hashlib.sha256(json.dumps([hashes, self.figures], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([hashes, self.folders, self.figures], sort_keys=True).encode()).hexdigest()
 
     def sealed(self) -> "_Record":
         """Return the record with its own hash."""
@@ -124,8 +126,12 @@ class StageStore:
         Raises:
             RequestError: If a file is missing or was changed; the message names it and the folder to delete.
         """
-        for stage in filter(self.is_finished, stages):
-            self._check_folder(self.folder(stage), stage, is_quick)
+        for stage in stages:
+            for place in (self.folder(stage), self._partial(stage)):
+                if place.is_symlink() or (place.exists() and not place.is_dir()):
+                    raise RequestError(f"{place}: not a folder that a run made; {_remedy(place)}")
+            if self.is_finished(stage):
+                self._check_folder(self.folder(stage), stage, is_quick)
 
     def _check_folder(self, folder: Path, stage: Stage, is_quick: bool = False) -> None:
         record = _record_in(folder)
@@ -133,9 +139,10 @@ class StageStore:
             raise RequestError(f"{folder / _RECORD}: of another stage, got {record.hash}; {_remedy(folder)}")
         for name, written in record.files.items():
             _check_file(folder, name, written, is_quick)
-        added = [path for path in _paths_in(folder) if path.relative_to(folder).as_posix() not in record.files]
+        files, folders = _paths_in(folder)
+        added = sorted({*files} - {*record.files} | {*folders} ^ {*record.folders})
         if added:
-            raise RequestError(f"{added[0]}: not written by the stage, got a new file; {_remedy(folder)}")
+            raise RequestError(f"{folder / added[0]}: not as the stage wrote it, added or missing; {_remedy(folder)}")
         for parent in filter(self.is_finished, stage.inputs):
             if record.inputs.get(self.folder(parent).name) != _record_in(self.folder(parent)).content:
                 raise RequestError(f"{folder}: made from another {self.folder(parent).name}; {_remedy(folder)}")
@@ -150,15 +157,18 @@ class StageStore:
 
     def run(self, stage: Stage, progress: Report) -> None:
         """Do the stage's work, or the unfinished rest of it."""
-        folder = self.folder(stage)
-        partial = folder.with_name(folder.name + ".partial")
+        folder, partial = self.folder(stage), self._partial(stage)
         partial.mkdir(parents=True, exist_ok=True)
         if (partial / _RECORD).is_file():  # it was killed before it was renamed
             self._check_folder(partial, stage)
         else:
+            _delete_all_but(CHECKPOINTS, partial)
             self._work(stage, partial, progress)
         partial.rename(folder)
         flush_entry(self.root)
+
+    def _partial(self, stage: Stage) -> Path:
+        return self.root / f"{self.folder(stage).name}.partial"
 
     def _work(self, stage: Stage, folder: Path, progress: Report) -> None:
         started = time.monotonic()
@@ -168,6 +178,7 @@ class StageStore:
             raise WorkError(f"{stage.name}: {error}") from error
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # only needed to resume after a kill
         flush(folder)
+        files, folders = _paths_in(folder)
         record = _Record(
             name=stage.name,
             hash=stage.hash,
@@ -175,7 +186,8 @@ class StageStore:
             inputs={self.folder(parent).name: _record_in(self.folder(parent)).content for parent in stage.inputs},
             wall_s=round(time.monotonic() - started, 1),
             figures=figures,
-            files=_files_in(folder),
+            files={name: _as_written(folder / name) for name in files},
+            folders=folders,
         )
         write_json(folder / _RECORD, record.sealed().model_dump())
 
@@ -196,13 +208,23 @@ def _record_in(folder: Path) -> _Record:
     return record
 
 
-def _files_in(folder: Path) -> dict[str, _File]:
-    return {path.relative_to(folder).as_posix(): _as_written(path) for path in _paths_in(folder)}
+def _paths_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the paths of all files but the record, and of all folders, relative to the folder."""
+    files: list[str] = []
+    folders: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        inside = folders if path.is_dir() and not path.is_symlink() else files
+        inside.append(path.relative_to(folder).as_posix())
+    return [name for name in files if name != _RECORD], folders
 
 
-def _paths_in(folder: Path) -> list[Path]:
-    """Return all files but the record."""
-    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / _RECORD)
+def _delete_all_but(kept: str, folder: Path) -> None:
+    """Delete what a killed process, or anybody else, left in a folder that is to be filled again."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name != kept:
+            shutil.rmtree(path)
+        elif path.name != kept:
+            path.unlink()
 
 
 def _as_written(path: Path) -> _File:

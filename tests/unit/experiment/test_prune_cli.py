@@ -64,7 +64,7 @@ def test_weight_that_is_not_finite_is_named(refused, tmp_path):
     with torch.no_grad():
         net.layer2[0].conv1.weight[0, 0, 0, 0] = float("nan")
     message = refused(save_classifier(tmp_path / "nan.safetensors", net))
-    assert "layer2.0.conv1.weight: a weight is not finite, got nan; expected a trained model" in message
+    assert "weight layer2.0.conv1.weight is not finite, got NaN or infinity; expected numbers, train again" in message
 
 
 def test_table_warns_when_nothing_was_cut(classifier, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -147,11 +148,60 @@ def test_a_copied_run_is_still_what_it_was(tmp_path):
     StageStore(tmp_path / "b").check([one], is_quick=True)
 
 
-def test_a_file_added_to_a_stage_is_refused(tmp_path):
-    store, one, folder = written(tmp_path)
-    (folder / "added").touch()
-    with pytest.raises(ValueError, match=rf"added: not written by the stage, got a new file; delete {folder}"):
+@pytest.fixture
+def classes(tmp_path):
+    """A finished stage of an image folder with an empty class."""
+
+    def work(folder, progress):
+        for name in ("cat", "dog"):
+            (folder / name).mkdir()
+        (folder / "cat/a.png").write_bytes(b"pixels")
+        return {}
+
+    store = StageStore(tmp_path / "stages")
+    one = stage("images", work=work)
+    store.run(one, nothing)
+    store.check([one])
+    return store, one, store.folder(one)
+
+
+@pytest.mark.parametrize(
+    ("name", "add"),
+    [
+        ("added", Path.touch),
+        (".ipynb_checkpoints", Path.mkdir),
+        ("cat/thumbnails", Path.mkdir),
+        ("link", lambda path: path.symlink_to("/usr")),
+        ("dangling", lambda path: path.symlink_to("/nowhere")),
+        ("dog", Path.rmdir),
+    ],
+)
+def test_what_was_added_to_a_stage_or_removed_is_named(classes, name, add):
+    store, one, folder = classes
+    add(folder / name)
+    with pytest.raises(ValueError, match=rf"{name}: not as the stage wrote it, added or missing; delete {folder}"):
+        store.check([one], is_quick=True)
+
+
+@pytest.mark.parametrize("ending", ["", ".partial"])
+@pytest.mark.parametrize("put", [Path.touch, lambda path: path.symlink_to("/nowhere"), lambda p: p.symlink_to("/usr")])
+def test_what_is_no_folder_of_a_run_is_refused_before_work(tmp_path, ending, put):
+    store, one = StageStore(tmp_path), stage()
+    place = Path(f"{store.folder(one)}{ending}")
+    put(place)
+    with pytest.raises(ValueError, match=rf"{place}: not a folder that a run made; delete {place} and give"):
         store.check([one])
+
+
+def test_what_a_killed_process_left_does_not_enter_the_stage(classes):
+    store, one, folder = classes
+    partial = folder.rename(f"{folder}.partial")
+    (partial / "stage.json").rename(partial / ".stage.json.host-4999999.tmp")
+    (partial / "cat/b.png").touch()
+    (partial / "link").symlink_to("/usr")
+    store.run(one, nothing)
+    store.check([one])
+    assert {path.name for path in folder.rglob("*")} == {"cat", "dog", "a.png", "stage.json"}
 
 
 def test_a_stage_killed_before_its_renaming_is_checked(tmp_path):
