@@ -1,7 +1,8 @@
 """Write the tables in the documents from their records, so that no figure is typed by hand.
 
 Run:     python benchmarks/tables.py
-A table is between `<!-- table: RECORD.json -->` and `<!-- end of table -->` in any Markdown file.
+A table is between `<!-- table: RECORD.json -->` and `<!-- end of table -->` in any Markdown file. A record may hold
+more than one: `RECORD.json#NAME`.
 """
 
 import json
@@ -12,12 +13,12 @@ from deploy import load_record, table_from_record
 from experiment.report import table_markdown
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: ([^\s#]+)#?(\S*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
     """Return the document with every table rewritten from its record; record paths are relative to the project root."""
-    return BLOCK.sub(lambda match: f"{match[1]}{_table(ROOT / match[2]).strip()}\n{match[3]}", text)
+    return BLOCK.sub(lambda match: f"{match[1]}{_table(ROOT / match[2], match[3]).strip()}\n{match[4]}", text)
 
 
 def documents() -> list[Path]:
@@ -25,8 +26,9 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
-def _table(record: Path) -> str:
+def _table(record: Path, name: str) -> str:
     content = json.loads(record.read_text())
+    content = content[name] if name else content
     if "columns" in content:
         return _markdown([content["columns"], ["---"] * len(content["columns"]), *content["table"]])
     return table_markdown(content) if "rows" in content else table_from_record(load_record(record))

@@ -14,6 +14,7 @@ from detect.model import build_detector, config_of, settings_of
 from prune.choose.criteria import Criterion
 from prune.choose.recipe import Recipe, resolved
 from prune.cost import Cost, cost_of
+from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model
 from prune.pruning import Pruned, prune_model
 
@@ -42,7 +43,7 @@ def prune_detector(
     that prune a classifier.
 
     Args:
-        detector: mmdet's Faster R-CNN around a dense `TrunkBackbone`.
+        detector: mmdet's Faster R-CNN around a `TrunkBackbone`, dense or slim.
         card: Its card.
         recipe: What to cut; a number is the `prune_ratio` of a recipe whose other fields are given by name. Patterns
             use the classifier's names for the backbone's layers, and the detector's for others (`neck.*`). A limit is
@@ -53,9 +54,8 @@ def prune_detector(
         fields: Fields of `Recipe`, if no recipe is given.
 
     Raises:
-        RequestError: If the detector is slim already, a part is unknown, or the recipe does not fit.
+        RequestError: If a part is unknown, or the recipe does not fit.
     """
-    card.check_dense("detector")
     for name in parts:
         if name not in PARTS:
             raise RequestError(f"parts: unknown, got {name!r}; expected any of {list(PARTS)}")
@@ -137,14 +137,21 @@ def _cost(detector: nn.Module, card: ModelCard) -> Cost:
 
 
 def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard]:
-    """Return the slim detector, built from its config, and its card."""
-    in_backbone = pruned.spec.under(_BACKBONE)
+    """Return the slim detector, built from its config, and its card, whose spec counts from the dense detector."""
+    spec = pruned.spec.after(_spec_in_detector(card))
+    in_backbone = spec.under(_BACKBONE)
     backbone = replace(card.backbone, widths=in_backbone.widths())
-    outside = {name: cut for name, cut in pruned.spec.layers.items() if not name.startswith(_BACKBONE)}
+    outside = {name: cut for name, cut in spec.layers.items() if not name.startswith(_BACKBONE)}
     if all(cut.kept_out is None for cut in outside.values()):
         outside = {}  # the neck's inputs follow the backbone
-    spec = json.loads(replace(in_backbone, layers={**in_backbone.layers, **outside}).to_json())
-    slim_card = replace(card, backbone=backbone, widths=replace(pruned.spec, layers=outside).widths(), spec=spec)
+    written = json.loads(PruneSpec({**in_backbone.layers, **outside}).to_json())
+    slim_card = replace(card, backbone=backbone, widths=PruneSpec(outside).widths(), spec=written)
     slim = build_detector(config_of(slim_card))
     slim.load_state_dict(slim_model(detector, pruned.spec).state_dict())
     return slim, slim_card
+
+
+def _spec_in_detector(card: ModelCard) -> PruneSpec:
+    """Return what made the detector slim, in its own names; empty for a dense one."""
+    layers = card.prune_spec.layers if card.prune_spec else {}
+    return PruneSpec({_layer_in_detector(name): cut for name, cut in layers.items()})

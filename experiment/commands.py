@@ -9,12 +9,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from classify.backbones import build_classifier
 from classify.checkpoint import ModelCard, load_classifier, read_card, save_model
 from classify.provenance import provenance
 from command.errors import RequestError
 from deploy.text import printable
 from detect.fixed_shape import FixedShapeDetector
-from detect.model import load_detector, save_detector
+from detect.model import build_detector, config_of, load_detector, save_detector
 from experiment.config import PruneConfig
 from experiment.cutting import cut_by_config
 from prune.choose.presets import PRESETS
@@ -29,17 +30,18 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: If the model, or the data that its criterion measures on, is missing.
-        RequestError: If the model is slim already, or config or data do not fit it.
+        RequestError: If config or data do not fit the model.
 
     Returns:
-        `kind`; `macs`, `params` and `activations` with those of the dense model; `num_rounded`, the channels that
-        rounding to `round_to` added; and `groups`: layers, channels and reason of each.
+        `kind`; `macs`, `params` and `activations` with those of the dense architecture; `num_rounded`, the channels
+        that rounding to `round_to` added; and `groups`: layers, channels and reason of each.
     """
     card = read_card(model)
     _check_fits(model, card, config)
     is_detector = card.kind == "detector"
-    dense, card = load_detector(model) if is_detector else load_classifier(model)
-    (slim, slim_card, pruned), data = cut_by_config(dense, card, config, model)
+    given, card = load_detector(model) if is_detector else load_classifier(model)
+    (slim, slim_card, pruned), data = cut_by_config(given, card, config, model)
+    dense = _dense(card) if card.is_slim else given
     figures = {
         **_costs(_cost(dense, card), _cost(slim, slim_card)),
         "round_to": config.recipe.round_to,
@@ -73,11 +75,11 @@ def prune_table(figures: dict[str, Any]) -> Table:
 
 
 def _check_fits(model: Path, card: ModelCard, config: PruneConfig) -> None:
-    """Raise RequestError if the model is slim already, or not the network that the preset is for."""
-    card.check_dense(model)
+    """Raise RequestError if the model is not the dense network that the preset is for, or has no such parts."""
     if card.kind != "detector" and config.parts != ("backbone",):
         raise RequestError(f"parts: not used with a {card.kind}, got {model}; expected none")
     if config.preset:
+        card.check_dense(model)
         name, base = card.backbone.name, card.backbone.base_channels
         expected = PRESETS[config.preset].backbone
         if (name, base) != (expected, 64):
@@ -104,6 +106,12 @@ def _costs(dense: Cost, slim: Cost) -> dict[str, Any]:
         "dense_activations": before,
         "activations": after,
     }
+
+
+def _dense(card: ModelCard) -> nn.Module:
+    """Return the dense network of the architecture, with random weights."""
+    card = replace(card, backbone=replace(card.backbone, widths={}), widths={})
+    return build_detector(config_of(card)) if card.kind == "detector" else build_classifier(card.backbone)
 
 
 def _cost(model: nn.Module, card: ModelCard) -> Cost:

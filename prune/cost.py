@@ -4,16 +4,16 @@ The convention, everywhere in the project: `macs` are multiply-adds of convoluti
 biases, normalisation, activations and pooling count nothing. `params` are all parameters, shared ones once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prune.follow.nodes import is_producer
-from prune.modes import evaluating
+from prune.private import Call, Inputs, PrivateModel
 
 __all__ = ["Cost", "LayerCost", "cost_of"]
 
@@ -37,28 +37,20 @@ class Cost:
     layers: dict[str, LayerCost]
 
 
-def cost_of(model: nn.Module, example_inputs: tuple[Any, ...]) -> Cost:
-    """Count one forward pass in eval mode; the mode of every module is restored afterwards.
+def cost_of(model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str, Any] | None = None) -> Cost:
+    """Count one forward pass in eval mode, of a copy.
 
     Args:
-        model: Any module.
+        model: Any module; it is only read.
         example_inputs: Positional arguments of `model`, of batch size 1.
+        example_kwargs: Arguments by name.
     """
     layers: dict[str, LayerCost] = {}
-    with evaluating(model), _counting(model, layers), torch.no_grad():
-        model(*example_inputs)
-    return Cost(
-        macs=sum(layer.macs for layer in layers.values()),
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        layers=layers,
-    )
 
-
-@contextmanager
-def _counting(model: nn.Module, layers: dict[str, LayerCost]) -> Iterator[None]:
-    def count(name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def count(name: str, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+        read, *_ = (*args, *kwargs.values())
         weights_per_row = next(layer.parameters())[0].numel()  # what one output reads; transposed: what one input feeds
-        elements = inputs[0].numel() if getattr(layer, "transposed", False) else output.numel()
+        elements = read.numel() if getattr(layer, "transposed", False) else output.numel()
         before = layers.get(name, LayerCost(0, 0, 0))  # a shared head runs once per level
         layers[name] = LayerCost(
             macs=before.macs + elements * weights_per_row,
@@ -66,13 +58,13 @@ def _counting(model: nn.Module, layers: dict[str, LayerCost]) -> Iterator[None]:
             activations=before.activations + output.numel(),
         )
 
-    hooks = [
-        module.register_forward_hook(lambda layer, inputs, output, name=name: count(name, layer, inputs, output))
-        for name, module in model.named_modules()
-        if is_producer(module)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    private = PrivateModel(model)
+    for name, module in private.model.named_modules():
+        if is_producer(module):
+            module.register_forward_hook(partial(count, name), with_kwargs=True)
+    private.run(Call.of(example_inputs, example_kwargs), torch.no_grad())
+    return Cost(
+        macs=sum(layer.macs for layer in layers.values()),
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        layers=layers,
+    )

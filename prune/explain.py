@@ -7,18 +7,18 @@ measurement.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from command.errors import RequestError
 from prune.cost import Cost, cost_of
 from prune.cut.spec import layer_of, layer_widths
 from prune.follow.groups import find_groups, is_producer
 from prune.layer_rows import LAG, MEMORY_BOUND, Finding, LayerRow, padded
-from prune.modes import evaluating
+from prune.private import Call, PrivateModel
 
 __all__ = ["Explanation", "explain", "untouched_reasons"]
 
@@ -140,12 +140,12 @@ def _row(name: str, layers: tuple[Any, Any], costs: tuple[Cost, Cost], moved: tu
     )
 
 
-def _type(layer: nn.Module) -> str:
-    if not isinstance(layer, _ConvNd):
+def _type(layer: Any) -> str:
+    if isinstance(layer, nn.Linear):
         return "linear"
     kernel = "x".join(map(str, layer.kernel_size))
     if layer.groups == 1:
-        return f"transposed conv {kernel}" if layer.transposed else f"conv {kernel}"
+        return f"transposed conv {kernel}" if getattr(layer, "transposed", False) else f"conv {kernel}"
     return f"depthwise {kernel}" if layer.groups == layer.in_channels else f"conv {kernel} in {layer.groups} groups"
 
 
@@ -157,17 +157,11 @@ def _bytes_moved(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str,
         elements = inputs[0].numel() + output.numel() + sum(parameter.numel() for parameter in layer.parameters())
         moved[name] = moved.get(name, 0) + BYTES_PER_ELEMENT * elements
 
-    hooks = [
-        module.register_forward_hook(lambda layer, inputs, output, name=name: count(name, layer, inputs, output))
-        for name, module in model.named_modules()
-        if is_producer(module)
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    private = PrivateModel(model)
+    for name, module in private.model.named_modules():
+        if is_producer(module):
+            module.register_forward_hook(partial(count, name))
+    private.run(Call.of(example_inputs), torch.no_grad())
     return moved
 
 

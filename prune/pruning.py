@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from command.errors import RequestError
 from prune.choose.allocate import Ranked, Share, allocate, must_stay
@@ -13,9 +13,11 @@ from prune.choose.forecast import Forecast
 from prune.choose.recipe import Recipe, resolved
 from prune.cost import Cost, cost_of
 from prune.cut.spec import PruneSpec
-from prune.cut.surgery import slim_model
-from prune.cut.verify import fault_of, finite_weights
-from prune.follow.groups import Group, find_groups
+from prune.cut.surgery import slim_model, unchanged_widths
+from prune.cut.verify import fault_of, finite_weights, first_layer_apart
+from prune.follow.groups import Group, groups_of
+from prune.follow.trace import check_kind, traced
+from prune.private import Call, Inputs, bookkeeping
 
 __all__ = ["Decision", "Pruned", "Scored", "prune_model"]
 
@@ -50,6 +52,14 @@ class Pruned:
         return tuple(decision for decision in self.decisions if decision.reason)
 
     @property
+    def unchanged_widths(self) -> dict[str, int]:
+        """Attributes of the slim model, by their path, that still hold an old width of a layer cut below them.
+
+        Those that hold a width for the forward pass, or belong to a cut layer, were updated; these may have other uses.
+        """
+        return unchanged_widths(self.model, self.spec)
+
+    @property
     def num_rounded(self) -> int:
         """How many channels rounding added, minus those it removed."""
         return sum(d.num_kept - d.before_rounding for d in self.decisions if d.before_rounding is not None)
@@ -60,6 +70,7 @@ def prune_model(
     example_inputs: tuple[Any, ...],
     recipe: Recipe | float | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     criterion: Criterion | str | None = None,
     dense_cost: Cost | None = None,
     verify: bool = True,
@@ -68,11 +79,13 @@ def prune_model(
     """Prune every group that can be pruned; the given model is not changed.
 
     A model is followed through its tensor operations: computations in numpy and hard-coded sizes are found
-    only when the slim model is verified.
+    only when the slim model is verified. Layers that the example input does not reach stay whole, and are among the
+    decisions; what an input of another kind would feed them with, may be cut.
 
     Args:
         model: Any module; see `find_groups`.
         example_inputs: Positional arguments of `model`, batch first.
+        example_kwargs: Arguments by name.
         recipe: What is cut; a number is the `prune_ratio` of a recipe whose other fields are given by name.
         criterion: An object made on this model, in place of the recipe's; or the recipe's by name.
         dense_cost: Cost that a limit refers to, where `example_inputs` are not what the model is deployed with.
@@ -84,13 +97,12 @@ def prune_model(
             the forward pass fails, or the slim model does not compute what it should; the layers to skip are named.
     """
     recipe, measured = resolved(recipe, criterion, fields)
-    scored = Scored.of(model, example_inputs, recipe, measured)
+    scored = Scored.of(model, Call.of(example_inputs, example_kwargs), recipe, measured)
     shares = _shares(scored, recipe, dense_cost)
     spec = scored.spec({name: share.num_kept for name, share in shares.items()})
     slim = slim_model(model, spec)
-    if verify and (fault := fault_of(model, slim, spec, example_inputs)):
-        names = ", ".join(_at_fault(scored, shares)) or "some of the layers"
-        raise RequestError(f"model: its slim copy {fault}; skip {names}")
+    if verify and (fault := scored.fault_of(slim, spec)):
+        raise RequestError(f"model: its slim copy {fault}; {_remedy(scored, shares, slim, spec)}")
     return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in scored.groups))
 
 
@@ -99,33 +111,43 @@ class Scored:
     """A model traced, checked and scored: the work that every pruning of it shares."""
 
     model: nn.Module
-    example_inputs: tuple[Any, ...]
+    call: Call
+    """What the model is called with."""
     groups: list[Group]
     free: tuple[Group, ...]
     """Those that may be cut."""
     ranked: Mapping[str, Ranked]
     """Name of a group that may be cut -> its channels."""
+    shapes_only: bool
+    """Slim models compute other numbers, since the recipe cuts channels that are normalised together."""
+    trains_alike: bool
+    """Training mode runs the same operations."""
 
     @classmethod
     def of(
-        cls, model: nn.Module, example_inputs: tuple[Any, ...], recipe: Recipe, criterion: Criterion | None = None
+        cls, model: nn.Module, example_inputs: Inputs, recipe: Recipe, criterion: Criterion | None = None
     ) -> "Scored":
         """Follow a model and score its groups; raises as `prune_model` does.
 
         Args:
             model: It is not changed.
-            example_inputs: Positional arguments of `model`, batch first.
+            example_inputs: Positional arguments of `model`, batch first, or a `Call`.
             recipe: Names the criterion, and what stays whole.
             criterion: An object made on this model, in place of the recipe's.
         """
+        check_kind(model)
         finite_weights(model)
+        call = Call.of(example_inputs)
+        channels = traced(model, call, recipe.norm_widths, recipe.within_groups)
+        groups = groups_of(model, channels)
         ranker = criterion or make_criterion(recipe.criterion, model)
-        groups = find_groups(model, example_inputs)
         recipe.check_patterns(groups)
         recipe.check_widths(groups)
         free = tuple(group for group in groups if not recipe.reason_whole(group))
-        return cls(model, example_inputs, groups, free, {g.name: _ranked(ranker, model, g, recipe) for g in free})
+        ranked = {group.name: _ranked(ranker, model, group, recipe) for group in free}
+        return cls(model, call, groups, free, ranked, recipe.norm_widths, channels.trains_alike)
 
+    @bookkeeping()
     def spec(self, num_kept: Mapping[str, int]) -> PruneSpec:
         """Return the spec in which groups keep their best `num_kept` channels; groups not named keep all."""
         kept = {
@@ -135,7 +157,14 @@ class Scored:
         }
         return PruneSpec.from_kept(self.model, kept, self.groups)
 
+    def fault_of(self, slim: nn.Module, spec: PruneSpec) -> str | None:
+        """Return what is wrong with a slim copy; see `prune.cut.verify.fault_of`."""
+        return fault_of(
+            self.model, slim, spec, self.call, shapes_only=self.shapes_only, in_training=not self.trains_alike
+        )
 
+
+@bookkeeping()
 def _ranked(ranker: Criterion, model: nn.Module, group: Group, recipe: Recipe) -> Ranked:
     """Return the group's channels, their scores on a scale that groups share."""
     scores_C = group_scores(ranker, model, group, recipe.reduction).double()  # dividing makes no two of them equal
@@ -145,11 +174,13 @@ def _ranked(ranker: Criterion, model: nn.Module, group: Group, recipe: Recipe) -
 
 
 def _shares(scored: Scored, recipe: Recipe, dense_cost: Cost | None) -> dict[str, Share]:
-    if recipe.limit is None:
-        return allocate(scored.free, scored.ranked, recipe, lambda kept: {})
-    one_image = tuple(value[:1] if isinstance(value, Tensor) else value for value in scored.example_inputs)
-    forecast = Forecast(scored.model, scored.free, scored.ranked, dense_cost or cost_of(scored.model, one_image))
-    return allocate(scored.free, scored.ranked, recipe, forecast.cost)
+    cost = dense_cost or cost_of(scored.model, scored.call.map(lambda t: t[:1])) if recipe.limit else None
+    with bookkeeping():
+        if cost is None:
+            return allocate(scored.free, scored.ranked, recipe, lambda kept: {})
+        return allocate(
+            scored.free, scored.ranked, recipe, Forecast(scored.model, scored.free, scored.ranked, cost).cost
+        )
 
 
 def _decision(group: Group, recipe: Recipe, share: Share | None) -> Decision:
@@ -178,8 +209,18 @@ def _amount(group: Group, recipe: Recipe) -> str:
     return f"{name} {value}" if own is None else f"ratio {own}"
 
 
+def _remedy(scored: Scored, shares: Mapping[str, Share], slim: nn.Module, spec: PruneSpec) -> str:
+    """Return what to skip, in words: the groups that break the model when each is cut alone, or those of a layer."""
+    layer = first_layer_apart(scored.model, slim, spec, scored.call)
+    where = f"the first difference is in {layer}" if layer else "its layers agree, what follows them differs"
+    cut = [group for group in scored.free if group.name in shares and shares[group.name].num_kept < group.num_channels]
+    read = [g.name for g in cut if any((m.layer, m.side) == (layer, "in") for m in g.members)]
+    own = [g.name for g in cut if any(member.layer == layer for member in g.members)]
+    names = _at_fault(scored, shares) or read or own or [group.name for group in cut]
+    return f"{where}; skip {', '.join(names)}"
+
+
 def _at_fault(scored: Scored, shares: Mapping[str, Share]) -> list[str]:
     """Return the groups that break the model when each is cut alone."""
     specs = {name: scored.spec({name: share.num_kept}) for name, share in shares.items()}
-    model, inputs = scored.model, scored.example_inputs
-    return [name for name, spec in specs.items() if fault_of(model, slim_model(model, spec), spec, inputs)]
+    return [name for name, spec in specs.items() if scored.fault_of(slim_model(scored.model, spec), spec)]

@@ -19,7 +19,6 @@ from prune.choose.recipe import Recipe
 from prune.cost import Cost, cost_of
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model
-from prune.cut.verify import fault_of
 from prune.follow.groups import Group
 from prune.pruning import Decision, Scored
 
@@ -173,8 +172,7 @@ class Trials:
         narrowest = {trial.group: trial for trial in self if trial != DENSE}
         for name, trial in narrowest.items():
             spec = self._spec(trial)
-            model, inputs = self._scored.model, self._scored.example_inputs
-            if fault := fault_of(model, slim_model(model, spec), spec, inputs):
+            if fault := self._scored.fault_of(slim_model(self._scored.model, spec), spec):
                 raise RequestError(f"{name}: cut alone, the model {fault}; skip this layer")
 
 

@@ -68,12 +68,12 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
     """
     if reduction not in _REDUCE:
         raise RequestError(f"reduction: unknown, got {reduction!r}; expected one of {list(REDUCTIONS)}")
-    uncovered_C = torch.full((group.num_channels,), torch.nan)
+    uncovered_C = torch.full((group.num_channels,), torch.nan, dtype=torch.float32)
     rows = [uncovered_C]
     for member in group.members:
         layer_scores = criterion.member_scores(model, member)
         if layer_scores is not None:
-            scores = layer_scores[member.channels]
+            scores = layer_scores[member.channels].float()
             if not scores.isfinite().all():
                 bad = scores[~scores.isfinite()][0].item()
                 raise RequestError(
@@ -103,7 +103,9 @@ def _filters(model: nn.Module, member: Member) -> Tensor | None:
     layer = _layer(model, member)
     if member.side != "out" or layer is None or not is_producer(layer):
         return None
-    return by_filter(layer, layer.get_parameter("weight")).cpu()
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return by_filter(layer, weight).cpu()
 
 
 class L1Norm:

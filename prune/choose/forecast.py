@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from prune.choose.allocate import Ranked
 from prune.cost import Cost
-from prune.cut.spec import layer_of, layer_widths
-from prune.follow.groups import Group
+from prune.cut.spec import Layer, layer_of, layer_widths
+from prune.follow.groups import Group, Member
+from prune.follow.layers import cut_dims, is_producer, weight_of
 
 __all__ = ["Forecast"]
 
@@ -35,6 +35,8 @@ class Forecast:
         layers = {name: layer_of(model, name) for name, _ in self._lost}
         self._layers = {name: (layer, *layer_widths(layer)) for name, layer in layers.items()}
         self._sizes = _sizes(layers)
+        members = [member for group in groups for member in group.members if member.is_whole]
+        self._within = {m.layer for m in members if _goes_within_groups(m, getattr(layers[m.layer], "groups", 1))}
 
     def cost(self, kept: Mapping[str, int]) -> dict[str, int]:
         """Return `macs`, `params` and `activations` with `kept` channels of each group (all, if it is not named)."""
@@ -42,8 +44,8 @@ class Forecast:
         activations = sum(layer.activations for layer in self._dense.layers.values())
         for name, (layer, has_in, has_out) in self._layers.items():
             num_in, num_out = self._left(name, "in", has_in, kept), self._left(name, "out", has_out, kept)
-            if getattr(layer, "groups", 1) > 1:
-                num_in = has_in  # of a grouped convolution whole groups go: what one output reads stays
+            if getattr(layer, "groups", 1) > 1 and name not in self._within:
+                num_in = has_in  # where whole groups of a convolution go, what one output reads stays
             before, lost = has_in * has_out, has_in * has_out - num_in * num_out
             weights, others = self._sizes[name]
             params -= weights * lost // before + others * (has_out - num_out) // has_out
@@ -58,19 +60,31 @@ class Forecast:
         return num - sum(by_number[kept[group]] for group, by_number in lost if group in kept)
 
 
+def _goes_within_groups(member: Member, groups: int) -> bool:
+    """Return whether a grouped convolution loses channels of every group rather than whole groups."""
+    roots = member.roots.view(groups, -1) if groups > 1 else member.roots[:, None]
+    return bool((roots != roots[:, :1]).any())
+
+
 def _lost_by_number_kept(ranks: Tensor, num_channels: int) -> list[int]:
     """Return, for k = 0 .. num_channels, how many positions are removed with the channels of rank k and above."""
     going = torch.bincount(ranks, minlength=num_channels).flip(0).cumsum(0).flip(0)
     return [*going.tolist(), 0]
 
 
-def _sizes(layers: Mapping[str, nn.Module | nn.Parameter]) -> dict[str, tuple[int, int]]:
+def _sizes(layers: Mapping[str, Layer]) -> dict[str, tuple[int, int]]:
     """Return per layer how many parameters go with both sides and how many with outputs alone; shared: only once."""
     counted: set[nn.Parameter] = set()
     sizes = {}
     for name, layer in layers.items():
-        own = {layer} if isinstance(layer, nn.Parameter) else set(layer.parameters())
-        weight = {layer.weight} if isinstance(layer, _ConvNd | nn.Linear) else set()
+        own = (
+            set(layer.parameters())
+            if isinstance(layer, nn.Module)
+            else {layer}
+            if isinstance(layer, nn.Parameter)
+            else set()
+        )
+        weight = {weight_of(layer)} if is_producer(layer) else {t for t in own if len(cut_dims(t)) == 2}
         sizes[name] = (_count((own & weight) - counted), _count(own - weight - counted))
         counted |= own
     return sizes

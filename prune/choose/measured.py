@@ -1,7 +1,6 @@
-"""Scores measured on data. The model runs in eval mode and is restored: no hook, gradient or mode remains."""
+"""Scores measured on data, by a copy of the model in eval mode."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from command.errors import RequestError
 from prune.follow.nodes import is_producer
-from prune.modes import evaluating
+from prune.private import PrivateModel
 
 __all__ = ["Losses", "by_filter", "filter_effects", "input_means"]
 
@@ -34,10 +33,11 @@ def filter_effects(model: nn.Module, losses: Losses) -> dict[str, Tensor]:
     Raises:
         RequestError: If no batch comes, or a loss is not one finite number with a gradient.
     """
+    model = PrivateModel(model).model
     layers = _layers(model)
     totals: dict[str, Tensor] = {}
     num_batches = 0
-    with _measuring(model), torch.enable_grad():
+    with torch.enable_grad():
         weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
         for loss in _checked(losses, model):
             if not loss.requires_grad:
@@ -80,16 +80,12 @@ def input_means(model: nn.Module, losses: Losses, number_per_map: Callable[[Tens
         totals[name] = totals.get(name, 0) + numbers_NC.sum(0)
         num_maps[name] = num_maps.get(name, 0) + len(numbers_NC)
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(read, name), with_kwargs=True) for name, layer in _layers(model).items()
-    ]
-    try:
-        with _measuring(model), torch.no_grad():
-            for _ in _checked(losses, model):
-                pass
-    finally:
-        for hook in hooks:
-            hook.remove()
+    model = PrivateModel(model).model
+    for name, layer in _layers(model).items():
+        layer.register_forward_pre_hook(partial(read, name), with_kwargs=True)
+    with torch.no_grad():
+        for _ in _checked(losses, model):
+            pass
     return {name: (total / num_maps[name]).cpu() for name, total in totals.items()}
 
 
@@ -97,18 +93,6 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that have a weight of their own; that of a parametrized one is computed."""
     layers = {name: layer for name, layer in model.named_modules() if is_producer(layer)}
     return {name: layer for name, layer in layers.items() if "weight" in layer._parameters}
-
-
-@contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
-    """Eval mode; modes and `requires_grad`, which mmdet's backbones change in `eval()`, are restored afterwards."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
 
 
 def _checked(losses: Losses, model: nn.Module) -> Iterator[Tensor]:

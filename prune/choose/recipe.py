@@ -60,6 +60,13 @@ class Recipe:
     """Pattern -> channels that the layer keeps, exactly; the first match counts, before `ratios`."""
     skip: Sequence[str] = ()
     """Patterns whose groups stay whole."""
+    within_groups: bool = False
+    """Cut channels within the groups of a convolution, the same of every group, in place of whole groups. Steps are
+    finer where groups are few; channels are chosen less freely, and kernels change their shape."""
+    norm_widths: bool = False
+    """Also cut channels that are normalised together: by a LayerNorm, within the groups of a GroupNorm (without this,
+    whole groups go), or as inputs of a standardised weight. That changes what the norm computes: the slim model is no
+    longer equal to the masked one, and only its shapes are checked."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for unknown names, numbers out of range, or not exactly one amount."""

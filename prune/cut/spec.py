@@ -9,14 +9,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, with_config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from command.errors import RequestError
 from prune.follow.groups import Group
+from prune.follow.layers import cut_dims, is_producer, own_widths
 
-__all__ = ["LayerCut", "PruneSpec", "layer_of", "layer_widths"]
+__all__ = ["Layer", "LayerCut", "PruneSpec", "layer_of", "layer_widths"]
 
 _VERSION: Literal[1] = 1
+_GROUPS = ".groups"
+"""Ends the name under which a grouped convolution that is cut within its groups is listed again, with the groups left;
+one that is not has lost whole groups."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -31,12 +34,19 @@ class LayerCut:
     num_in: int = 0
     """Input channels before the cut."""
 
+    def check_widths(self, name: str, widths: tuple[int, int]) -> None:
+        """Raise RequestError unless these (inputs, outputs) of the layer of that name are what the cut leaves."""
+        for got, kept in zip(widths, (self.kept_in, self.kept_out), strict=True):
+            if kept is not None and got != len(kept):
+                raise RequestError(f"{name}: the spec is for another model, got {got} channels; expected {len(kept)}")
+
 
 @dataclass(frozen=True)
 class PruneSpec:
     """Kept indices per layer name; layers that are absent are untouched.
 
-    A parameter outside the layers that surgery knows (a scale per channel) is listed under its own name.
+    A tensor outside the layers that surgery knows (a scale per channel, a buffer) and an attribute that counts channels
+    are listed under their own names.
     """
 
     layers: Mapping[str, LayerCut]
@@ -58,8 +68,12 @@ class PruneSpec:
                 sides.setdefault(member.side, torch.ones(num, dtype=torch.bool))
                 sides[member.side][member.channels] &= is_kept[member.roots]
         names = [name for name, _ in model.named_modules() if name in stays]
-        names += [name for name, _ in model.named_parameters() if name in stays]
-        return cls({name: _layer_cut(layer_of(model, name), stays[name]) for name in names})
+        names += [name for name in stays if name not in names]
+        layers = {name: _layer_cut(layer_of(model, name), stays[name]) for name in names}
+        for name in [name for name in names if _is_cut_within_groups(layer_of(model, name), stays[name])]:
+            num = layer_widths(layer_of(model, name + _GROUPS))[0]
+            layers[name + _GROUPS] = LayerCut(num_out=num, num_in=num)
+        return cls(layers)
 
     def to_json(self) -> str:
         """Return the spec as JSON text."""
@@ -85,6 +99,22 @@ class PruneSpec:
             _check_indices(name, cut)
         return cls(layers)
 
+    def after(self, first: "PruneSpec") -> "PruneSpec":
+        """Return the spec that does in one step what `first` does and then this one, made for the slim model.
+
+        Raises:
+            RequestError: If this one was made for another model than `first` gives.
+        """
+        before, layers = dict(first.layers), dict(self.layers)
+        for name in [name for name in {**before, **layers} if name.endswith(_GROUPS)]:
+            layer = name.removesuffix(_GROUPS)
+            if name not in before and layer in before:  # it cut whole groups, whose width stayed
+                width = len(before[layer].kept_out or ()) // layers[name].num_out
+                before[name] = _whole_groups(before[layer], before[layer].num_out // width)
+            elif name not in layers and layer in layers:
+                layers[name] = _whole_groups(layers[layer], _size(before[name].kept_out, before[name].num_out))
+        return PruneSpec({**before, **{name: _composed(name, before.get(name), cut) for name, cut in layers.items()}})
+
     def under(self, prefix: str) -> "PruneSpec":
         """Return the part of the spec below a submodule, with names relative to it; `prefix` ends with a dot."""
         below = {name.removeprefix(prefix): cut for name, cut in self.layers.items() if name.startswith(prefix)}
@@ -95,42 +125,75 @@ class PruneSpec:
         return {name: (_size(c.kept_in, c.num_in), _size(c.kept_out, c.num_out)) for name, c in self.layers.items()}
 
 
-def layer_of(model: nn.Module, name: str) -> nn.Module | nn.Parameter:
-    """Return the layer or the parameter of that name.
+Layer = nn.Module | Tensor | int
+"""A layer, or a parameter, buffer or whole number of a module."""
+
+
+def layer_of(model: nn.Module, name: str) -> Layer:
+    """Return the layer, tensor or attribute of that name.
 
     Raises:
-        RequestError: If there is neither.
+        RequestError: If there is none.
     """
     owner, _, key = name.rpartition(".")
     try:
-        found = getattr(model.get_submodule(owner), key)
+        module = model.get_submodule(owner)
     except AttributeError:
-        found = None
-    if not isinstance(found, nn.Module | nn.Parameter):
+        module = nn.Module()
+    held = {**vars(module), **module._modules, **module._parameters, **module._buffers}
+    found = held.get(key)
+    if not isinstance(found, nn.Module | Tensor) and type(found) is not int:
         raise RequestError(f"{name}: the spec is for another model; {type(model).__name__} has no such layer")
     return found
 
 
-def layer_widths(layer: nn.Module | nn.Parameter) -> tuple[int, int]:
-    """Return (inputs, outputs) of a convolution, linear or batch normalisation layer, or of a scale per channel.
+def layer_widths(layer: Layer) -> tuple[int, int]:
+    """Return (inputs, outputs) of a convolution, linear or batch normalisation layer, a tensor or an attribute.
 
     Raises:
         RequestError: If it is none of these.
     """
-    if isinstance(layer, _ConvNd):
-        return layer.in_channels, layer.out_channels
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
+    if isinstance(layer, int):
+        return layer, layer
+    if isinstance(layer, Tensor):
+        sizes = [layer.shape[dim] for dim in cut_dims(layer).values()] or [layer.numel()]
+        return sizes[-1], sizes[0]
     if isinstance(layer, _BatchNorm):
         return layer.num_features, layer.num_features
-    if isinstance(layer, nn.Parameter):
-        return layer.numel(), layer.numel()
+    if is_producer(layer):
+        num_in, num_out = (vars(layer)[key] for key in own_widths(layer))
+        return num_in, num_out
     raise RequestError(f"layer: has no widths, got {type(layer).__name__}; expected a convolution, linear or BatchNorm")
 
 
-def _layer_cut(layer: nn.Module | nn.Parameter, stays: Mapping[str, Tensor]) -> LayerCut:
+def _layer_cut(layer: Layer, stays: Mapping[str, Tensor]) -> LayerCut:
     num_in, num_out = layer_widths(layer)
     return LayerCut(_indices(stays.get("out")), _indices(stays.get("in")), num_out, num_in)
+
+
+def _whole_groups(cut: LayerCut, groups: int) -> LayerCut:
+    """Return which groups are left by a cut of whole groups."""
+    width = cut.num_out // groups
+    return LayerCut(tuple(sorted({index // width for index in cut.kept_out or ()})), None, groups, groups)
+
+
+def _composed(name: str, first: LayerCut | None, second: LayerCut) -> LayerCut:
+    if first is None:
+        return second
+    first.check_widths(name, (second.num_in, second.num_out))
+    kept_out, kept_in = _both(first.kept_out, second.kept_out), _both(first.kept_in, second.kept_in)
+    return LayerCut(kept_out, kept_in, first.num_out, first.num_in)
+
+
+def _both(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return tuple(first[index] for index in second)
+
+
+def _is_cut_within_groups(layer: Layer, stays: Mapping[str, Tensor]) -> bool:
+    groups = [is_kept.view(getattr(layer, "groups", 1), -1) for is_kept in stays.values()]
+    return getattr(layer, "groups", 1) > 1 and any((g.any(1) != g.all(1)).any() for g in groups)
 
 
 def _indices(stays: Tensor | None) -> tuple[int, ...] | None:

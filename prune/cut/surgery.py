@@ -1,19 +1,21 @@
 """Cut a model to kept channels -> a new slim model; the dense one is untouched."""
 
-import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from command.errors import RequestError
-from prune.cut.spec import LayerCut, PruneSpec, layer_of, layer_widths
+from prune.cut.spec import Layer, LayerCut, PruneSpec, layer_of, layer_widths
+from prune.follow.layers import cut_dims, is_layer, own_widths, weight_of
+from prune.private import bookkeeping, copied
 
-__all__ = ["cut_tensors", "masked_model", "narrowed_model", "removed_of", "slim_model"]
+__all__ = ["cut_tensors", "masked_model", "narrowed_model", "removed_of", "slim_model", "unchanged_widths"]
 
 
+@bookkeeping()
 def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
     """Return a copy of `model` that holds only the kept channels; tensors shared between layers stay shared.
 
@@ -32,10 +34,23 @@ def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
             )
         for tensor, kept_by_dim in cut_tensors(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
             cut_of[id(tensor)] = _selected(tensor, kept_by_dim)
-    slim = copy.deepcopy(model, dict(cut_of))
-    for name in spec.layers:
-        _store_widths(layer_of(slim, name))
+    slim = copied(model, cut_of)
+    for name, cut in spec.layers.items():
+        _store_widths(model, slim, name, cut)
     return slim
+
+
+def unchanged_widths(slim: nn.Module, spec: PruneSpec) -> dict[str, int]:
+    """Return attributes, by their path, that still hold an old width of a layer cut below their module."""
+    found: dict[str, int] = {}
+    for name, (num_in, num_out) in spec.widths().items():
+        cut = spec.layers[name]
+        old = {num for num, left in ((cut.num_in, num_in), (cut.num_out, num_out)) if left != num}
+        for end in [0, *(place for place, letter in enumerate(name) if letter == ".")]:
+            module = slim.get_submodule(name[:end])
+            held = {} if is_layer(module) else vars(module)
+            found |= {f"{name[:end]}.{key}".lstrip("."): n for key, n in held.items() if type(n) is int and n in old}
+    return {path: num for path, num in found.items() if path not in spec.layers}
 
 
 def narrowed_model(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> nn.Module:
@@ -51,17 +66,28 @@ def narrowed_model(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> n
             raise RequestError(
                 f"{name}: cannot be widened, got {(num_in, num_out)}; expected at most {(has_in, has_out)}"
             )
-        layers[name] = LayerCut(tuple(range(num_out)), tuple(range(num_in)), has_out, has_in)
+        _, left = widths.get(f"{name}.groups", (1, 1))
+        groups = layer_widths(layer_of(model, f"{name}.groups"))[0] if f"{name}.groups" in widths else 1
+        kept_out, kept_in = (
+            _first_of_each(of // groups, num // left, left) for num, of in ((num_out, has_out), (num_in, has_in))
+        )
+        layers[name] = LayerCut(kept_out, kept_in, has_out, has_in)
     return slim_model(model, PruneSpec(layers))
 
 
+def _first_of_each(width: int, num: int, groups: int) -> tuple[int, ...]:
+    """Return the first `num` indices of each of the first groups, which are `width` wide."""
+    return tuple(group * width + index for group in range(groups) for index in range(num))
+
+
+@bookkeeping()
 def masked_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
     """Return a copy of full width whose removed channels are zero: the slim model's twin for checks.
 
     In eval mode both give the same outputs. A removed channel is neither written (weights, biases and BatchNorm's
     weight and bias are zero) nor read (so are the weights of its inputs).
     """
-    masked = copy.deepcopy(model)
+    masked = copied(model, {})
     for name, cut in spec.layers.items():
         layer = layer_of(masked, name)
         for tensor, kept_by_dim in cut_tensors(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
@@ -81,20 +107,22 @@ def _tensor(kept: tuple[int, ...] | None) -> Tensor | None:
 
 
 def cut_tensors(
-    layer: nn.Module | nn.Parameter, kept_in: Tensor | None, kept_out: Tensor | None
+    layer: Layer, kept_in: Tensor | None, kept_out: Tensor | None
 ) -> list[tuple[Tensor, dict[int, Tensor]]]:
     """Return every tensor of the layer that is cut, with the kept indices per dimension."""
-    tensors: list[tuple[Tensor | None, dict[int, Tensor | None]]]
-    if isinstance(layer, nn.Parameter):
-        tensors = [(layer, {next((dim for dim, size in enumerate(layer.shape) if size > 1), 0): kept_out})]
+    tensors: list[tuple[Any, dict[int, Tensor | None]]] = []
+    if isinstance(layer, Tensor):
+        kept = {"out": kept_out, "in": kept_in}
+        tensors = [(layer, {dim: kept[side] for side, dim in cut_dims(layer).items()})]
     elif isinstance(layer, _BatchNorm):
         tensors = [(t, {0: kept_out}) for t in (layer.weight, layer.bias, layer.running_mean, layer.running_var)]
-    else:
-        assert isinstance(layer, _ConvNd | nn.Linear)
-        out_dim = 1 if getattr(layer, "transposed", False) else 0
-        grouped = getattr(layer, "groups", 1) > 1  # each group of the convolution stays whole or goes
-        kept_by_dim = {out_dim: kept_out} if grouped else {out_dim: kept_out, 1 - out_dim: kept_in}
-        tensors = [(layer.weight, kept_by_dim), (layer.bias, {0: kept_out})]
+    elif isinstance(layer, nn.Module):
+        rows, columns = (kept_in, kept_out) if getattr(layer, "transposed", False) else (kept_out, kept_in)
+        weight = weight_of(layer)
+        if columns is not None and getattr(layer, "groups", 1) > 1:
+            columns = (columns % weight.shape[1]).unique()  # each row has those of its own group
+            columns = columns if len(columns) < weight.shape[1] else None
+        tensors = [(weight, {0: rows, 1: columns}), (layer.bias, {0: kept_out})]
     found = [(t, {dim: kept for dim, kept in dims.items() if kept is not None}) for t, dims in tensors if t is not None]
     return [(tensor, dims) for tensor, dims in found if dims]
 
@@ -106,14 +134,33 @@ def _selected(tensor: Tensor, kept_by_dim: dict[int, Tensor]) -> Tensor:
     return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
-def _store_widths(layer: nn.Module | nn.Parameter) -> None:
-    if isinstance(layer, _ConvNd):
-        rows, columns = layer.weight.shape[:2]
-        if layer.groups > 1:
-            layer.groups = rows // (layer.out_channels // layer.groups)
-        read = columns * layer.groups
-        layer.in_channels, layer.out_channels = (rows, columns) if layer.transposed else (read, rows)
-    elif isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, _BatchNorm):
+def _store_widths(model: nn.Module, slim: nn.Module, name: str, cut: LayerCut) -> None:
+    """Set the attributes of the slim model that hold a width of the layer, tensor or attribute of that name."""
+    layer = layer_of(model, name)
+    if isinstance(layer, nn.Module):
+        _store_layer_widths(slim.get_submodule(name), cut)
+        return
+    owner, _, key = name.rpartition(".")
+    module = slim.get_submodule(owner)
+    if isinstance(layer, int):
+        vars(module)[key] = layer if cut.kept_out is None else len(cut.kept_out)
+        return
+    for attribute, (tensor, side) in own_widths(model.get_submodule(owner)).items():
+        if tensor == key:
+            size = getattr(module, key).shape[cut_dims(layer)[side]]
+            vars(module)[attribute] = (size,) if isinstance(vars(module)[attribute], tuple) else size
+
+
+def _store_layer_widths(layer: Any, cut: LayerCut) -> None:
+    if isinstance(layer, _BatchNorm):
         layer.num_features = layer.running_mean.shape[0] if layer.running_mean is not None else layer.weight.shape[0]
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight_of(layer).shape
+    else:
+        kept, num = (cut.kept_in, cut.num_in) if cut.kept_in else (cut.kept_out or (), cut.num_out)
+        layer.groups = len({index // (num // layer.groups) for index in kept}) or layer.groups
+        rows, columns = weight_of(layer).shape[:2]
+        others = columns * layer.groups
+        layer.in_channels, layer.out_channels = (
+            (rows, others) if getattr(layer, "transposed", False) else (others, rows)
+        )

@@ -5,9 +5,11 @@ The result is plain data: layer names and channel indices.
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 
 from prune.follow.nodes import ChannelNodes, Side, is_producer
 from prune.follow.trace import traced
+from prune.private import Call, Inputs, bookkeeping
 
-__all__ = ["Group", "Member", "find_groups"]
+__all__ = ["Group", "Member", "find_groups", "groups_of"]
 
 _UNREACHED = "not reached by the forward pass on the example input"
 _UNREAD = "read by no layer that could be cut with it"
@@ -66,21 +69,37 @@ class Group:
         return tuple(member.layer for member in self.members if member.side == "out" and member.is_whole)
 
 
-def find_groups(model: nn.Module, example_inputs: tuple[Any, ...]) -> list[Group]:
+def find_groups(
+    model: nn.Module,
+    example_inputs: Inputs,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    norm_widths: bool = False,
+    within_groups: bool = False,
+) -> list[Group]:
     """Return every group of coupled channels, in the model's own order.
 
     Every convolution and linear layer that has outputs appears in a group, prunable or not: `obstacle` is the
     reason why a group cannot be pruned; one that the forward pass never reached has a reason too.
 
     Args:
-        model: Any module; run once in eval mode, which is restored afterwards.
+        model: Any module; it is only read. Copies of it run in eval mode and, if that does more, in training mode.
         example_inputs: Positional arguments of `model`, batch first.
+        example_kwargs: Arguments by name.
+        norm_widths: See `Recipe`.
+        within_groups: See `Recipe`.
 
     Raises:
-        RequestError: If the forward pass fails on the example input.
+        RequestError: If the forward pass fails on the example input, gives no tensor, or the model cannot be cut
+            (TorchScript, exported, compiled, quantised, or lazy and never run).
     """
-    channels = traced(model, example_inputs)
-    groups = _grouped(model, channels)
+    return groups_of(model, traced(model, Call.of(example_inputs, example_kwargs), norm_widths, within_groups))
+
+
+def groups_of(model: nn.Module, channels: ChannelNodes) -> list[Group]:
+    """Return the groups of a model that has been followed."""
+    with bookkeeping():
+        groups = _grouped(model, channels)
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return sorted(groups + _unreached(model, channels), key=lambda group: order[group.name])
 
@@ -117,11 +136,12 @@ def _unit(sides: list[Side], num_channels: int) -> int:
 def _members(nodes: ChannelNodes, group_of: Tensor, root_of: Tensor) -> dict[int, list[Member]]:
     members: dict[int, list[Member]] = {}
     for side in nodes.sides:
-        groups, roots = group_of[side.nodes], root_of[side.nodes]
+        groups, roots = group_of[side.nodes].numpy(), root_of[side.nodes].numpy()  # numpy is faster on few numbers
         cuttable = roots >= 0
-        for group in set(groups[cuttable].tolist()):
-            places = ((groups == group) & cuttable).nonzero()[:, 0]
-            member = Member(side.layer, side.side, places, roots[places], len(places) == len(roots))
+        for group in np.unique(groups[cuttable]).tolist():
+            places = np.flatnonzero((groups == group) & cuttable)
+            is_whole = len(places) == len(roots)
+            member = Member(side.layer, side.side, torch.from_numpy(places), torch.from_numpy(roots[places]), is_whole)
             members.setdefault(group, []).append(member)
     return members
 

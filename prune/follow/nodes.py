@@ -3,55 +3,80 @@
 Each dimension of a tensor has the node of the channel at every position.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import IOBase
+from itertools import islice
+from types import FunctionType, ModuleType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["ChannelNodes", "Nodes", "Side", "is_producer", "tensors_in"]
+from prune.follow.layers import cut_dims, is_producer, vectors_of, weight_of
+
+__all__ = ["Caller", "ChannelNodes", "Nodes", "Side", "is_producer", "tensors_in"]
 
 Nodes = tuple[Tensor | None, ...]
 """Per dimension of a tensor: the node of each position (-1: none), or None where positions are no channels."""
 
+_NOT_ENTERED = (nn.Module, type, ModuleType, str, bytes, int, float, complex, torch.dtype, torch.device)
+_MOST_ITEMS = 10_000
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """The channels of one side of one layer, or of a parameter outside the layers known here."""
+    """The channels of one side of one layer, or of a tensor or attribute outside the layers known here."""
 
     layer: str
     side: Literal["out", "in"]
     nodes: Tensor
 
 
-def is_producer(module: nn.Module | None) -> bool:
-    """Return whether the module computes new channels: a convolution (transposed ones too) or a linear layer."""
-    return isinstance(module, _ConvNd | nn.Linear)
+@dataclass(frozen=True)
+class Caller:
+    """The torch function that the forward pass has called, and the whole numbers it gave, in their order."""
+
+    name: str
+    numbers: Sequence[int]
+    rule: Callable[..., None] | None = None
+    """How it is followed as a whole; its operations are not."""
+    followed: set[int] = field(default_factory=set)
+    """Places of numbers that an operation has tied to nodes."""
 
 
 class ChannelNodes:
     """Which nodes a model's tensors carry; nodes that are joined go together, nodes that are pinned stay.
 
     Args:
-        model: Its parameters get nodes; nothing of it is changed.
+        model: Its parameters and buffers get nodes; nothing of it is changed.
+        norm_widths: Channels that are normalised together may be cut.
+        within_groups: Groups of a convolution lose the same channels each, in place of whole groups.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, norm_widths: bool = False, within_groups: bool = False) -> None:
+        self.norm_widths, self.within_groups = norm_widths, within_groups
         self.sides: list[Side] = []
         self.num_nodes = 0
         self.joined: list[tuple[Tensor, Tensor]] = []
         self.pinned: list[tuple[Tensor, str]] = []
         """Nodes and the reason."""
+        self.trains_alike = False
+        """Whether training mode is known to run the same operations as eval mode."""
         self.reached: set[str] = set()
         """Layers whose tensors an operation has used."""
+        self.caller: Caller | None = None
+        """None where the caller is not known: TorchScript calls operations by itself."""
         self._nodes = WeakTensorKeyDictionary()
-        self._inputs = WeakTensorKeyDictionary()
         self._owner = WeakTensorKeyDictionary()
+        self._places: dict[tuple[str, str], Tensor] = {}
+        self._opposite: dict[int, Tensor] = {}
+        self._read: set[int] = set()
         for name, module in model.named_modules():
             self._register(name, module)
 
@@ -62,10 +87,26 @@ class ChannelNodes:
         found: Nodes | None = self._nodes.get(tensor)
         return found
 
-    def input_nodes(self, weight: Tensor, num: int) -> Tensor | None:
-        """Return the nodes of the inputs of a layer, `num` of them, by its weight; None if it is no layer's weight."""
-        side: Side | None = self._inputs.get(weight)
-        return side.nodes if side and len(side.nodes) == num else None
+    def dims(self, tensor: Tensor) -> Nodes:
+        """Return the tensor's nodes per dimension, all None if it has none."""
+        return self.nodes(tensor) or (None,) * tensor.ndim
+
+    def nodes_of(self, layer: str, side: str) -> Tensor:
+        """Return the nodes of one side of a layer or of a tensor outside the layers."""
+        return self._places[layer, side]
+
+    def attribute_nodes(self, name: str, num: int) -> Tensor:
+        """Return the nodes that an attribute of a module counts; it has them from their first use on."""
+        return self._places[name, "out"] if (name, "out") in self._places else self._new_side(name, "out", num)
+
+    def opposite(self, nodes: Tensor, num: int) -> Tensor | None:
+        """Return the nodes of the other side of the grouped layer whose rows these are, if there are `num` of them."""
+        found = self._opposite.get(int(nodes[0]))
+        return found if found is not None and len(found) == num else None
+
+    def is_read_by_layer(self, nodes: Tensor) -> bool:
+        """Return whether these are inputs of a convolution or linear layer, hence part of its weight."""
+        return int(nodes[0]) in self._read
 
     def carry(self, tensor: Any, nodes: Sequence[Tensor | None]) -> None:
         """Give a result its nodes."""
@@ -84,10 +125,20 @@ class ChannelNodes:
         self.joined.append((one[both], other[both]))
         self.pin(torch.where(one >= 0, one, other)[(one >= 0) != (other >= 0)], reason)
 
+    def tie(self, rows: Tensor, reason: str) -> None:
+        """Tie the rows of a table of nodes to its first row, position by position."""
+        self.join(rows[:1].expand_as(rows[1:]).flatten(), rows[1:].flatten(), reason)
+
+    def tie_runs(self, nodes: Tensor, length: int, reason: str) -> Tensor:
+        """Tie neighbours in runs of that length; return the first of each."""
+        runs = nodes.view(-1, length)
+        self.tie(runs.T, reason)
+        return runs[:, 0]
+
     def pin(self, nodes: Tensor | None, reason: str) -> None:
         """Mark these nodes as not to be cut."""
         if nodes is not None and nodes.numel():
-            self.pinned.append((nodes, reason))
+            self.pinned.append((nodes.flatten(), reason))
 
     def pin_all(self, value: Any, reason: str) -> None:
         """Pin every node of every tensor in a nest of lists, tuples and dictionaries."""
@@ -95,44 +146,46 @@ class ChannelNodes:
             for nodes in self.nodes(tensor) or ():
                 self.pin(nodes, reason)
 
+    def normalised(self, nodes: Tensor | None, reason: str) -> None:
+        """Pin nodes whose values depend on which others are there, unless the recipe accepts that."""
+        if not self.norm_widths:
+            self.pin(nodes, reason)
+
     def _register(self, name: str, module: nn.Module) -> None:
-        if isinstance(module, _ConvNd | nn.Linear):
+        if is_producer(module):
             self._register_layer(name, module)
         elif isinstance(module, _BatchNorm):
             nodes = self._new_side(name, "out", module.num_features)
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 self._own(tensor, name, (nodes,))
-        else:
-            for key, parameter in module.named_parameters(recurse=False):
-                self._register_parameter(f"{name}.{key}".lstrip("."), parameter)
+        for key, tensor in vectors_of(module).items():
+            if not (isinstance(module, ParametrizationList) and tensor in self._owner):
+                self._register_tensor(f"{name}.{key}".lstrip("."), tensor)
 
-    def _register_layer(self, name: str, layer: _ConvNd | nn.Linear) -> None:
-        transposed = getattr(layer, "transposed", False)
-        num_in = layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
-        num_out = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
+    def _register_layer(self, name: str, layer: Any) -> None:
+        weight, groups, transposed = weight_of(layer), getattr(layer, "groups", 1), getattr(layer, "transposed", False)
+        num_rows, num_columns = weight.shape[0], weight.shape[1] * groups
+        num_in, num_out = (num_rows, num_columns) if transposed else (num_columns, num_rows)
         inputs, outputs = self._new_side(name, "in", num_in), self._new_side(name, "out", num_out)
-        grouped = getattr(layer, "groups", 1) > 1
-        pair = (inputs, outputs) if transposed else (outputs, inputs)
-        kernel = (None,) * (layer.weight.ndim - 2)
-        self._own(layer.weight, name, (*((pair[0], None) if grouped else pair), *kernel))
+        rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
+        if weight in self._owner and groups > 1:  # a weight that two layers share
+            self.joined.append((self._opposite[int(self._nodes[weight][0][0])], columns))
+        self._own(weight, name, (rows, columns if groups == 1 else None, *(None,) * (weight.ndim - 2)))
         self._own(layer.bias, name, (outputs,))
-        if transposed and grouped:
-            self.pin(torch.cat([inputs, outputs]), f"{name} is a grouped transposed convolution, which cannot be cut")
-        if is_parametrized(layer, "weight"):
-            self.reached.add(name)
-            self.pin(outputs, "its weight is computed by a parametrization; remove that first")
-        self._inputs[layer.weight] = self.sides[-2]
+        self._opposite[int(rows[0])] = columns
+        self._read.update(inputs.tolist())
 
-    def _register_parameter(self, name: str, parameter: Tensor) -> None:
-        sizes = [size for size in parameter.shape if size > 1]
-        if len(sizes) == 1:  # with more dimensions it is unknown which holds the channels
-            nodes = self._new_side(name, "out", sizes[0])
-            self._own(parameter, name, tuple(nodes if size > 1 else None for size in parameter.shape))
+    def _register_tensor(self, name: str, tensor: Tensor) -> None:
+        nodes: list[Tensor | None] = [None] * tensor.ndim
+        for side, dim in cut_dims(tensor).items():
+            nodes[dim] = self._new_side(name, side, tensor.shape[dim])
+        self._own(tensor, name, tuple(nodes))
 
     def _new_side(self, layer: str, side: Literal["out", "in"], num: int) -> Tensor:
-        nodes = torch.arange(self.num_nodes, self.num_nodes + num)
+        nodes = torch.arange(self.num_nodes, self.num_nodes + num, device="cpu")
         self.num_nodes += num
         self.sides.append(Side(layer, side, nodes))
+        self._places[layer, side] = nodes
         return nodes
 
     def _own(self, tensor: Tensor | None, layer: str, nodes: Nodes) -> None:
@@ -146,13 +199,35 @@ class ChannelNodes:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return every tensor in a nest of lists, tuples, dictionaries and objects with such attributes."""
-    found = []
-    for leaf in torch.utils._pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, set | frozenset):
-            found += tensors_in(list(leaf))
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
-            found += tensors_in(vars(leaf))
+    """Return every tensor that an object holds, whatever it holds it in, in the order of its contents.
+
+    Arrays of numpy count as tensors. Modules, classes and the globals of functions are not entered. Iterators are used
+    up, endless ones at first: call this while what computes their items may still be watched.
+    """
+    found: list[Tensor] = []
+    seen: dict[int, Any] = {}  # kept alive, so that no other object gets its id
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, _NOT_ENTERED) or id(item) in seen:
+            continue
+        seen[id(item)] = item
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, np.ndarray) and item.dtype.kind in "biufc":
+            found.append(torch.from_numpy(item.copy()))
+        left += reversed(_contents(item))
     return found
+
+
+def _contents(item: Any) -> list[Any]:
+    if isinstance(item, Tensor):
+        return list(vars(item).values())
+    if isinstance(item, np.ndarray):
+        return item.ravel().tolist() if item.dtype.hasobject else []
+    if isinstance(item, FunctionType):
+        return [item.__defaults__, item.__kwdefaults__, item.__closure__]
+    if isinstance(item, Iterator) and not isinstance(item, IOBase):
+        return list(islice(item, _MOST_ITEMS))
+    held = gc.get_referents(item)
+    return held[::-1] if isinstance(item, list | tuple) else held  # which name their items from the last to the first

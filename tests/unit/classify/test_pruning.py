@@ -6,7 +6,7 @@ from classify.checkpoint import ModelCard, Preprocessing, load_classifier, save_
 from classify.losses import classifier_losses
 from classify.pruning import prune_classifier
 from classify.synthetic import SHAPES
-from prune import masked_model
+from prune import masked_model, slim_model
 from prune.choose.criteria import make_criterion
 
 
@@ -33,10 +33,15 @@ def test_the_card_holds_the_spec(dense):
     assert card.backbone.widths["layer4.0.conv1"] == (32, 64)
 
 
-def test_a_slim_classifier_is_refused(dense):
+def test_a_classifier_pruned_twice_is_rebuilt_from_its_card(dense, tmp_path):
     slim, card, _ = prune_classifier(*dense, 0.5)
-    with pytest.raises(ValueError, match="classifier: slim already; expected a dense model"):
-        prune_classifier(slim, card, 0.5)
+    slimmer, card, _ = prune_classifier(slim, card, 0.5)
+    save_model(tmp_path / "slimmer.safetensors", slimmer, card)
+    loaded, card = load_classifier(tmp_path / "slimmer.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), slimmer(images), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.state_dict(), slim_model(dense[0], card.prune_spec).state_dict(), rtol=0, atol=0)
+    assert card.backbone.widths["layer4.0.conv1"] == (16, 32)  # of 64 and 128
 
 
 @pytest.mark.parametrize("name", ["taylor", "mean_activation", "average_rank"])

@@ -115,6 +115,7 @@ def test_a_slim_detector_trains_and_evaluates_through_the_runner(slim, scenes, s
     assert 0 <= metrics["map"] <= metrics["map50"] <= 1
 
 
-def test_pruning_a_slim_detector_is_refused(slim):
-    with pytest.raises(ValueError, match="detector: slim already; expected a dense model"):
-        prune_detector(slim[0], slim[1], 0.5)
+def test_a_backbone_pruned_twice_is_one_cut_of_the_dense_one(trained, slim):
+    slimmer, card, _ = prune_detector(slim[0], slim[1], 0.5)
+    once = slim_model(trained[0].backbone.net, card.prune_spec)
+    torch.testing.assert_close(slimmer.backbone.net.state_dict(), once.state_dict(), rtol=0, atol=0)

@@ -111,7 +111,13 @@ def test_an_unknown_part_is_refused(tiny):
         prune_detector(*tiny(), 0.5, parts=("head",))
 
 
-def test_pruning_it_again_is_refused(tiny):
-    slim, card, _ = prune_detector(*tiny(), 0.5, parts=("neck",))
-    with pytest.raises(ValueError, match="detector: slim already"):
-        prune_detector(slim, card, 0.5)
+@pytest.mark.parametrize("parts", [[PARTS, PARTS], [("neck",), ("backbone",)], [("backbone",), PARTS]])
+def test_a_detector_pruned_twice_is_rebuilt_from_its_card(tiny, images, tmp_path, parts):
+    slim, card, _ = prune_detector(*tiny(), 0.5, parts=parts[0])
+    slimmer, card, _ = prune_detector(slim, card, 0.5, parts=parts[1])
+    save_detector(tmp_path / "d.safetensors", slimmer, card)
+    loaded, card = load_detector(tmp_path / "d.safetensors")
+    found, again = (TracedDetector(detector.eval())(images[:1]) for detector in (slimmer, loaded))
+    torch.testing.assert_close(again, found, rtol=0, atol=0)
+    convs = [detector.backbone.net.layer2[0].conv1 for detector in (tiny()[0], slimmer)]
+    assert convs[0].out_channels == 2 ** sum("backbone" in step for step in parts) * convs[1].out_channels

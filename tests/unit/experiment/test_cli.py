@@ -292,10 +292,16 @@ def test_a_detector_is_exported_with_its_description(detector, tmp_path):
     assert description["model"] == "det.safetensors"
 
 
-def test_a_slim_model_is_not_pruned_again(slim, command, tmp_path):
-    code, out, err = command("prune", HALF, slim[0], "--out", tmp_path / "s.safetensors")
-    assert (code, out) == (2, "")
-    assert err == f"espalier: {slim[0]}: slim already; expected a dense model\n"
+def test_a_slim_model_is_pruned_again_and_compared_with_the_dense_one(slim, tmp_path):
+    out = tmp_path / "s.safetensors"
+    figures, card = pruned(HALF, slim[0], out)
+    once, _ = pruned(HALF, slim[0].with_name("net.safetensors"), tmp_path / "once.safetensors")
+    assert figures["dense_macs"] == once["dense_macs"]
+    assert figures["macs"] < once["macs"]
+    net, _ = load_classifier(out)
+    assert {
+        name: tuple(layer.weight.shape[1::-1]) for name, layer in net.named_modules() if name == "layer4.0.conv1"
+    } == {"layer4.0.conv1": tuple(card.backbone.widths["layer4.0.conv1"])}
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ class CutsAtAFixedPlace(nn.Module):
 
     def forward(self, images):
         features = self.first(images)
-        return self.second(features if features.shape[1] == 4 else features.flatten())
+        return self.second(features if features.numpy().shape[1] == 4 else features.flatten())
 
 
 def broken_net():

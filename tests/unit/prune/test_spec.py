@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
-from prune import LayerCut, PruneSpec, find_groups, prune_model, slim_model
+from prune import LayerCut, PruneSpec, find_groups, narrowed_model, prune_model, slim_model
 
 
 def test_json_round_trip_gives_the_same_spec(declared, x):
@@ -18,6 +20,44 @@ def test_spec_from_json_cuts_the_same_model(tiny, x, same_state):
     pruned = prune_model(tiny("residual"), (x,), 0.5)
     again = slim_model(tiny("residual"), PruneSpec.from_json(pruned.spec.to_json()))
     assert same_state(again, pruned.model)
+
+
+def test_two_steps_joined_are_one_step_from_the_dense_model(declared, x, same_state):
+    dense = declared[0]
+    first = prune_model(dense, (x,), 0.3)
+    second = prune_model(first.model, (x,), 0.3)
+    third = prune_model(second.model, (x,), 0.3)
+    joined = third.spec.after(second.spec.after(first.spec))
+    assert joined == third.spec.after(second.spec).after(first.spec)
+    assert same_state(slim_model(dense, joined), third.model)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_cuts_of_whole_groups_and_within_groups_join(first, second, x, same_state):
+    dense = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=4), nn.Conv2d(32, 2, 1))
+    one = prune_model(dense, (x,), 0.5, within_groups=first)
+    two = prune_model(one.model, (x,), 0.5, within_groups=second)
+    joined = two.spec.after(one.spec)
+    assert two.model[1].groups == {0: 1, 1: 2, 2: 4}[first + second]
+    for again in (slim_model(dense, joined), narrowed_model(dense, joined.widths())):
+        again.load_state_dict(two.model.state_dict())
+        torch.testing.assert_close(again(x), two.model(x), rtol=0, atol=0)
+    assert same_state(slim_model(dense, joined), two.model)
+
+
+def test_indices_of_a_second_step_count_in_the_slim_model():
+    first = PruneSpec({"a": LayerCut((1, 3, 4), None, 5, 3), "b": LayerCut(None, (1, 3, 4), 2, 5)})
+    second = PruneSpec({"a": LayerCut((0, 2), (1,), 3, 3), "c": LayerCut((0,), None, 2, 2)})
+    assert second.after(first) == PruneSpec(
+        {"a": LayerCut((1, 4), (1,), 5, 3), "b": first.layers["b"], "c": second.layers["c"]}
+    )
+
+
+def test_steps_that_do_not_follow_each_other_are_refused():
+    spec = PruneSpec({"a": LayerCut((0, 2), None, 5, 3)})
+    with pytest.raises(ValueError, match=r"a: the spec is for another model, got 5 channels; expected 2"):
+        spec.after(spec)
 
 
 @pytest.mark.parametrize(

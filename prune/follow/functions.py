@@ -1,0 +1,141 @@
+"""What the forward pass says when it calls a torch function: which numbers it gives; functions followed as a whole."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from prune.follow.layout import CONSTANT, PLACES, follow, pad
+from prune.follow.nodes import Caller, ChannelNodes
+from prune.follow.widths import Width
+
+__all__ = ["FollowingFunctions"]
+
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]  # what Python calls for `x.shape`
+
+
+_FILLING = ("expand", "repeat", "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty")
+
+
+class FollowingFunctions(TorchFunctionMode):
+    """Reads shapes as widths, and tells the rules of operations which function runs, with which numbers."""
+
+    def __init__(self, channels: ChannelNodes) -> None:
+        super().__init__()
+        self._channels = channels
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func == _SHAPE or name == "size":
+            return self._shape(args[0], args[1] if len(args) > 1 and name == "size" else kwargs.get("dim"))
+        sizes = self._widths(args[1]) if name in ("view_as", "reshape_as") else (args, kwargs)
+        caller = Caller(name, [self._own(number) for number in _numbers(sizes)], _rule(name, args, kwargs))
+        if any(isinstance(number, Width) for number in caller.numbers):
+            args, kwargs = tree_map_only(Width, int, (args, kwargs))  # the function may compute with them
+        outer, self._channels.caller = self._channels.caller, caller
+        try:
+            out = func(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                self._finish(caller, func, args, kwargs, out)
+        finally:
+            self._channels.caller = outer
+        return out
+
+    def _finish(self, caller: Caller, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        if caller.rule:
+            try:
+                caller.rule(self._channels, args, kwargs, out)
+            except (LookupError, TypeError, ValueError, RuntimeError):  # a form that the rule does not handle
+                self._channels.pin_all(
+                    (args, kwargs), f"passes through {caller.name}, whose channels cannot be followed"
+                )
+        elif func is functional.scaled_dot_product_attention and kwargs.get("scale") is None:
+            for tensor in args[:2]:
+                self._channels.pin(self._channels.dims(tensor)[-1], "attention is scaled by its width")
+        if caller.name in _FILLING and len(caller.numbers) == out.ndim:
+            self._fill(caller, out)
+        for place, number in enumerate(caller.numbers):
+            if isinstance(number, Width) and place not in caller.followed:
+                number.fix()
+
+    def _fill(self, caller: Caller, out: Tensor) -> None:
+        """Give a result that is filled up to a width its nodes."""
+        dims = list(self._channels.dims(out))
+        for dim, number in enumerate(caller.numbers):
+            if isinstance(number, Width) and out.shape[dim] == int(number):
+                nodes = dims[dim]
+                dims[dim] = nodes = number.nodes() if nodes is None else nodes
+                follow(self._channels, dim, nodes)
+        self._channels.carry(out, dims)
+
+    def _own(self, number: int) -> int:
+        """Return the number, as a plain one if it comes from another trace: models may cache what they compute."""
+        return number if getattr(number, "channels", self._channels) is self._channels else int(number)
+
+    def _shape(self, tensor: Tensor, dim: int | None) -> Any:
+        widths = self._widths(tensor)
+        return widths if dim is None else widths[dim]
+
+    def _widths(self, tensor: Tensor) -> torch.Size:
+        dims = self._channels.dims(tensor)
+        return torch.Size(
+            [
+                size if nodes is None else Width.of(size, self._channels, partial(_itself, nodes))
+                for size, nodes in zip(tensor.shape, dims, strict=True)
+            ]
+        )
+
+
+def _itself(nodes: Tensor) -> Tensor:
+    return nodes
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, slice):
+        yield from _numbers((value.start, value.stop, value.step))
+    elif isinstance(value, dict):
+        yield from _numbers(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+
+
+def _rule(name: str, args: Any, kwargs: Any) -> Callable[..., None] | None:
+    """Return the rule for a function that is followed as a whole: its parts would not tell."""
+    if name == "multi_head_attention_forward":
+        return _multi_head_attention
+    return _padded_in_a_circle if name == "pad" and "circular" in (*args, *kwargs.values()) else None
+
+
+def _padded_in_a_circle(channels: ChannelNodes, args: Any, kwargs: Any, out: Tensor) -> None:
+    given = dict(zip(("input", "pad"), args, strict=False)) | kwargs
+    pad(channels, "pad", [given["input"], given["pad"]], out)
+
+
+def _multi_head_attention(channels: ChannelNodes, args: Any, kwargs: Any, out: tuple[Tensor, Any]) -> None:
+    """Heads go with as many of the channels that are read: torch's module has one width for both."""
+    given = inspect.signature(functional.multi_head_attention_forward).bind(*args, **kwargs).arguments
+    if any(given.get(key) is not None for key in ("q_proj_weight", "bias_k", "bias_v", "static_k", "static_v")):
+        raise ValueError("attention")
+    channels.pin_all([given.get("attn_mask"), given.get("key_padding_mask")], "part of an attention mask")
+    (rows, columns), (written, inner) = (channels.dims(given[key]) for key in ("in_proj_weight", "out_proj_weight"))
+    assert rows is not None
+    parts = rows.view(3, -1)  # queries, keys and values
+    channels.tie(parts, CONSTANT)
+    for read in (columns, inner, *(channels.dims(given[key])[-1] for key in ("query", "key", "value"))):
+        channels.join(parts[0], read, CONSTANT)
+    for key, nodes in (("in_proj_bias", rows), ("out_proj_bias", written)):
+        if given[key] is not None:
+            channels.join(nodes, channels.dims(given[key])[0], CONSTANT)
+    follow(channels, 0, parts[0])
+    follow(channels, 1, channels.tie_runs(parts[0], len(parts[0]) // given["num_heads"], PLACES))
+    channels.carry(out[0], (*(None,) * (out[0].ndim - 1), written))
