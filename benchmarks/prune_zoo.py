@@ -56,6 +56,7 @@ def step(path: Path, work: Callable[[], dict[str, Any]], limit_s: float, memory_
 
 def _limited(path: Path, work: Callable[[], dict[str, Any]], memory_gb: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory_gb * 2**30),) * 2)
+    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends all the same, this process ends first
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(silence, stream)
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="names of networks, or patterns")
     parser.add_argument("--kept", type=Path, default=ROOT / "runs/prune-zoo", help="where results are kept")
     parser.add_argument("--limit-s", type=float, default=1800, help="of each step")
-    parser.add_argument("--memory-gb", type=float, default=20, help="of each step")
+    parser.add_argument("--memory-gb", type=float, default=12, help="of each step")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")

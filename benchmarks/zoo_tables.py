@@ -68,7 +68,8 @@ def _summary_row(kind: str, results: list[dict[str, Any]]) -> list[str]:
         right = [result[tool] for result in results if result[tool]["status"] == "equal"]
         counts = [statuses.count(status) for status in ("equal", "refused", "crashed")]
         removed = [_percent(_median([found[key] for found in right if found[key] is not None])) for key in REMOVED]
-        cells += [*map(str, counts), str(len(results) - sum(counts)), " / ".join(removed)]
+        wrong = statuses.count("wrong") + statuses.count("unmatched")
+        cells += [*map(str, counts), str(wrong), " / ".join(removed)]
     if not any("samples" in result for result in results):
         return cells
     ratios = [ratio for result in results if (ratio := speedup(result))]
