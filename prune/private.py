@@ -63,8 +63,16 @@ class Call:
 
     def doubled(self) -> "Call":
         """Return the call with twice the batch: a BatchNorm that trains needs more than one value per channel."""
-        batch = next((len(tensor) for tensor in tensors_in((self.args, dict(self.kwargs))) if tensor.ndim), 0)
+        batch = self._batch_size()
         return self.map(lambda t: torch.cat([t, t]) if t.ndim and len(t) == batch else t.clone())
+
+    def single(self) -> "Call":
+        """Return the call with the first of the batch alone."""
+        batch = self._batch_size()
+        return self.map(lambda t: t[:1] if t.ndim and len(t) == batch else t)
+
+    def _batch_size(self) -> int:
+        return next((len(tensor) for tensor in tensors_in((self.args, dict(self.kwargs))) if tensor.ndim), 0)
 
 
 Inputs = tuple[Any, ...] | Call

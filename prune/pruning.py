@@ -174,7 +174,7 @@ def _ranked(ranker: Criterion, model: nn.Module, group: Group, recipe: Recipe) -
 
 
 def _shares(scored: Scored, recipe: Recipe, dense_cost: Cost | None) -> dict[str, Share]:
-    cost = dense_cost or cost_of(scored.model, scored.call.map(lambda t: t[:1])) if recipe.limit else None
+    cost = dense_cost or cost_of(scored.model, scored.call.single()) if recipe.limit else None
     with bookkeeping():
         if cost is None:
             return allocate(scored.free, scored.ranked, recipe, lambda kept: {})

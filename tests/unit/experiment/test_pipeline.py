@@ -245,43 +245,45 @@ def test_the_order_of_patterns_counts():
     assert cut[0].hash in hashes[0] - hashes[1]
 
 
-def test_data_that_changes_while_a_stage_reads_it_gives_no_result(given, tmp_path, monkeypatch):
+@pytest.fixture
+def train_detector_by(given, tmp_path, monkeypatch):
+    """Runs the stage that trains the detector on given data, with another function for its work."""
+
+    def run(step):
+        monkeypatch.setitem(STEPS, "train_detector", step)
+        store = StageStore(tmp_path / "stages")
+        stages = make_plan(read_config(QUICKSTART, given, ExperimentConfig), store).stages
+        stage = next(stage for stage in stages if stage.name == "train_detector")
+        store.run(replace(stage, inputs=()), lambda done, total: None)
+
+    return run
+
+
+def test_data_that_changes_while_a_stage_reads_it_gives_no_result(train_detector_by, tmp_path):
     def step(job, folder, progress):
         (folder / "checkpoints").mkdir()
         move_box(tmp_path / "scenes/train/instances.json")
         return {}
 
-    monkeypatch.setitem(STEPS, "train_detector", step)
-    store = StageStore(tmp_path / "stages")
-    stages = make_plan(read_config(QUICKSTART, given, ExperimentConfig), store).stages
-    stage = next(stage for stage in stages if stage.name == "train_detector")
     with pytest.raises(RuntimeError, match="train_detector: its data was changed while it ran"):
-        store.run(replace(stage, inputs=()), lambda done, total: None)
+        train_detector_by(step)
     assert list((tmp_path / "stages").iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"images": [', b"[]"])
-def test_data_that_is_cut_short_while_a_stage_reads_it_is_failed_work(given, tmp_path, monkeypatch, damage):
+def test_data_that_is_cut_short_while_a_stage_reads_it_is_failed_work(train_detector_by, tmp_path, damage):
     def step(job, folder, progress):
         (tmp_path / "scenes/train/instances.json").write_bytes(damage)
         raise AssertionError("of a library")
 
-    monkeypatch.setitem(STEPS, "train_detector", step)
-    store = StageStore(tmp_path / "stages")
-    stages = make_plan(read_config(QUICKSTART, given, ExperimentConfig), store).stages
-    stage = next(stage for stage in stages if stage.name == "train_detector")
     with pytest.raises(WorkError, match=r"train_detector: its data was changed while it ran; .*instances\.json: not "):
-        store.run(replace(stage, inputs=()), lambda done, total: None)
+        train_detector_by(step)
     assert list((tmp_path / "stages").iterdir()) == []
 
 
-def test_a_fault_with_unchanged_data_stays_what_it_is(given, tmp_path, monkeypatch):
+def test_a_fault_with_unchanged_data_stays_what_it_is(train_detector_by):
     def step(job, folder, progress):
         raise AssertionError("a bug")
 
-    monkeypatch.setitem(STEPS, "train_detector", step)
-    store = StageStore(tmp_path / "stages")
-    stages = make_plan(read_config(QUICKSTART, given, ExperimentConfig), store).stages
-    stage = next(stage for stage in stages if stage.name == "train_detector")
     with pytest.raises(AssertionError, match="a bug"):
-        store.run(replace(stage, inputs=()), lambda done, total: None)
+        train_detector_by(step)

@@ -208,3 +208,14 @@ class CalledByName(nn.Module):
 
 def test_functions_may_get_their_arguments_by_name():
     assert prune_model(CalledByName(), (torch.randn(3, 4),), 0.5).model.one.out_features == 4
+
+
+class Scaled(CalledByName):
+    def forward(self, x, weights, factor):
+        return self.two(self.one(x * weights)) * factor
+
+
+def test_a_limit_counts_one_of_the_batch_and_leaves_other_arguments_whole():
+    kwargs = {"weights": torch.ones(4), "factor": torch.tensor(2.0)}
+    pruned = prune_model(Scaled(), (torch.randn(3, 4),), example_kwargs=kwargs, max_macs=24)  # 6 a hidden channel
+    assert pruned.model.one.out_features == 4
