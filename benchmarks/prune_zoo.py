@@ -1,7 +1,7 @@
 """Prune every network of the zoo with Espalier and with torch-pruning, and say which slim models are right.
 
 Run:     python benchmarks/prune_zoo.py RECORD.json [--rounds 5] [--side 224] [--threads 2] [--only 'timm/*']
-         --rounds 0 proves only, and times nothing: any machine will do
+         --rounds 0 proves only, and times nothing: any machine will do; --proof-side 64 proves on smaller images
 Writes:  a record: per network and tool whether the slim model equals the masked one (see masked_twin.py) and trains,
          the share of MACs and parameters removed, seconds of both in turn, and peak memory in sizes of the dense model
 
@@ -47,7 +47,7 @@ def step(path: Path, work: Callable[[], dict[str, Any]], limit_s: float, memory_
         if process.is_alive():
             process.kill()
             process.join()
-            _keep(path, {"status": "crashed", "why": f"not finished within {limit_s:.0f} s"})
+            _keep(path, {"status": "not finished", "why": f"within {limit_s:.0f} s"})
         elif not path.exists():
             _keep(path, {"status": "crashed", "why": f"its process ended with code {process.exitcode}"})
     found: dict[str, Any] = json.loads(path.read_text())
@@ -75,18 +75,19 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
 def result_of(name: str, kind: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return all that is known of one network; what is kept already is not done again."""
 
-    def kept(what: str, work: Callable[[ZooModel], dict[str, Any]]) -> dict[str, Any]:
-        path = folder / f"{name.replace('/', '.')}.{what}.json"
-        return step(path, lambda: work(_made(name, options.side)), options.limit_s, options.memory_gb)
+    def kept(what: str, work: Callable[[ZooModel], dict[str, Any]], side: int) -> dict[str, Any]:
+        path = folder / f"{name.replace('/', '.')}.{what}-{side}.json"
+        return step(path, lambda: work(_made(name, side)), options.limit_s, options.memory_gb)
 
     result: dict[str, Any] = {"network": name, "kind": kind}
     for tool in TOOLS:
-        result[tool] = kept(f"proof-{tool}", partial(proof, tool=tool))
+        result[tool] = kept(f"proof-{tool}", partial(proof, tool=tool), options.proof_side or options.side)
     if options.rounds:
-        times = kept(f"seconds-{options.rounds}-{options.threads}", partial(seconds, rounds=options.rounds))
+        what = f"seconds-{options.rounds}-{options.threads}"
+        times = kept(what, partial(seconds, rounds=options.rounds), options.side)
         result |= {key: times.get(key) for key in ("samples", "same_channels")}
         for tool in TOOLS:
-            result[tool]["peak"] = kept(f"peak-{tool}", partial(peak, tool=tool)).get("peak")
+            result[tool]["peak"] = kept(f"peak-{tool}", partial(peak, tool=tool), options.side).get("peak")
     return result
 
 
@@ -96,11 +97,11 @@ def _made(name: str, side: int) -> ZooModel:
     return zoo
 
 
-def fingerprint(versions: dict[str, str], side: int) -> str:
+def fingerprint(versions: dict[str, str], limits: tuple[float, float]) -> str:
     """Return a hash of all that a result depends on."""
     ours = [Path(__file__).with_name(f"{name}.py") for name in ("masked_twin", "zoo_models", "zoo_pruners")]
     content = [path.read_text() for path in (*sorted((ROOT / "prune").rglob("*.py")), *ours)]
-    return hashlib.sha256(json.dumps([content, versions, side]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([content, versions, limits]).encode()).hexdigest()[:12]
 
 
 def main() -> None:
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--proof-side", type=int, help="of the images that proofs use, where it differs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=["*"], help="names of networks, or patterns")
     parser.add_argument("--kept", type=Path, default=ROOT / "runs/prune-zoo", help="where results are kept")
@@ -118,13 +120,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     versions = _versions()
-    folder = options.kept / fingerprint(versions, options.side)
+    folder = options.kept / fingerprint(versions, (options.limit_s, options.memory_gb))
     names = {name: kind for name, kind in zoo_names().items() if any(fnmatch(name, only) for only in options.only)}
     results = []
     for number, (name, kind) in enumerate(names.items(), 1):
         results.append(result_of(name, kind, folder, options))
         print(f"{number}/{len(names)}", *row(results[-1]), sep="  ", flush=True)
-    conditions = {"ratio": RATIO, "side": options.side, "threads": options.threads, "packages": versions}
+    conditions = {name: vars(options)[name] for name in ("side", "proof_side", "threads", "limit_s", "memory_gb")}
+    conditions |= {"ratio": RATIO, "packages": versions}
     columns, table = network_table(results)
     conditions["networks"] = {"columns": columns, "table": table}
     write_cpu_record(options.record, "pruning", conditions, results, *summary_table(results))

@@ -27,7 +27,7 @@ def summary_table(results: list[dict[str, Any]]) -> Table:
     """Return, per kind of network, how many came out how, and the medians of what right slim models lack."""
     columns = ["networks", "number"]
     for name in NAMES.values():
-        columns += [f"{name}: equal", "refused", "crashed", "wrong", "MACs / params removed"]
+        columns += [f"{name}: equal", "refused", "crashed", "not finished", "wrong", "MACs / params removed"]
     if any("samples" in result for result in results):
         columns += ["times as fast", "least", "peak memory (x dense)"]
     kinds = dict.fromkeys(result["kind"] for result in results)
@@ -41,6 +41,7 @@ def row(result: dict[str, Any]) -> list[str]:
     for tool in NAMES:
         found = result[tool]
         why = f": {found['why']}" if found.get("why") else ""
+        why += ", nothing cut" if found["status"] == "equal" and not found["params_removed"] else ""
         cells += [(found["status"] + why).replace("|", "/"), *(_percent(found.get(key)) for key in REMOVED)]
     return cells + (_time_cells(result) if "samples" in result else [])
 
@@ -66,7 +67,7 @@ def _summary_row(kind: str, results: list[dict[str, Any]]) -> list[str]:
     for tool in NAMES:
         statuses = [result[tool]["status"] for result in results]
         right = [result[tool] for result in results if result[tool]["status"] == "equal"]
-        counts = [statuses.count(status) for status in ("equal", "refused", "crashed")]
+        counts = [statuses.count(status) for status in ("equal", "refused", "crashed", "not finished")]
         removed = [_percent(_median([found[key] for found in right if found[key] is not None])) for key in REMOVED]
         wrong = statuses.count("wrong") + statuses.count("unmatched")
         cells += [*map(str, counts), str(wrong), " / ".join(removed)]

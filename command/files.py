@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and typed JSON with errors reported in one line.
+"""Files that are complete or absent, typed JSON with errors reported in one line, and text of files in messages.
 
 The modules that write the files define their content.
 """
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ __all__ = [
     "make_folder",
     "model_from_json",
     "sha256_of",
+    "shown",
     "write_json",
     "written_atomically",
 ]
@@ -35,23 +37,26 @@ __all__ = [
 Model = TypeVar("Model", bound=BaseModel)
 _MANY = 200
 """Files after which flushing everything is faster than one after the other."""
+_LONGEST_NAME = 255
+"""Bytes that a file system takes."""
+_MOST_LETTERS = 300
+"""Of a text in a message."""
 
 
 @contextmanager
 def written_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path`, which becomes `path` when the block ends and vanishes when it raises.
 
-    Missing parent folders are made. Once `path` has its name, its content is on the disk, power loss or not.
+    Missing parent folders are made. A link stays, and what it points to is replaced. Once `path` has its name, its
+    content is on the disk, power loss or not.
 
     Raises:
-        RequestError: If `path` is a folder, or a folder above it is a file.
+        RequestError: If `path` is none, is a folder, device or pipe, or a folder above it is a file.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise RequestError(f"{path}: is a folder; expected a file, or a new name")
+    path = _replaceable(_usable(path))
+    beside = _usable(path.with_name(f"{_prefix(path)}{os.getpid()}.tmp"))
     make_folder(path.parent)
     _delete_leftovers(path)
-    beside = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
     try:
         beside.touch()
         mode = beside.stat().st_mode
@@ -62,6 +67,41 @@ def written_atomically(path: str | Path) -> Iterator[Path]:
         flush_entry(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _usable(path: str | Path) -> Path:
+    """Return `path` as a Path.
+
+    Raises:
+        RequestError: If the system takes no such path.
+    """
+    try:
+        given = Path(path)
+        longest = max((os.fsencode(part) for part in given.parts), key=len, default=b"")
+    except (TypeError, ValueError) as error:  # the latter of letters that no file system has
+        raise RequestError(f"path: not usable, got {shown(repr(path))}; expected the path of a file") from error
+    if "\0" in str(given):
+        raise RequestError(f"path: holds a NUL, got {shown(repr(path))}; expected the path of a file")
+    if len(longest) > _LONGEST_NAME:
+        raise RequestError(f"{shown(str(given))}: too long a name, got {len(longest)} bytes; expected a shorter one")
+    return given
+
+
+def _replaceable(path: Path) -> Path:
+    """Return the file that is replaced when `path` is written: the one behind a link.
+
+    Raises:
+        RequestError: If it is a folder, or no regular file.
+    """
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        raise RequestError(f"{shown(str(path))}: a link to itself; expected a file, or a new name")
+    if target.is_dir():
+        raise RequestError(f"{shown(str(path))}: is a folder; expected a file, or a new name")
+    if target.exists() and not target.is_file():
+        kind = stat.filemode(target.stat().st_mode)
+        raise RequestError(f"{shown(str(path))}: not a regular file, got {kind}; expected a file, or a new name")
+    return target
 
 
 def make_folder(folder: Path) -> None:
@@ -132,11 +172,20 @@ def existing_file(path: str | Path, remedy: str) -> Path:
 
     Raises:
         MissingFileError: If it is not a file; the message ends with `remedy`.
+        RequestError: If it is no path.
     """
-    path = Path(path)
+    path = _usable(path)
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; {remedy}")
+        fault = "not a regular file" if path.exists() else "no such file"
+        raise MissingFileError(f"{shown(str(path))}: {fault}; {remedy}")
     return path
+
+
+def shown(text: str) -> str:
+    """Return text of a file, or a path, for a message: in one line, cut, and without what a terminal would obey."""
+    if len(text) > _MOST_LETTERS:
+        text = f"{text[: _MOST_LETTERS // 2]} ... {text[-_MOST_LETTERS // 2 :]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -161,5 +210,5 @@ def model_from_json(model_class: type[Model], path: str | Path, remedy: str) -> 
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "file"
         raise RequestError(
-            f"{path}: not a readable {model_class.__name__}, got {where}: {fault['msg']}; {remedy}"
+            f"{path}: not a readable {model_class.__name__}, got {shown(where)}: {fault['msg']}; {remedy}"
         ) from error

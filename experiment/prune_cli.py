@@ -40,7 +40,7 @@ app = typer.Typer(
 @app.command()
 def apply(
     config: Annotated[Path, typer.Argument(help="Config: a name, as l1_half, or a file.")],
-    model: Annotated[Path, typer.Argument(help="Model file of a dense classifier or detector.")],
+    model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector, dense or slim.")],
     overrides: Overrides = None,
     out: OutFile = None,
     force: Force = False,
@@ -56,7 +56,7 @@ def apply(
     check_file_name(model)
     out = model_output(out, model.with_name(f"{model.stem}-{settings.label}.safetensors"))
     if out.resolve() == model.resolve():
-        raise RequestError(f"--out {out}: is the dense model itself; expected another file")
+        raise RequestError(f"--out {out}: is the given model itself; expected another file")
     refuse_existing(force, *files_at_risk(out))
     figures = prune_file(model, settings, out)
     if as_json:

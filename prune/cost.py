@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prune.follow.nodes import is_producer
+from prune.follow.layers import is_producer, weight_of
 from prune.private import Call, Inputs, PrivateModel
 
 __all__ = ["Cost", "LayerCost", "cost_of"]
@@ -49,7 +49,7 @@ def cost_of(model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[st
 
     def count(name: str, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         read, *_ = (*args, *kwargs.values())
-        weights_per_row = next(layer.parameters())[0].numel()  # what one output reads; transposed: what one input feeds
+        weights_per_row = weight_of(layer)[0].numel()  # what one output reads; transposed: what one input feeds
         elements = read.numel() if getattr(layer, "transposed", False) else output.numel()
         before = layers.get(name, LayerCost(0, 0, 0))  # a shared head runs once per level
         layers[name] = LayerCost(

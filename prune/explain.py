@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from command.errors import RequestError
 from prune.cost import Cost, cost_of
 from prune.cut.spec import layer_of, layer_widths
-from prune.follow.groups import find_groups, is_producer
+from prune.follow.groups import find_groups
+from prune.follow.layers import is_producer
 from prune.layer_rows import LAG, MEMORY_BOUND, Finding, LayerRow, padded
 from prune.private import Call, PrivateModel
 

@@ -6,24 +6,25 @@ The given model is never written, not even for a moment: others may run or prune
 import copy
 import random
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from command.errors import RequestError
-from prune.follow.nodes import tensors_in
-from prune.modes import FORWARD_ERRORS, first_line
+from prune.copies import copied
+from prune.held_tensors import modules_of, operands, stored, tensors_in
+from prune.modes import first_line
+from prune.shapes import shape_alone
 
-__all__ = ["Call", "Inputs", "PrivateModel", "bookkeeping", "copied", "operands"]
+__all__ = ["Call", "Inputs", "PrivateModel", "Run", "Watch", "bookkeeping"]
 
 _ONE_AT_A_TIME = threading.RLock()
 """Held while Python's random numbers are ours: they are one for all threads."""
@@ -44,12 +45,16 @@ class Call:
         return cls((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), kwargs or {})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Call":
-        """Return a copy with every tensor changed, however deep it lies."""
-        changed = {id(tensor): change(tensor.detach()) for tensor in tensors_in((self.args, dict(self.kwargs)))}
+        """Return a copy with every tensor changed."""
+        changed = {id(tensor): change(tensor.detach()) for tensor in self.tensors()}
         try:
             return copy.deepcopy(self, changed)  # its memo: these tensors are used in place of the originals' copies
         except (TypeError, RuntimeError) as error:
             raise RequestError(f"example_inputs: cannot be copied, {first_line(error)}") from error
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor in the arguments, however deep it lies."""
+        return tensors_in((self.args, dict(self.kwargs)))
 
     def noise(self) -> "Call":
         """Return the call with normal noise in place of every floating tensor; others, such as indices, stay."""
@@ -71,8 +76,18 @@ class Call:
         batch = self._batch_size()
         return self.map(lambda t: t[:1] if t.ndim and len(t) == batch else t)
 
+    def smaller(self) -> "Call":
+        """Return the call with smaller images: every second place, until the shorter side is below 128."""
+        return self.map(_smaller)
+
     def _batch_size(self) -> int:
-        return next((len(tensor) for tensor in tensors_in((self.args, dict(self.kwargs))) if tensor.ndim), 0)
+        return next((len(tensor) for tensor in self.tensors() if tensor.ndim), 0)
+
+
+def _smaller(tensor: Tensor) -> Tensor:
+    while tensor.ndim > 3 and tensor.is_floating_point() and min(tensor.shape[-2:]) >= 128:
+        tensor = tensor[..., ::2, ::2]
+    return tensor
 
 
 Inputs = tuple[Any, ...] | Call
@@ -93,64 +108,53 @@ class PrivateModel:
     """
 
     def __init__(self, model: nn.Module, device: str | None = None) -> None:
-        own = (*model.parameters(), *model.buffers())
-        stored = _stored(model) if device else []
+        modules = modules_of(model)
+        parameters = {id(t): t for m in modules.values() for t in m._parameters.values() if t is not None}
+        own = {**parameters, **{id(t): t for m in modules.values() for t in m._buffers.values() if t is not None}}
+        held = {id(t): t for *_, tensors in stored(modules) for t in tensors} if device else {}
         with bookkeeping():
-            self.model = copied(model, {id(tensor): _stand_in(tensor, device) for tensor in (*stored, *own)})
-        self.model.eval()
-        self.used: set[str] = set()
-        """Names of the parameters that operations have used."""
-        self.operations: list[Any] = []
-        """Those of the last forward pass, in their order."""
-        self._idle: set[str] = set()
-        self._busy: set[str] = set()
-        self._given = {id(tensor): tensor for tensor in own}  # kept alive, so that no other tensor gets its id
+            self.model = copied(model, {key: _stand_in(tensor, device) for key, tensor in {**held, **own}.items()})
+        self.modules = modules_of(self.model)
+        for module in self.modules.values():
+            module.training = False
+        self.is_meta = device == "meta"
+        self.operations: list[tuple[Any, ...]] = []
+        """Those of the last forward pass, in their order, each with the names of the parameters that it uses."""
+        self.flow: list[tuple[int | None, ...]] = []
+        """Without numbers: which operation made each tensor that an operation of the last forward pass uses."""
+        self._made: dict[int, tuple[int, Tensor]] = {}  # their tensors are kept, so that no other gets the same id
         self._names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        self._shared = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} - {0}
+        self._given = own  # kept alive, so that no other tensor gets its id
+        self._shared = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()} - {0}
 
-    def train(self, noise: Set[str] = frozenset()) -> "PrivateModel":
+    def train(self) -> "PrivateModel":
         """Take the model's own training mode; return it.
 
         Layers of torch itself, and batch normalisation, differ in training by noise and statistics alone: they stay in
         eval mode.
-
-        Args:
-            noise: Names of other modules that stay in it; see `noise`.
         """
         self.model.train()
-        for name, module in self.model.named_modules():
-            if type(module).__module__.startswith("torch.nn.") or isinstance(module, _NormBase) or name in noise:
+        for module in self.model.modules():
+            if type(module).__module__.startswith("torch.nn.") or isinstance(module, _NormBase):
                 module.training = False
         return self
 
-    def watch_noise(self) -> None:
-        """Note, from now on, which modules add noise in training, if anything."""
-        for name, module in self.model.named_modules():
-            if not any(True for _ in module.parameters()):
-                module.register_forward_hook(partial(self._watch_noise, name))
-
-    def _watch_noise(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        (self._idle if inputs and output is inputs[0] else self._busy).add(name)
-
-    @property
-    def noise(self) -> set[str]:
-        """Names of the modules without parameters that have always returned, in eval mode, what they were given."""
-        return self._idle - self._busy
-
-    def run(self, call: Call, *modes: AbstractContextManager[Any]) -> list[Tensor]:
-        """Return every tensor of the model's output, lazily computed ones too.
+    def run(self, call: Call, *modes: AbstractContextManager[Any], watch: "Watch | None" = None) -> list[Tensor]:
+        """Return every tensor of the model's output, lazily computed ones and those left in its arguments too.
 
         Args:
             call: Its tensors are copied.
             modes: Entered around the forward pass, the last one innermost.
+            watch: Told of every operation.
         """
+        watch = watch or Watch()
         try:
-            return self._run(call, modes)
+            return self._run(call, modes, watch)
         except _WriteError:
             for parameter in self.model.parameters():
                 parameter.data = parameter.detach().clone()
             self._shared = set()
-            return self._run(call, modes)
+            return self._run(call, modes, watch)
 
     def trained_by(self, outputs: list[Tensor]) -> list[str]:
         """Return the names of the parameters that a gradient of these outputs reaches."""
@@ -163,38 +167,46 @@ class PrivateModel:
         leaves = {id(getattr(function, "variable", None)) for function in seen}
         return [name for parameter, name in self._names.items() if parameter in leaves]
 
-    @property
-    def unused(self) -> list[str]:
-        """Names of the parameters that no operation has used yet."""
-        return [name for name in self._names.values() if name not in self.used]
-
-    def _run(self, call: Call, modes: tuple[AbstractContextManager[Any], ...]) -> list[Tensor]:
-        self.operations = []
+    def _run(self, call: Call, modes: tuple[AbstractContextManager[Any], ...], watch: "Watch") -> list[Tensor]:
+        self.operations, self.flow, self._made = [], [], {}
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(_own_random_numbers())
-            call = call.map(Tensor.clone)
-            for mode in (_Guard(self), *modes):
+            call = call.map((lambda tensor: tensor.to("meta")) if self.is_meta else Tensor.clone)
+            given = {id(tensor): tensor for tensor in call.tensors()}
+            own = torch.device("meta") if self.is_meta else _Exports(self)
+            for mode in (own, _Guard(self, watch), *modes):
                 stack.enter_context(mode)
-            return tensors_in(self.model(*call.args, **call.kwargs))
+            result = tensors_in(self.model(*call.args, **call.kwargs))
+            self._made = {}
+            return result + [tensor for tensor in call.tensors() if id(tensor) not in given]
 
     def check(self, operation: Any, tensors: list[Tensor]) -> None:
-        """Note an operation and the parameters that it uses, before it does.
+        """Note an operation before it computes.
 
         Raises:
             RequestError: If the copy runs the given model's own layers.
         """
-        self.operations.append(operation)
+        self.operations.append((operation, *(self._names[id(t)] for t in tensors if id(t) in self._names)))
+        self.flow.append(tuple(self._made.get(id(tensor), (None,))[0] for tensor in tensors))
         for tensor in tensors:
             if id(tensor) in self._given:
                 raise RequestError(
                     f"model: a copy of it still uses its own tensors, got one of shape {tuple(tensor.shape)}; "
                     "expected a forward pass that finds its layers through `self`"
                 )
-            if id(tensor) in self._names:
-                self.used.add(self._names[id(tensor)])
-        is_written = operation._schema.is_mutable
-        if is_written and any(tensor.untyped_storage().data_ptr() in self._shared for tensor in tensors):
+        if operation._schema.is_mutable:
+            self.check_shared(tensors)
+
+    def note(self, out: Any) -> None:
+        """Note what an operation has made; numbers would take memory."""
+        if self.is_meta:
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                self._made[id(tensor)] = (len(self.flow), tensor)
+
+    def check_shared(self, tensors: list[Tensor]) -> None:
+        """Let the model run again, with parameters of its own, if any of these that may be written is shared."""
+        if self._shared and any(tensor.untyped_storage().data_ptr() in self._shared for tensor in tensors):
             raise _WriteError
 
 
@@ -202,20 +214,66 @@ class _WriteError(BaseException):
     """An operation writes to parameters that are shared; not an Exception, which a forward pass may catch."""
 
 
-class _Guard(TorchDispatchMode):
-    """Checks the tensors of every operation, and gives random ones numbers of their own."""
+@dataclass(frozen=True)
+class Run:
+    """What a forward pass did."""
+
+    operations: list[tuple[Any, ...]]
+    """In their order, each with the names of the parameters that it uses."""
+    shapes: list[torch.Size]
+    """Of its outputs."""
+
+
+class Watch:
+    """What is done at every operation of a forward pass; nothing by default."""
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments that the operation gets."""
+        return args, kwargs
+
+    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Take note of what the operation gives."""
+
+
+class _Exports(TorchFunctionMode):
+    """Stops where the memory of a tensor leaves torch: nobody sees what is written to it then."""
 
     def __init__(self, private: PrivateModel) -> None:
         super().__init__()
         self._private = private
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _EXPORTS:
+            with torch._C.DisableTorchFunction():
+                self._private.check_shared(operands(args, {}))
+        return func(*args, **kwargs or {})
+
+
+_EXPORTS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage)
+
+
+class _Guard(TorchDispatchMode):
+    """Checks the tensors of every operation, and gives random ones numbers of their own."""
+
+    def __init__(self, private: PrivateModel, watch: Watch) -> None:
+        super().__init__()
+        self._private, self._watch = private, watch
         self._num_drawn = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = operands(args, kwargs)
         self._private.check(func, tensors)
-        if "_norm" in func.overloadpacket.__name__ and args[0].is_meta:  # torch's own way takes a millisecond
-            return (torch.empty_like(args[0]), *(args[0].new_empty(0) for _ in func._schema.returns[1:]))
+        with torch._C.DisableTorchFunction():
+            args, kwargs = self._watch.before(func, args, kwargs)
+            out = self._computed(func, args, kwargs, tensors)
+            self._private.note(out)
+            self._watch.after(func, args, kwargs, out)
+        return out
+
+    def _computed(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        if tensors and tensors[0].is_meta and (result := shape_alone(func, args, kwargs, tensors)) is not None:
+            return result
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         self._num_drawn += 1
@@ -224,51 +282,6 @@ class _Guard(TorchDispatchMode):
             for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in devices)):
                 generator.manual_seed(self._num_drawn)
             return func(*args, **kwargs)
-
-
-def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Return the tensors among an operation's arguments."""
-    values = (*args, *kwargs.values())
-    return [t for value in values for t in (value if isinstance(value, list) else (value,)) if isinstance(t, Tensor)]
-
-
-def copied(model: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
-    """Return a deep copy that has other tensors in place of some, given by their id.
-
-    Raises:
-        RequestError: If something in the model cannot be copied.
-    """
-    computed = [tensor for tensor in _stored(model) if not tensor.is_leaf or tensor.is_inference()]
-    memo: dict[int, Any] = {**{id(tensor): tensor.detach().clone() for tensor in computed}, **replaced}
-    plain = [module for module in model.modules() if _copies_plainly(type(module))]
-    memo |= {id(module): object.__new__(type(module)) for module in plain}
-    try:
-        for module in plain:
-            state = {key: _copied(value, memo) for key, value in module.__getstate__().items()}
-            memo[id(module)].__setstate__(state)
-        return copy.deepcopy(model, memo)
-    except FORWARD_ERRORS as error:
-        raise RequestError(
-            f"model: cannot be copied, {first_line(error)}; expected a module that copy.deepcopy takes"
-        ) from error
-
-
-def _copies_plainly(kind: type[nn.Module]) -> bool:
-    """Return whether such a module is made again from copies of its attributes, as nn.Module is."""
-    own = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__"}
-    return not any(own & vars(base).keys() for base in kind.__mro__ if base not in (nn.Module, object))
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Return a deep copy; Python's own is slow on what modules have most of: numbers, and dictionaries of few items."""
-    if type(value) in (bool, int, float, str, type(None)):
-        return value
-    if type(value) not in (dict, OrderedDict) or id(value) in memo:
-        return copy.deepcopy(value, memo)
-    memo[id(value)] = new = type(value)()
-    for key, item in value.items():
-        new[_copied(key, memo)] = _copied(item, memo)
-    return new
 
 
 @contextmanager
@@ -285,9 +298,13 @@ def bookkeeping() -> Iterator[None]:
 
 @contextmanager
 def _own_random_numbers() -> Iterator[None]:
-    """Give Python and numpy a seed; the caller's random state returns afterwards."""
+    """Give Python and numpy a seed; the caller's random state returns afterwards.
+
+    Torch's own is changed by a forward pass that sets a seed alone: the guard sees to all that draws numbers.
+    """
     with _ONE_AT_A_TIME:
         of_python, of_numpy = random.getstate(), np.random.get_state()
+        seed, of_torch = torch.initial_seed(), torch.get_rng_state()
         random.seed(0)
         np.random.seed(0)
         try:
@@ -295,13 +312,8 @@ def _own_random_numbers() -> Iterator[None]:
         finally:
             random.setstate(of_python)
             np.random.set_state(of_numpy)
-
-
-def _stored(model: nn.Module) -> list[Tensor]:
-    """Return the tensors that modules hold beside their parameters and buffers."""
-    registered = ("_parameters", "_buffers", "_modules")
-    values = [value for m in model.modules() for key, value in vars(m).items() if key not in registered]
-    return tensors_in([v for v in values if isinstance(v, Tensor) or (isinstance(v, list | tuple | dict) and v)])
+            if torch.initial_seed() != seed or threading.active_count() == 1:  # other threads may have drawn numbers
+                torch.set_rng_state(of_torch)
 
 
 def _stand_in(tensor: Tensor, device: str | None) -> Tensor:

@@ -1,10 +1,13 @@
 """One pruning step: groups -> scores -> kept channels -> slim model, with a report of every group."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from command.errors import RequestError
 from prune.choose.allocate import Ranked, Share, allocate, must_stay
@@ -16,8 +19,10 @@ from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model, unchanged_widths
 from prune.cut.verify import fault_of, finite_weights, first_layer_apart
 from prune.follow.groups import Group, groups_of
+from prune.follow.nodes import ChannelNodes
 from prune.follow.trace import check_kind, traced
-from prune.private import Call, Inputs, bookkeeping
+from prune.modes import FORWARD_ERRORS
+from prune.private import Call, Inputs, PrivateModel, bookkeeping
 
 __all__ = ["Decision", "Pruned", "Scored", "prune_model"]
 
@@ -99,9 +104,10 @@ def prune_model(
     recipe, measured = resolved(recipe, criterion, fields)
     scored = Scored.of(model, Call.of(example_inputs, example_kwargs), recipe, measured)
     shares = _shares(scored, recipe, dense_cost)
-    spec = scored.spec({name: share.num_kept for name, share in shares.items()})
+    num_kept = {name: share.num_kept for name, share in shares.items()}
+    spec = scored.spec(num_kept)
     slim = slim_model(model, spec)
-    if verify and (fault := scored.fault_of(slim, spec)):
+    if verify and (fault := scored.fault_of(slim, spec, num_kept)):
         raise RequestError(f"model: its slim copy {fault}; {_remedy(scored, shares, slim, spec)}")
     return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in scored.groups))
 
@@ -118,10 +124,8 @@ class Scored:
     """Those that may be cut."""
     ranked: Mapping[str, Ranked]
     """Name of a group that may be cut -> its channels."""
-    shapes_only: bool
-    """Slim models compute other numbers, since the recipe cuts channels that are normalised together."""
-    trains_alike: bool
-    """Training mode runs the same operations."""
+    channels: ChannelNodes
+    """What was found out on the way."""
 
     @classmethod
     def of(
@@ -138,14 +142,15 @@ class Scored:
         check_kind(model)
         finite_weights(model)
         call = Call.of(example_inputs)
-        channels = traced(model, call, recipe.norm_widths, recipe.within_groups)
+        channels = traced(model, call, recipe.unused, **recipe.following)
         groups = groups_of(model, channels)
         ranker = criterion or make_criterion(recipe.criterion, model)
         recipe.check_patterns(groups)
         recipe.check_widths(groups)
         free = tuple(group for group in groups if not recipe.reason_whole(group))
-        ranked = {group.name: _ranked(ranker, model, group, recipe) for group in free}
-        return cls(model, call, groups, free, ranked, recipe.norm_widths, channels.trains_alike)
+        weighed = _with_weights(model)
+        ranked = {group.name: _ranked(ranker, weighed, group, recipe) for group in free}
+        return cls(model, call, groups, free, ranked, channels)
 
     @bookkeeping()
     def spec(self, num_kept: Mapping[str, int]) -> PruneSpec:
@@ -157,11 +162,48 @@ class Scored:
         }
         return PruneSpec.from_kept(self.model, kept, self.groups)
 
-    def fault_of(self, slim: nn.Module, spec: PruneSpec) -> str | None:
-        """Return what is wrong with a slim copy; see `prune.cut.verify.fault_of`."""
+    def fault_of(self, slim: nn.Module, spec: PruneSpec, num_kept: Mapping[str, int]) -> str | None:
+        """Return what is wrong with the slim copy in words, or None.
+
+        Where channels that are normalised together are cut too, only shapes are compared, and numbers of a slim copy
+        without these cuts. See `prune.cut.verify.fault_of`.
+
+        Args:
+            slim: The slim copy.
+            spec: What was cut.
+            num_kept: Name of a group -> how many channels it keeps by that spec.
+        """
+        cut = [group for group in self.free if num_kept.get(group.name, group.num_channels) < group.num_channels]
+        exact = {group.name: num_kept[group.name] for group in cut if not group.is_normalised}
+        if len(exact) < len(cut):
+            exact_spec = self.spec(exact)
+            if fault := self._fault(slim_model(self.model, exact_spec), exact_spec):
+                return fault
+        return self._fault(slim, spec, shapes_only=len(exact) < len(cut))
+
+    def _fault(self, slim: nn.Module, spec: PruneSpec, shapes_only: bool = False) -> str | None:
         return fault_of(
-            self.model, slim, spec, self.call, shapes_only=self.shapes_only, in_training=not self.trains_alike
+            self.model,
+            slim,
+            spec,
+            self.call,
+            eval_run=self.channels.eval_run,
+            shapes_only=shapes_only,
+            in_training=not self.channels.trains_alike,
         )
+
+
+def _with_weights(model: nn.Module) -> nn.Module:
+    """Return the model, or a copy if it computes weights: that writes to it, and those of the last pass may be old."""
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    if not hooks and not any(is_parametrized(module) for module in model.modules()):
+        return model
+    own = PrivateModel(model).model
+    for module in own.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                setattr(module, hook.name, hook.compute_weight(module))
+    return own
 
 
 @bookkeeping()
@@ -174,13 +216,17 @@ def _ranked(ranker: Criterion, model: nn.Module, group: Group, recipe: Recipe) -
 
 
 def _shares(scored: Scored, recipe: Recipe, dense_cost: Cost | None) -> dict[str, Share]:
-    cost = dense_cost or cost_of(scored.model, scored.call.single()) if recipe.limit else None
+    cost = dense_cost or _cost_of_one(scored) if recipe.limit else None
     with bookkeeping():
-        if cost is None:
-            return allocate(scored.free, scored.ranked, recipe, lambda kept: {})
-        return allocate(
-            scored.free, scored.ranked, recipe, Forecast(scored.model, scored.free, scored.ranked, cost).cost
-        )
+        forecast = Forecast(scored.model, scored.free, scored.ranked, cost) if cost else None
+        return allocate(scored.free, scored.ranked, recipe, forecast.cost if forecast else lambda kept: {})
+
+
+def _cost_of_one(scored: Scored) -> Cost:
+    """Return the cost of the first of the batch, or of the whole call where the model does not take one alone."""
+    with suppress(*FORWARD_ERRORS):
+        return cost_of(scored.model, scored.call.single())
+    return cost_of(scored.model, scored.call)
 
 
 def _decision(group: Group, recipe: Recipe, share: Share | None) -> Decision:
@@ -212,7 +258,9 @@ def _amount(group: Group, recipe: Recipe) -> str:
 def _remedy(scored: Scored, shares: Mapping[str, Share], slim: nn.Module, spec: PruneSpec) -> str:
     """Return what to skip, in words: the groups that break the model when each is cut alone, or those of a layer."""
     layer = first_layer_apart(scored.model, slim, spec, scored.call)
-    where = f"the first difference is in {layer}" if layer else "its layers agree, what follows them differs"
+    where = (
+        f"the first difference is in {layer}" if layer else "its layers agree in eval mode, what follows them differs"
+    )
     cut = [group for group in scored.free if group.name in shares and shares[group.name].num_kept < group.num_channels]
     read = [g.name for g in cut if any((m.layer, m.side) == (layer, "in") for m in g.members)]
     own = [g.name for g in cut if any(member.layer == layer for member in g.members)]
@@ -222,5 +270,9 @@ def _remedy(scored: Scored, shares: Mapping[str, Share], slim: nn.Module, spec: 
 
 def _at_fault(scored: Scored, shares: Mapping[str, Share]) -> list[str]:
     """Return the groups that break the model when each is cut alone."""
-    specs = {name: scored.spec({name: share.num_kept}) for name, share in shares.items()}
-    return [name for name, spec in specs.items() if scored.fault_of(slim_model(scored.model, spec), spec)]
+    found = []
+    for name, share in shares.items():
+        spec = scored.spec({name: share.num_kept})
+        if scored.fault_of(slim_model(scored.model, spec), spec, {name: share.num_kept}):
+            found.append(name)
+    return found

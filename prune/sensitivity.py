@@ -172,7 +172,7 @@ class Trials:
         narrowest = {trial.group: trial for trial in self if trial != DENSE}
         for name, trial in narrowest.items():
             spec = self._spec(trial)
-            if fault := self._scored.fault_of(slim_model(self._scored.model, spec), spec):
+            if fault := self._scored.fault_of(slim_model(self._scored.model, spec), spec, {name: trial.num_kept}):
                 raise RequestError(f"{name}: cut alone, the model {fault}; skip this layer")
 
 

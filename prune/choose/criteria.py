@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from command.errors import RequestError
 from prune.choose.measured import Losses, by_filter, filter_effects, input_means
-from prune.follow.groups import Group, Member, is_producer
+from prune.follow.groups import Group, Member
+from prune.follow.layers import is_producer
 
 __all__ = [
     "CRITERIA",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from command.errors import RequestError
-from prune.follow.nodes import is_producer
+from prune.follow.layers import is_producer
 from prune.private import PrivateModel
 
 __all__ = ["Losses", "by_filter", "filter_effects", "input_means"]

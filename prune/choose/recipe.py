@@ -3,11 +3,17 @@
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+
+import numpy as np
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from torch import Tensor
 
 from command.bounds import Bounds
 from command.errors import RequestError
+from command.files import shown
 from prune.choose.criteria import CRITERIA, REDUCTIONS, Criterion
 from prune.follow.groups import Group
 
@@ -17,14 +23,28 @@ Ranking = Literal["uniform", "global"]
 RANKINGS: tuple[Ranking, ...] = ("uniform", "global")
 LIMITS = {"max_macs": "macs", "max_params": "params", "max_activations": "activations"}
 """Name of a limit -> the cost it is on."""
+_PATTERNS = "a list of patterns"
+_WORDS = {"is_instance_of": _PATTERNS, "sequence_str": _PATTERNS, "dict_type": "a dict of patterns"}
+"""Kind of pydantic's fault -> what is expected, where its own words are of Python's types."""
 
 
 def check_ratio(prune_ratio: float, subject: str = "prune_ratio") -> None:
     """Raise RequestError unless `prune_ratio`, the share of channels removed, lies in [0, 1)."""
     if not 0 <= prune_ratio < 1:
-        raise RequestError(
-            f"{subject}: would remove all channels or more, got {prune_ratio}; expected a share in [0, 1)"
-        )
+        fault = "would remove all channels or more" if prune_ratio >= 1 else "out of range"
+        raise RequestError(f"{subject}: {fault}, got {prune_ratio}; expected a share in [0, 1)")
+
+
+def _plain(value: object) -> object:
+    """Return a value, Python's own number in place of numpy's; pydantic would take a tensor for the number in it."""
+    if isinstance(value, Tensor):
+        raise ValueError("Input should be a number of Python or numpy")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+Share = Annotated[float, BeforeValidator(_plain)]
+"""Share of channels removed, [0, 1)."""
+Whole = Annotated[int, BeforeValidator(_plain)]
 
 
 @dataclass(frozen=True)
@@ -37,12 +57,12 @@ class Recipe:
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", *LIMITS)
     """Fields that set how much is cut: exactly one of them is given."""
 
-    prune_ratio: float | None = None
+    prune_ratio: Share | None = None
     """Share of channels removed, [0, 1): of each group (uniform), or of all groups together (global)."""
-    max_macs: int | None = None
+    max_macs: Whole | None = None
     """Limit for one image instead of a ratio; as much as possible is kept."""
-    max_params: int | None = None
-    max_activations: int | None = None
+    max_params: Whole | None = None
+    max_activations: Whole | None = None
     """Limit on the outputs' elements of all convolutions and linear layers."""
     criterion: str = "l1"
     """What ranks the channels of a group: a key of `prune.choose.criteria.CRITERIA`."""
@@ -50,32 +70,40 @@ class Recipe:
     """How the scores of layers that are cut together become one: sum, mean, max or first."""
     ranking: Ranking = "uniform"
     """`uniform`: the same share from every group; `global`: the lowest scores of all groups together."""
-    round_to: int = 1
+    round_to: Whole = 1
     """The kept channels of a group are moved to the nearest multiple of it."""
-    min_channels: int = 1
+    min_channels: Whole = 1
     """Every layer keeps at least this many channels; a narrower one keeps all of its own."""
-    ratios: Mapping[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, Share] = field(default_factory=dict)
     """Pattern -> ratio for its layers; the first match counts."""
-    widths: Mapping[str, int] = field(default_factory=dict)
+    widths: Mapping[str, Whole] = field(default_factory=dict)
     """Pattern -> channels that the layer keeps, exactly; the first match counts, before `ratios`."""
     skip: Sequence[str] = ()
     """Patterns whose groups stay whole."""
+    unused: Sequence[str] = ()
+    """Patterns of parameters that no forward pass ever uses; any other that the example does not reach may be fed with
+    any channel, so that all stay."""
     within_groups: bool = False
     """Cut channels within the groups of a convolution, the same of every group, in place of whole groups. Steps are
     finer where groups are few; channels are chosen less freely, and kernels change their shape."""
     norm_widths: bool = False
-    """Also cut channels that are normalised together: by a LayerNorm, within the groups of a GroupNorm (without this,
-    whole groups go), or as inputs of a standardised weight. That changes what the norm computes: the slim model is no
-    longer equal to the masked one, and only its shapes are checked."""
+    """Also cut channels that are normalised together: by a LayerNorm, by a mean, deviation or norm over channels that
+    keeps their dimension, within the groups of a GroupNorm (without this, whole groups go), or as inputs of a
+    standardised weight. That changes what the norm computes: the slim model is no longer equal to the masked one, and
+    only its shapes are checked."""
 
     def __post_init__(self) -> None:
-        """Raise RequestError for unknown names, numbers out of range, or not exactly one amount."""
+        """Raise RequestError for values of a wrong kind, unknown names, numbers out of range, or not one amount."""
+        for name, kind in _kinds().items():
+            object.__setattr__(self, name, _of_kind(kind, name, getattr(self, name)))
         self._check_amount()
-        for name, known in (("criterion", CRITERIA), ("reduction", REDUCTIONS), ("ranking", RANKINGS)):
+        for name, known in (("criterion", CRITERIA), ("reduction", REDUCTIONS)):
             if getattr(self, name) not in known:
                 raise RequestError(f"{name}: unknown, got {getattr(self, name)!r}; expected one of {sorted(known)}")
         for name in ("round_to", "min_channels"):
             Bounds(1, 65_536).check(name, getattr(self, name))
+        for name in LIMITS:
+            Bounds(0, 2**63).check(name, getattr(self, name) or 0)
         if self.prune_ratio is not None:
             check_ratio(self.prune_ratio)
         for pattern, ratio in self.ratios.items():
@@ -88,6 +116,11 @@ class Recipe:
                 f"recipe: how much to cut is not clear, got {' and '.join(amounts) or 'none'}; "
                 f"expected one of {', '.join(self.amounts)}"
             )
+
+    @property
+    def following(self) -> dict[str, bool]:
+        """What decides how channels are followed, as options of `ChannelNodes`."""
+        return {"norm_widths": self.norm_widths, "within_groups": self.within_groups}
 
     @property
     def limit(self) -> tuple[str, int] | None:
@@ -139,27 +172,58 @@ class Recipe:
 
 
 def resolved(
-    recipe: Recipe | float | None, criterion: Criterion | str | None, fields: Mapping[str, Any]
+    recipe: Recipe | float | None, criterion: Criterion | str | None, given: Mapping[str, Any]
 ) -> tuple[Recipe, Criterion | None]:
     """Return the recipe and the criterion object, if there is one, that a public pruning function was given.
 
     Args:
         recipe: One, or the `prune_ratio` of one whose other fields are given by name.
         criterion: An object made on the model, in place of the recipe's; or the recipe's by name.
-        fields: Those of `Recipe`, where none is given.
+        given: Fields of `Recipe`, where none is given.
 
     Raises:
-        RequestError: If fields are given beside a recipe, or do not fit together.
+        RequestError: If fields are unknown, given beside a recipe, or do not fit together.
     """
     if isinstance(criterion, str):
-        criterion, fields = None, {**fields, "criterion": criterion}
-    if recipe is None:
-        return Recipe(**fields), criterion
-    if not isinstance(recipe, Recipe):
-        return Recipe(recipe, **fields), criterion
-    if fields:
-        raise RequestError(f"{next(iter(fields))}: given beside a recipe; expected it in the recipe")
-    return recipe, criterion
+        criterion, given = None, {**given, "criterion": criterion}
+    if criterion is not None and not hasattr(criterion, "member_scores"):
+        raise RequestError(
+            f"criterion: ranks no channels, got {shown(repr(criterion))}; expected a Criterion or a name"
+        )
+    names = [one.name for one in fields(Recipe)]
+    for name in given:
+        if name not in names:
+            near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4)) or "none"
+            raise RequestError(f"{name}: no field of Recipe, got {shown(repr(given[name]))}; nearest names: {near}")
+    if isinstance(recipe, Recipe) and given:
+        raise RequestError(f"{next(iter(given))}: given beside a recipe; expected it in the recipe")
+    if isinstance(recipe, Recipe):
+        return recipe, criterion
+    if recipe is not None and "prune_ratio" in given:
+        raise RequestError(f"prune_ratio: given twice, got {given['prune_ratio']!r} beside {recipe!r}; expected one")
+    return Recipe(**(given if recipe is None else {"prune_ratio": recipe, **given})), criterion
+
+
+@cache
+def _kinds() -> dict[str, TypeAdapter[Any]]:
+    """Return what checks each field of a recipe."""
+    hints = get_type_hints(Recipe, include_extras=True)
+    return {one.name: TypeAdapter(hints[one.name]) for one in fields(Recipe)}
+
+
+def _of_kind(kind: TypeAdapter[Any], name: str, value: Any) -> Any:
+    """Return the value of a field with Python's own numbers.
+
+    Raises:
+        RequestError: If it is of another kind.
+    """
+    try:
+        return kind.validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+    where = f"{name}[{fault['loc'][0]!r}]" if fault["loc"] else name
+    expected = _WORDS.get(fault["type"], fault["msg"].rpartition("Input should be ")[2])
+    raise RequestError(f"{where}: wrong, got {shown(repr(fault['input']))}; expected {expected}")
 
 
 def _unit(group: Group, pattern: str) -> int:

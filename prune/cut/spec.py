@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from command.errors import RequestError
+from command.files import shown
 from prune.follow.groups import Group
 from prune.follow.layers import cut_dims, is_producer, own_widths
+from prune.held_tensors import modules_of
 
 __all__ = ["Layer", "LayerCut", "PruneSpec", "layer_of", "layer_widths"]
 
@@ -20,6 +22,8 @@ _VERSION: Literal[1] = 1
 _GROUPS = ".groups"
 """Ends the name under which a grouped convolution that is cut within its groups is listed again, with the groups left;
 one that is not has lost whole groups."""
+_MOST_DIGITS = 10
+"""Of a place in a list."""
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -38,7 +42,20 @@ class LayerCut:
         """Raise RequestError unless these (inputs, outputs) of the layer of that name are what the cut leaves."""
         for got, kept in zip(widths, (self.kept_in, self.kept_out), strict=True):
             if kept is not None and got != len(kept):
-                raise RequestError(f"{name}: the spec is for another model, got {got} channels; expected {len(kept)}")
+                raise _of_another_model(name, f"{got} channels", len(kept))
+
+    def check_layer(self, name: str, layer: "Layer") -> None:
+        """Raise RequestError unless the layer, tensor or attribute of that name is as wide as the cut leaves it.
+
+        A tensor's side of one channel counts no more among its `cut_dims`: the spec tells which one it was.
+        """
+        widths = layer_widths(layer)
+        ones = [kept is not None and len(kept) == 1 for kept in (self.kept_out, self.kept_in)]
+        if isinstance(layer, Tensor) and [*layer.shape].count(1) >= sum(ones):
+            long = iter([size for size in layer.shape if size > 1])
+            num_out, num_in = (1 if is_one else next(long, 1) for is_one in ones)
+            widths = num_in, num_out
+        self.check_widths(name, widths)
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,11 @@ class PruneSpec:
     """
 
     layers: Mapping[str, LayerCut]
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for kept indices that no layer has."""
+        for name, cut in self.layers.items():
+            _check_indices(name, cut)
 
     @classmethod
     def from_kept(cls, model: nn.Module, kept: Mapping[str, Tensor], groups: list[Group]) -> "PruneSpec":
@@ -67,7 +89,7 @@ class PruneSpec:
                 sides = stays.setdefault(member.layer, {})
                 sides.setdefault(member.side, torch.ones(num, dtype=torch.bool))
                 sides[member.side][member.channels] &= is_kept[member.roots]
-        names = [name for name, _ in model.named_modules() if name in stays]
+        names = [name for name, _ in modules_of(model).items() if name in stays]
         names += [name for name in stays if name not in names]
         layers = {name: _layer_cut(layer_of(model, name), stays[name]) for name in names}
         for name in [name for name in names if _is_cut_within_groups(layer_of(model, name), stays[name])]:
@@ -93,10 +115,8 @@ class PruneSpec:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "text"
             raise RequestError(
-                f"PruneSpec: not a spec, got {where}: {fault['msg']}; expected the JSON of PruneSpec"
+                f"PruneSpec: not a spec, got {shown(where)}: {fault['msg']}; expected the JSON of PruneSpec"
             ) from error
-        for name, cut in layers.items():
-            _check_indices(name, cut)
         return cls(layers)
 
     def after(self, first: "PruneSpec") -> "PruneSpec":
@@ -109,10 +129,12 @@ class PruneSpec:
         for name in [name for name in {**before, **layers} if name.endswith(_GROUPS)]:
             layer = name.removesuffix(_GROUPS)
             if name not in before and layer in before:  # it cut whole groups, whose width stayed
-                width = len(before[layer].kept_out or ()) // layers[name].num_out
-                before[name] = _whole_groups(before[layer], before[layer].num_out // width)
+                cut, left = before[layer], layers[name].num_out
+                width = _size(cut.kept_out, cut.num_out) // max(left, 1)
+                before[name] = _whole_groups(name, cut, cut.num_out // max(width, 1))
             elif name not in layers and layer in layers:
-                layers[name] = _whole_groups(layers[layer], _size(before[name].kept_out, before[name].num_out))
+                num_groups = _size(before[name].kept_out, before[name].num_out)
+                layers[name] = _whole_groups(name, layers[layer], num_groups)
         return PruneSpec({**before, **{name: _composed(name, before.get(name), cut) for name, cut in layers.items()}})
 
     def under(self, prefix: str) -> "PruneSpec":
@@ -126,25 +148,31 @@ class PruneSpec:
 
 
 Layer = nn.Module | Tensor | int
-"""A layer, or a parameter, buffer or whole number of a module."""
+"""A layer, or a parameter, buffer or whole number of a module, or of a list or tuple of numbers that it has."""
 
 
 def layer_of(model: nn.Module, name: str) -> Layer:
-    """Return the layer, tensor or attribute of that name.
+    """Return the layer, tensor or attribute of that name; no code of the model's own runs.
 
     Raises:
         RequestError: If there is none.
     """
     owner, _, key = name.rpartition(".")
-    try:
-        module = model.get_submodule(owner)
-    except AttributeError:
-        module = nn.Module()
-    held = {**vars(module), **module._modules, **module._parameters, **module._buffers}
-    found = held.get(key)
+    found = _held(model, owner).get(key)
+    if found is None and key.isdecimal() and len(key) < _MOST_DIGITS:
+        listed = _held(model, owner.rpartition(".")[0]).get(owner.rpartition(".")[2])
+        found = dict(enumerate(listed)).get(int(key)) if isinstance(listed, list | tuple) else None
     if not isinstance(found, nn.Module | Tensor) and type(found) is not int:
-        raise RequestError(f"{name}: the spec is for another model; {type(model).__name__} has no such layer")
+        raise RequestError(f"{shown(name)}: the spec is for another model; {type(model).__name__} has no such layer")
     return found
+
+
+def _held(model: nn.Module, name: str) -> dict[str, object]:
+    """Return what the module of that name holds, by its key; nothing if there is no such module."""
+    module: nn.Module | None = model
+    for key in name.split(".") if name else ():
+        module = None if module is None else module._modules.get(key)
+    return {**vars(module), **module._modules, **module._parameters, **module._buffers} if module is not None else {}
 
 
 def layer_widths(layer: Layer) -> tuple[int, int]:
@@ -171,18 +199,42 @@ def _layer_cut(layer: Layer, stays: Mapping[str, Tensor]) -> LayerCut:
     return LayerCut(_indices(stays.get("out")), _indices(stays.get("in")), num_out, num_in)
 
 
-def _whole_groups(cut: LayerCut, groups: int) -> LayerCut:
-    """Return which groups are left by a cut of whole groups."""
-    width = cut.num_out // groups
-    return LayerCut(tuple(sorted({index // width for index in cut.kept_out or ()})), None, groups, groups)
+def _whole_groups(name: str, cut: LayerCut, num_groups: int) -> LayerCut:
+    """Return which groups are left by a cut of whole groups.
+
+    Raises:
+        RequestError: If it is none.
+    """
+    kept = tuple(range(cut.num_out)) if cut.kept_out is None and cut.kept_in is None else cut.kept_out or ()
+    width = cut.num_out // max(num_groups, 1)
+    left = tuple(sorted({index // width for index in kept})) if width else ()
+    if not left or width * num_groups != cut.num_out or width * len(left) != len(kept):
+        raise _of_another_model(name, f"{len(kept)} of {cut.num_out} channels", f"whole ones of {num_groups} groups")
+    return LayerCut(left, None, num_groups, num_groups)
 
 
 def _composed(name: str, first: LayerCut | None, second: LayerCut) -> LayerCut:
     if first is None:
         return second
+    second = _with_lost_side(first, second)
     first.check_widths(name, (second.num_in, second.num_out))
     kept_out, kept_in = _both(first.kept_out, second.kept_out), _both(first.kept_in, second.kept_in)
     return LayerCut(kept_out, kept_in, first.num_out, first.num_in)
+
+
+def _with_lost_side(first: LayerCut, second: LayerCut) -> LayerCut:
+    """Return the second cut with the side of a tensor that the first one left with one channel.
+
+    `cut_dims` passes over such a side, so that the second cut calls the other one "out".
+    """
+    left_out, left_in = (_size(first.kept_out, first.num_out), _size(first.kept_in, first.num_in))
+    if second.kept_in is not None or (second.num_in, second.num_out) == (left_in, left_out):
+        return second
+    if left_out == 1 < first.num_out and second.num_out == left_in:
+        return LayerCut(None, second.kept_out, 1, left_in)
+    if left_in == 1 < first.num_in and second.num_out == left_out:
+        return LayerCut(second.kept_out, None, left_out, 1)
+    return second
 
 
 def _both(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -205,10 +257,16 @@ class _File(BaseModel):
     layers: dict[str, LayerCut]
 
 
+def _of_another_model(name: str, got: object, expected: object) -> RequestError:
+    return RequestError(f"{shown(name)}: the spec is for another model, got {got}; expected {expected}")
+
+
 def _check_indices(name: str, cut: LayerCut) -> None:
     for kept, num in ((cut.kept_out, cut.num_out), (cut.kept_in, cut.num_in)):
         if kept is not None and not (kept and list(kept) == sorted(set(kept)) and 0 <= kept[0] <= kept[-1] < num):
-            raise RequestError(f"PruneSpec: {name} keeps {list(kept)[:8]}; expected ascending indices below {num}")
+            raise RequestError(
+                f"PruneSpec: {shown(name)} keeps {shown(str(list(kept)[:8]))}; expected ascending indices below {num}"
+            )
 
 
 def _size(kept: tuple[int, ...] | None, num: int) -> int:

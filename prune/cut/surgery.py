@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from command.errors import RequestError
+from command.files import shown
+from prune.copies import copied
 from prune.cut.spec import Layer, LayerCut, PruneSpec, layer_of, layer_widths
 from prune.follow.layers import cut_dims, is_layer, own_widths, weight_of
-from prune.private import bookkeeping, copied
+from prune.private import bookkeeping
 
 __all__ = ["cut_tensors", "masked_model", "narrowed_model", "removed_of", "slim_model", "unchanged_widths"]
 
@@ -29,7 +31,7 @@ def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
         layer = layer_of(model, name)
         if layer_widths(layer) != (cut.num_in, cut.num_out):
             raise RequestError(
-                f"{name}: the spec is for another model, got {layer_widths(layer)} (in, out); "
+                f"{shown(name)}: the spec is for another model, got {layer_widths(layer)} (in, out); "
                 f"expected {(cut.num_in, cut.num_out)}"
             )
         for tensor, kept_by_dim in cut_tensors(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
@@ -43,12 +45,13 @@ def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
 def unchanged_widths(slim: nn.Module, spec: PruneSpec) -> dict[str, int]:
     """Return attributes, by their path, that still hold an old width of a layer cut below their module."""
     found: dict[str, int] = {}
+    modules = dict(slim.named_modules(remove_duplicate=False))
     for name, (num_in, num_out) in spec.widths().items():
         cut = spec.layers[name]
         old = {num for num, left in ((cut.num_in, num_in), (cut.num_out, num_out)) if left != num}
         for end in [0, *(place for place, letter in enumerate(name) if letter == ".")]:
-            module = slim.get_submodule(name[:end])
-            held = {} if is_layer(module) else vars(module)
+            module = modules.get(name[:end])  # none of a list
+            held = {} if module is None or is_layer(module) else vars(module)
             found |= {f"{name[:end]}.{key}".lstrip("."): n for key, n in held.items() if type(n) is int and n in old}
     return {path: num for path, num in found.items() if path not in spec.layers}
 
@@ -122,7 +125,7 @@ def cut_tensors(
         if columns is not None and getattr(layer, "groups", 1) > 1:
             columns = (columns % weight.shape[1]).unique()  # each row has those of its own group
             columns = columns if len(columns) < weight.shape[1] else None
-        tensors = [(weight, {0: rows, 1: columns}), (layer.bias, {0: kept_out})]
+        tensors = [(weight, {0: rows, 1: columns}), (getattr(layer, "bias", None), {0: kept_out})]
     found = [(t, {dim: kept for dim, kept in dims.items() if kept is not None}) for t, dims in tensors if t is not None]
     return [(tensor, dims) for tensor, dims in found if dims]
 
@@ -140,15 +143,28 @@ def _store_widths(model: nn.Module, slim: nn.Module, name: str, cut: LayerCut) -
     if isinstance(layer, nn.Module):
         _store_layer_widths(slim.get_submodule(name), cut)
         return
+    if isinstance(layer, int):
+        _store_number(slim, name, layer if cut.kept_out is None else len(cut.kept_out))
+        return
     owner, _, key = name.rpartition(".")
     module = slim.get_submodule(owner)
-    if isinstance(layer, int):
-        vars(module)[key] = layer if cut.kept_out is None else len(cut.kept_out)
-        return
     for attribute, (tensor, side) in own_widths(model.get_submodule(owner)).items():
         if tensor == key:
             size = getattr(module, key).shape[cut_dims(layer)[side]]
             vars(module)[attribute] = (size,) if isinstance(vars(module)[attribute], tuple) else size
+
+
+def _store_number(slim: nn.Module, name: str, number: int) -> None:
+    """Set an attribute, or one of those in a list or tuple."""
+    owner, _, key = name.rpartition(".")
+    try:
+        vars(slim.get_submodule(owner))[key] = number
+    except AttributeError:
+        owner, _, listed = owner.rpartition(".")
+        held = vars(slim.get_submodule(owner))
+        items = held[listed] if isinstance(held[listed], list) else [*held[listed]]
+        items[int(key)] = number
+        held[listed] = items if isinstance(held[listed], list) else tuple(items)
 
 
 def _store_layer_widths(layer: Any, cut: LayerCut) -> None:

@@ -3,7 +3,9 @@
 Constants in a forward pass (sizes of a view, indices, a table) that no longer fit are found only by running it.
 """
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,21 +13,20 @@ from torch import Size, Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from command.errors import RequestError
 from prune.cut.spec import PruneSpec, layer_of
 from prune.cut.surgery import cut_tensors
-from prune.follow.nodes import is_producer
+from prune.follow.layers import is_producer
+from prune.held_tensors import modules_of, operands
 from prune.modes import FORWARD_ERRORS, first_line
-from prune.private import Call, Inputs, PrivateModel, bookkeeping, operands
+from prune.private import Call, Inputs, PrivateModel, Run, Watch, bookkeeping
 
 __all__ = ["fault_of", "finite_weights", "first_layer_apart"]
 
 _NOTHING = "gives no finite number, so that nothing can be compared"
 _OTHER_SHAPES = "gives outputs of other shapes"
-_COARSE = (torch.float16, torch.bfloat16)
 
 
 def finite_weights(model: nn.Module) -> None:
@@ -45,31 +46,52 @@ def fault_of(
     spec: PruneSpec,
     example_inputs: Inputs,
     *,
+    eval_run: Run | None = None,
     shapes_only: bool = False,
     in_training: bool = True,
 ) -> str | None:
     """Return what is wrong with the slim model in words, or None if it computes what it should.
 
     Copies of both get the same random numbers in the example's shapes, in eval mode, and their outputs are compared:
-    where none is a finite number, with the example itself, and then those of their layers. Where float32 disagrees, or
-    the model is coarser, float64 decides if the model runs in it. Then both run in training mode, if the dense one
-    does: the outputs have the same shapes, and gradients reach the same parameters.
+    where none is a finite number, with the example itself, and then those of their layers. Images are made smaller
+    where the model runs the same operations on them, and only shapes are compared at full size then. Where float32
+    disagrees, or the model is coarser, float64 decides if the model runs in it. Then both run in training mode, if the
+    dense one does: the outputs have the same shapes, and gradients reach the same parameters.
 
     Args:
         model: The dense model.
         slim: `slim_model(model, spec)`.
         spec: What was cut.
         example_inputs: Positional arguments of both, or a `Call`.
+        eval_run: Of the dense model in eval mode, if it runs without numbers.
         shapes_only: Do not compare numbers.
         in_training: Run both in training mode too.
     """
     call = Call.of(example_inputs)
-    twins = _Twins(model, slim, spec)
-    fault = twins.fault_in_shapes(call) if shapes_only else twins.fault(call)
-    # where two activations are multiplied, no weight reads the removed channels: they are zero themselves
-    if fault and (shapes_only or _Twins(model, slim, spec, is_zero=True).fault(call)):
-        return fault
+    if shapes_only or not eval_run or not _equals_on_less(model, slim, spec, call, eval_run):
+        twins = _Twins(model, slim, spec)
+        fault = twins.fault_in_shapes(call) if shapes_only else twins.fault(call)
+        # where two activations are multiplied, no weight reads the removed channels: they are zero themselves
+        if fault and (shapes_only or _Twins(model, slim, spec, is_zero=True).fault(call)):
+            return fault
     return _fault_in_training(model, slim, call) if in_training else None
+
+
+def _equals_on_less(model: nn.Module, slim: nn.Module, spec: PruneSpec, call: Call, eval_run: Run) -> bool:
+    """Return whether smaller images show that the slim model is right; it has the same shapes at full size then."""
+    less = call.smaller()
+    if all(one.shape == other.shape for one, other in zip(call.tensors(), less.tensors(), strict=True)):
+        return False
+    twins = _Twins(model, slim, spec)
+    with suppress(*FORWARD_ERRORS):
+        if twins.fault(less):
+            return False
+        dense = twins.dense if twins.dense.operations == eval_run.operations else PrivateModel(model, "meta")
+        if dense is not twins.dense:  # with numbers, torch may compute the same by other operations
+            dense.run(less, torch.no_grad())
+        full_size = PrivateModel(slim, "meta").run(call, torch.no_grad())
+        return dense.operations == eval_run.operations and _shapes(full_size) == eval_run.shapes
+    return False
 
 
 def first_layer_apart(model: nn.Module, slim: nn.Module, spec: PruneSpec, example_inputs: Inputs) -> str | None:
@@ -87,16 +109,21 @@ class _Twins:
     """The dense model without the removed channels, and the slim one, on copies."""
 
     def __init__(self, model: nn.Module, slim: nn.Module, spec: PruneSpec, is_zero: bool = False) -> None:
-        self._dense, self._slim, self._spec = PrivateModel(model), PrivateModel(slim), spec
+        self.dense, self._slim, self._spec = PrivateModel(model), PrivateModel(slim), spec
         with bookkeeping():
-            self._masking = _Masking(self._dense.model, spec, is_zero)
+            self._masking = _Masking(self.dense.model, spec, is_zero)
 
     def fault(self, call: Call) -> str | None:
         """Return how the slim model's outputs differ, or None."""
-        for given in (call.noise(), call):
-            with nullcontext() if given is call else suppress(*FORWARD_ERRORS):  # noise may be out of its range
-                if (fault := self._difference(given)) != _NOTHING:
-                    return fault
+        with suppress(*FORWARD_ERRORS):  # noise may be out of its range
+            if (fault := self._fault(call.noise())) != _NOTHING:
+                return fault
+        try:
+            fault = self._fault(call)
+        except FORWARD_ERRORS as error:
+            raise RequestError(f"model: its forward pass fails on the example input, {first_line(error)}") from error
+        if fault != _NOTHING:
+            return fault
         layer, has_numbers = self._compare_layers(call, in_double=False)
         if layer and (layer := self.first_apart(call)):
             return f"computes something else in {layer}"
@@ -104,25 +131,24 @@ class _Twins:
 
     def fault_in_shapes(self, call: Call) -> str | None:
         """Return whether the slim model runs, and gives outputs of the dense one's shapes."""
-        expected = self._run(self._dense, call)
-        try:
-            actual = self._run(self._slim, call)
-        except FORWARD_ERRORS as error:
-            return f"does not run, {first_line(error)}"
-        return None if [t.shape for t in expected] == [t.shape for t in actual] else _OTHER_SHAPES
+        return self._difference(call, lambda one, other: None if _shapes(one) == _shapes(other) else _OTHER_SHAPES)
 
-    def _difference(self, call: Call) -> str | None:
-        expected = self._run(self._dense, call)
+    def _difference(
+        self, call: Call, compare: Callable[[list[Tensor], list[Tensor]], str | None], in_double: bool = False
+    ) -> str | None:
+        expected = self._run(self.dense, call, in_double)
         try:
-            actual = self._run(self._slim, call)
+            return compare(expected, self._run(self._slim, call, in_double))
         except FORWARD_ERRORS as error:
             return f"does not run, {first_line(error)}"
-        fault = _difference(expected, actual)
-        has_numbers = any(tensor.numel() for tensor in expected)
-        if (fault and has_numbers) or any(tensor.dtype in _COARSE for tensor in expected):
-            with suppress(*FORWARD_ERRORS):  # not every model runs in float64
-                return _difference(*(self._run(private, call, in_double=True) for private in (self._dense, self._slim)))
-        return fault
+
+    def _fault(self, call: Call) -> str | None:
+        fault = self._difference(call, partial(_difference, is_exact=True))
+        if fault in (None, _NOTHING, _OTHER_SHAPES):
+            return fault
+        with suppress(*FORWARD_ERRORS):  # not every model runs in float64
+            return self._difference(call, _difference, in_double=True)
+        return self._difference(call, _difference)
 
     def first_apart(self, call: Call) -> str | None:
         """Return the first layer whose kept channels differ, or that the slim model does not run."""
@@ -132,23 +158,23 @@ class _Twins:
 
     def _compare_layers(self, call: Call, in_double: bool) -> tuple[str | None, bool]:
         """Return the first layer that differs, and whether there was any finite number to compare."""
-        dense = self._layers(self._dense, call, in_double)
+        dense = self._layers(self.dense, call, in_double)
         slim: list[tuple[str, Tensor]] = []
         with suppress(*FORWARD_ERRORS):
             self._layers(self._slim, call, in_double, slim)
         for place, (name, output) in enumerate(dense):
             if place >= len(slim) or name != slim[place][0] or self._is_apart(name, output, slim[place][1]):
                 return name, True
-        return None, any(output.isfinite().any() for _, output in dense)
+        return None, any(_wide(output).isfinite().any() for _, output in dense)
 
     def _run(self, private: PrivateModel, call: Call, in_double: bool = False) -> list[Tensor]:
         modes: list[AbstractContextManager[Any]] = [torch.no_grad()]
         if in_double:
             call = call.map(lambda t: t.double() if t.is_floating_point() else t.clone())
             modes.append(_InDouble())
-        if private is self._dense:
-            modes += [self._masking, _MaskingInputs(self._masking)]
-        return private.run(call, *modes)
+        if private is not self.dense:
+            return private.run(call, *modes)
+        return private.run(call, *modes, _MaskingInputs(self._masking), watch=self._masking)
 
     def _layers(
         self, private: PrivateModel, call: Call, in_double: bool, found: list[tuple[str, Tensor]] | None = None
@@ -162,7 +188,7 @@ class _Twins:
 
         hooks = [
             module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-            for name, module in private.model.named_modules()
+            for name, module in modules_of(private.model).items()
             if is_producer(module) or name in self._spec.layers
         ]
         try:
@@ -181,35 +207,54 @@ class _Twins:
         return _difference([one], [other]) not in (None, _NOTHING)
 
 
-def _difference(expected: list[Tensor], actual: list[Tensor]) -> str | None:
-    """Compare the finite numbers; those that are not floating only where no others are."""
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+def _shapes(tensors: list[Tensor]) -> list[Size]:
+    return [tensor.shape for tensor in tensors]
+
+
+def _difference(expected: list[Tensor], actual: list[Tensor], is_exact: bool = False) -> str | None:
+    """Compare the finite numbers."""
+    if _shapes(expected) != _shapes(actual):
         return _OTHER_SHAPES
-    pairs = [pair for pair in zip(expected, actual, strict=True) if pair[0].numel()]
-    pairs = [pair for pair in pairs if _is_real(pair[0])] or pairs
-    pairs = [(one[finite], other[finite]) for one, other in pairs if (finite := one.isfinite()).any()]
-    for one, other in pairs:
-        tolerance = _tolerance(one.dtype) * max(scale := one.abs().max().item(), 1e-30)
-        if not (difference := (one.double() - other.double()).abs().max().item()) <= tolerance:
+    is_compared = False
+    for one, other in zip(expected, actual, strict=True):
+        tolerance = _tolerance(one.dtype, is_exact)
+        wide, narrow = _wide(one), _wide(other)
+        if not (finite := wide.isfinite()).any():
+            continue
+        is_compared, scale = True, max(wide[finite].abs().max().item(), 1e-30)
+        difference = (wide[finite] - narrow[finite]).abs().max().item()
+        if not difference <= tolerance * scale:
             return f"computes something else, its outputs differ by {difference:.2g} where the largest is {scale:.2g}"
-    return None if pairs else _NOTHING
+    return None if is_compared else _NOTHING
 
 
-def _is_real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _wide(tensor: Tensor) -> Tensor:
+    """Return the numbers in double precision, whatever holds them."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return dense.to(torch.complex128 if dense.is_complex() else torch.float64)
 
 
-def _tolerance(dtype: torch.dtype) -> float:
-    """Return the largest difference of equal outputs, relative to the largest number."""
+def _tolerance(dtype: torch.dtype, is_exact: bool) -> float:
+    """Return the largest difference of equal outputs, relative to the largest number.
+
+    Args:
+        dtype: Of the outputs.
+        is_exact: What float64 need not decide.
+    """
     if dtype == torch.float64:
         return 1e-6  # some numbers may have been rounded to float32 on the way
-    return torch.finfo(dtype).eps ** 0.5 if dtype.is_floating_point or dtype.is_complex else 0.0
+    if dtype == torch.float32 and is_exact:
+        return 1e-5
+    is_rounded = (dtype.is_floating_point or dtype.is_complex) and not is_exact
+    return torch.finfo(dtype).eps ** 0.5 if is_rounded else 0.0
 
 
 def _fault_in_training(model: nn.Module, slim: nn.Module, call: Call) -> str | None:
     """Run both as in training, for shapes alone where that works; None if the dense model does not run so."""
     fault = None
-    for device, given in (("meta", call), (None, call), (None, call.doubled())):
+    for device, given in (("meta", call), ("meta", call.doubled()), (None, call), (None, call.doubled())):
         try:
             shapes, trained = _training(model, given, device)
         except FORWARD_ERRORS:
@@ -229,15 +274,11 @@ def _fault_in_training(model: nn.Module, slim: nn.Module, call: Call) -> str | N
 def _training(model: nn.Module, call: Call, device: str | None) -> tuple[list[Size], list[str]]:
     """Return the shapes of the outputs, and the parameters that their gradients reach."""
     private = PrivateModel(model, device).train()
-    modes: list[AbstractContextManager[Any]] = [torch.enable_grad()]
-    if device:
-        call = call.map(lambda t: t.to(device))
-        modes.append(torch.device(device))
-    outputs = private.run(call, *modes)
-    return [tensor.shape for tensor in outputs], private.trained_by(outputs)
+    outputs = private.run(call, torch.enable_grad())
+    return _shapes(outputs), private.trained_by(outputs)
 
 
-class _Masking(TorchDispatchMode):
+class _Masking(Watch):
     """Zeroes the weights with which layers read removed channels, in every operation that uses them.
 
     Args:
@@ -247,7 +288,6 @@ class _Masking(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, spec: PruneSpec, is_zero: bool) -> None:
-        super().__init__()
         self.masks: dict[int, list[Tensor]] = {}
         """Id of a weight -> its masks."""
         self.left_out: Tensor | None = None
@@ -260,16 +300,19 @@ class _Masking(TorchDispatchMode):
                 masks = [_mask(tensor, dim, kept) for dim, kept in kept_by_dim.items()]
                 self.masks.setdefault(id(tensor), []).extend(masks)  # two layers may share it
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if any(id(tensor) in self.masks for tensor in operands(args, kwargs)):
-            args, kwargs = tree_map_only(Tensor, self._masked, (args, kwargs))
-        return func(*args, **kwargs)
+    def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Give the operation masked weights."""
+        if func._schema.is_mutable or not any(id(tensor) in self.masks for tensor in operands(args, kwargs)):
+            return args, kwargs  # a weight that is written must be the tensor itself
+        with torch._C._DisableTorchDispatch():
+            return tuple(map(self._masked, args)), {key: self._masked(value) for key, value in kwargs.items()}
 
-    def _masked(self, tensor: Tensor) -> Tensor:
-        for mask in self.masks.get(id(tensor), ()) if tensor is not self.left_out else ():
-            tensor = tensor * mask
-        return tensor
+    def _masked(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._masked(item) for item in value]
+        for mask in self.masks.get(id(value), ()) if value is not self.left_out else ():
+            value = value * mask
+        return value
 
 
 class _MaskingInputs(TorchFunctionMode):
@@ -292,7 +335,9 @@ class _MaskingInputs(TorchFunctionMode):
             return func(*args, **kwargs)
         self._masking.left_out = weight
         try:
-            return func(read * mask, *args[1:], **kwargs)
+            with torch._C._DisableTorchDispatch():
+                read = read * mask
+            return func(read, *args[1:], **kwargs)
         finally:
             self._masking.left_out = None
 

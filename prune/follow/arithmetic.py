@@ -63,6 +63,8 @@ def deform_conv(channels: ChannelNodes, name: str, args: list[Any], out: Any) ->
     read = channels.dims(images)[1]
     if parts > 1 and read is not None:
         channels.tie(read.view(parts, -1), PLACES)
+    if groups > 1 and read is not None:
+        follow(channels, 6, read, read)  # the caller's seventh number: what is read, over what one group reads
     _convolved(channels, name, (images, weight, bias), out, False, groups)
 
 
@@ -94,6 +96,8 @@ def _convolved(
         if channels.within_groups and read_by.shape[1] > 1 and written_by.shape[1] > 1:
             channels.tie(read_by, CONSTANT)
             channels.tie(written_by, CONSTANT)
+            if not channels.is_own(weight):  # which may be normalised over its columns
+                channels.normalised(columns, _normed_by("what computes a weight"))
         else:
             channels.tie(torch.cat([read_by, written_by], 1).T, CONSTANT)
     if bias is not None:
@@ -162,6 +166,7 @@ def group_norm(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> 
         if isinstance(tensor, Tensor):
             channels.join(nodes, channels.dims(tensor)[0], CONSTANT)
     if nodes is not None and channels.norm_widths:
+        channels.normalised(nodes, _normed_by(name))
         channels.tie(nodes.view(groups, -1), PLACES)
     elif nodes is not None:
         runs = channels.tie_runs(nodes, len(nodes) // groups, _normed_by(name))
@@ -180,6 +185,10 @@ def weight_norm(channels: ChannelNodes, name: str, args: list[Any], out: Any) ->
     channels.carry(out[0], dims)
 
 
+_OF_NORMS = ("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm")
+"""Reductions with which norms are written by hand."""
+
+
 def reduction(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """Reduced dimensions vanish or become 1; channels reduced to one number are pinned."""
     tensor, dims = args[0], channels.dims(args[0])
@@ -187,22 +196,31 @@ def reduction(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> N
     over = args[place] if len(args) > place and not isinstance(args[place], bool | torch.dtype) else None
     over = range(tensor.ndim) if over is None or over == [] else [over] if isinstance(over, int) else over
     reduced = {dim % tensor.ndim for dim in over}
-    for dim in reduced:
-        nodes = dims[dim]
-        # a weight that is standardised over its inputs
-        accept = channels.normalised if nodes is not None and channels.is_read_by_layer(nodes) else channels.pin
-        accept(nodes, _mixed_by(name))
+    results = out if isinstance(out, tuple) else [out]
+    for place, dim in enumerate(over if channels.caller and channels.caller.name == "rms_norm" else ()):
+        if (counted := dims[dim]) is not None:
+            follow(channels, place, counted)
+    is_norm = name in _OF_NORMS and all(result.ndim == tensor.ndim for result in results)  # goes back to all channels
+    for nodes in (dims[dim] for dim in reduced):
+        # a weight may be standardised over its inputs by anything
+        if nodes is not None and (is_norm or channels.is_read_by_layer(nodes)):
+            channels.normalised(nodes, _normed_by(name))
+        else:
+            channels.pin(nodes, _mixed_by(name))
     kept = [None if dim in reduced else nodes for dim, nodes in enumerate(dims)]
     left = [nodes for dim, nodes in enumerate(kept) if dim not in reduced]
-    for result in out if isinstance(out, tuple) else [out]:
+    for result in results:
         channels.carry(result, left if result.ndim < tensor.ndim else kept)
 
 
 def across(channels: ChannelNodes, name: str, args: list[Any], out: Any) -> None:
     """Softmax, cumulative sums, sorting and Fourier transforms mix the values along some dimensions."""
     dims = channels.dims(args[0])
-    place = 2 if name in ("topk", "renorm") else 1
-    for dim in args[place] if isinstance(args[place], list) else [args[place]]:
+    over = next(arg for arg in args[2 if name in ("topk", "renorm") else 1 :] if not isinstance(arg, bool | None))
+    mixed = {dim % len(dims) for dim in (over if isinstance(over, list) else [over])}
+    if name == "renorm":  # it names the dimension that is not mixed
+        mixed = set(range(len(dims))) - mixed
+    for dim in mixed:
         channels.pin(dims[dim], _mixed_by(name))
     for result in out if isinstance(out, tuple) else [out]:
         sizes = zip(dims, args[0].shape, result.shape, strict=True)
@@ -238,4 +256,4 @@ def _mixed_by(name: str) -> str:
 
 
 def _normed_by(name: str) -> str:
-    return f"normalised together with other channels by {name.removeprefix('native_')}"
+    return f"normalised together with other channels by {name.removeprefix('native_')}, see norm_widths"

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from prune.follow.arithmetic import attention, spatial
 from prune.follow.layout import CONSTANT, PLACES, follow, pad
 from prune.follow.nodes import Caller, ChannelNodes
 from prune.follow.widths import Width
@@ -20,11 +21,24 @@ __all__ = ["FollowingFunctions"]
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]  # what Python calls for `x.shape`
 
 
+_DROPOUT = {
+    getattr(place, name)
+    for place in (torch, functional)
+    for name in dir(place)
+    if name.rstrip("_").rstrip("123d").endswith("dropout")
+}
+
+_NUMBERS = ("__len__", "numel", "nelement", "stride", "tolist", "untyped_storage", "storage")
+"""Functions that give plain numbers, or memory, for a tensor with channels."""
+
 _FILLING = ("expand", "repeat", "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty")
 
 
 class FollowingFunctions(TorchFunctionMode):
-    """Reads shapes as widths, and tells the rules of operations which function runs, with which numbers."""
+    """Reads shapes as widths, and tells the rules of operations which function runs, with which numbers.
+
+    While it is there, torch fuses no attention layers.
+    """
 
     def __init__(self, channels: ChannelNodes) -> None:
         super().__init__()
@@ -33,8 +47,13 @@ class FollowingFunctions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if func in _DROPOUT:  # its noise has channels of its own
+            return args[0] if args else kwargs["input"]
         if func == _SHAPE or name == "size":
             return self._shape(args[0], args[1] if len(args) > 1 and name == "size" else kwargs.get("dim"))
+        if name in _NUMBERS:
+            with torch._C.DisableTorchFunction():
+                self._pin_counted(name, args[0])
         sizes = self._widths(args[1]) if name in ("view_as", "reshape_as") else (args, kwargs)
         caller = Caller(name, [self._own(number) for number in _numbers(sizes)], _rule(name, args, kwargs))
         if any(isinstance(number, Width) for number in caller.numbers):
@@ -48,6 +67,13 @@ class FollowingFunctions(TorchFunctionMode):
             self._channels.caller = outer
         return out
 
+    def _pin_counted(self, name: str, tensor: Tensor) -> None:
+        """Pin what a plain number is made of, which cannot be followed."""
+        if isinstance(tensor, Tensor):
+            dims = self._channels.dims(tensor)
+            for nodes in dims[:1] if name == "__len__" else dims:
+                self._channels.pin(nodes, "a number in the forward pass depends on its width")
+
     def _finish(self, caller: Caller, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if caller.rule:
             try:
@@ -56,9 +82,6 @@ class FollowingFunctions(TorchFunctionMode):
                 self._channels.pin_all(
                     (args, kwargs), f"passes through {caller.name}, whose channels cannot be followed"
                 )
-        elif func is functional.scaled_dot_product_attention and kwargs.get("scale") is None:
-            for tensor in args[:2]:
-                self._channels.pin(self._channels.dims(tensor)[-1], "attention is scaled by its width")
         if caller.name in _FILLING and len(caller.numbers) == out.ndim:
             self._fill(caller, out)
         for place, number in enumerate(caller.numbers):
@@ -113,7 +136,24 @@ def _rule(name: str, args: Any, kwargs: Any) -> Callable[..., None] | None:
     """Return the rule for a function that is followed as a whole: its parts would not tell."""
     if name == "multi_head_attention_forward":
         return _multi_head_attention
+    if name == "scaled_dot_product_attention":  # what it is made of depends on the device
+        return _attention
+    if name == "adaptive_avg_pool2d":  # it may change the strides of its result, which says nothing of channels
+        return _pooled
     return _padded_in_a_circle if name == "pad" and "circular" in (*args, *kwargs.values()) else None
+
+
+def _pooled(channels: ChannelNodes, args: Any, kwargs: Any, out: Tensor) -> None:
+    spatial(channels, "adaptive_avg_pool2d", [args[0] if args else kwargs["input"]], out)
+
+
+def _attention(channels: ChannelNodes, args: Any, kwargs: Any, out: Tensor) -> None:
+    given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+    tensors = [given.get(key) for key in ("query", "key", "value", "attn_mask")]
+    if given.get("scale") is None:
+        for tensor in tensors[:2]:
+            channels.pin_in_parts(channels.dims(tensor)[-1], "attention is scaled by its width")
+    attention(channels, "scaled_dot_product_attention", tensors, (out,))
 
 
 def _padded_in_a_circle(channels: ChannelNodes, args: Any, kwargs: Any, out: Tensor) -> None:

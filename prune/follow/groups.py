@@ -5,7 +5,7 @@ The result is plain data: layer names and channel indices.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from prune.follow.nodes import ChannelNodes, Side, is_producer
+from prune.follow.layers import is_producer
+from prune.follow.nodes import ChannelNodes, Side
 from prune.follow.trace import traced
+from prune.held_tensors import modules_of
 from prune.private import Call, Inputs, bookkeeping
 
 __all__ = ["Group", "Member", "find_groups", "groups_of"]
@@ -57,6 +59,8 @@ class Group:
     """Why this group cannot be pruned, or None."""
     unit: int = 1
     """Channels of the layers per channel of the group."""
+    is_normalised: bool = False
+    """A norm computes other numbers from what is left of them; see `norm_widths` of `Recipe`."""
 
     @property
     def width(self) -> int:
@@ -74,6 +78,7 @@ def find_groups(
     example_inputs: Inputs,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
+    unused: Sequence[str] = (),
     norm_widths: bool = False,
     within_groups: bool = False,
 ) -> list[Group]:
@@ -86,6 +91,7 @@ def find_groups(
         model: Any module; it is only read. Copies of it run in eval mode and, if that does more, in training mode.
         example_inputs: Positional arguments of `model`, batch first.
         example_kwargs: Arguments by name.
+        unused: See `Recipe`.
         norm_widths: See `Recipe`.
         within_groups: See `Recipe`.
 
@@ -93,14 +99,15 @@ def find_groups(
         RequestError: If the forward pass fails on the example input, gives no tensor, or the model cannot be cut
             (TorchScript, exported, compiled, quantised, or lazy and never run).
     """
-    return groups_of(model, traced(model, Call.of(example_inputs, example_kwargs), norm_widths, within_groups))
+    options = {"norm_widths": norm_widths, "within_groups": within_groups}
+    return groups_of(model, traced(model, Call.of(example_inputs, example_kwargs), unused, **options))
 
 
 def groups_of(model: nn.Module, channels: ChannelNodes) -> list[Group]:
     """Return the groups of a model that has been followed."""
     with bookkeeping():
         groups = _grouped(model, channels)
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    order = {name: i for i, (name, _) in enumerate(modules_of(model).items())}
     return sorted(groups + _unreached(model, channels), key=lambda group: order[group.name])
 
 
@@ -122,8 +129,16 @@ def _grouped(model: nn.Module, nodes: ChannelNodes) -> list[Group]:
     members = _members(nodes, group_of[channel_of], root_of[channel_of])
     unread = {group: _UNREAD for group in written if all(member.side == "out" for member in members[group])}
     reasons = {**unread, **_reasons(nodes, group_of[channel_of])}
+    normed = {group for some in nodes.normed for group in group_of[channel_of][some[some >= 0]].unique().tolist()}
     return [
-        Group(sides[0].layer, counts[group], tuple(members[group]), reasons.get(group), _unit(sides, counts[group]))
+        Group(
+            sides[0].layer,
+            counts[group],
+            tuple(members[group]),
+            reasons.get(group),
+            _unit(sides, counts[group]),
+            group in normed,
+        )
         for group, sides in written.items()
     ]
 
@@ -163,7 +178,7 @@ def _components(num: int, joined: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _producers(model: nn.Module, nodes: ChannelNodes) -> list[Side]:
-    layers = dict(model.named_modules())
+    layers = modules_of(model)
     return [side for side in nodes.sides if side.side == "out" and is_producer(layers.get(side.layer))]
 
 

@@ -1,5 +1,6 @@
 """What modules say of their own channels: which are layers, what a weight is made of, attributes that hold a width."""
 
+import re
 from typing import Literal, TypeGuard
 
 from torch import Tensor, nn
@@ -15,7 +16,11 @@ Place = tuple[str, Literal["out", "in"]]
 
 def is_producer(module: object) -> TypeGuard[nn.Module]:
     """Return whether the module computes new channels: a convolution (transposed, deformable) or a linear layer."""
-    return isinstance(module, _ConvNd | nn.Linear) or _is_convolution(module)
+    if isinstance(module, _ConvNd | nn.Linear):
+        own = module._parameters.get("weight")
+        weights = module.parameters() if own is None else [own]  # what a weight is computed from is in a submodule
+        return any(parameter.ndim > 1 and parameter.numel() for parameter in weights)
+    return _is_convolution(module)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -25,8 +30,8 @@ def is_layer(module: nn.Module) -> bool:
 
 def _is_convolution(module: object) -> bool:
     """Return whether a foreign module has what a convolution has."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(module, nn.Module) or not isinstance(weight, nn.Parameter) or weight.ndim < 3:
+    weight = module._parameters.get("weight") if isinstance(module, nn.Module) else None  # runs no property
+    if weight is None or weight.ndim < 3:
         return False
     num_in, num_out, groups = (vars(module).get(key, 0) for key in ("in_channels", "out_channels", "groups"))
     return groups > 0 and weight.shape[:2] == (num_out, num_in // groups)
@@ -65,11 +70,20 @@ def own_widths(module: nn.Module) -> dict[str, Place]:
         return {"in_channels": ("", "in"), "out_channels": ("", "out")}
     if isinstance(module, _BatchNorm):
         return {"num_features": ("", "out")}
+    if not module._parameters and not module._buffers:
+        return {}
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and len(cut_dims(module.weight)) == 2:
+        return {"num_embeddings": ("weight", "out"), "embedding_dim": ("weight", "in")}
     places: dict[int, Place] = {}
     for key, tensor in vectors_of(module).items():
         for side, dim in cut_dims(tensor).items():
             places.setdefault(tensor.shape[dim], (key, side))
-    return {key: places[size] for key, size in _whole_numbers(module).items() if size in places}
+    numbers = {key: size for key, size in _whole_numbers(module).items() if _NAMES.search(key)}
+    return {key: places[size] for key, size in numbers.items() if size in places}
+
+
+_NAMES = re.compile(r"(channels|features|planes|chs|dims?|width|normalized_shape|num_parameters)$")
+"""Of attributes that hold a width; any other number may be equal to one by chance."""
 
 
 def _whole_numbers(module: nn.Module) -> dict[str, int]:

@@ -131,16 +131,23 @@ def _spread(channels: ChannelNodes, whole: Tensor, table: Tensor, places: list[i
 
 
 def _along(channels: ChannelNodes, table: Tensor, places: list[int | None]) -> int | None:
-    """Return the dimension along which nodes vary, or can after a tie: the first whose size follows."""
+    """Return the dimension along which nodes vary, or can after a tie: one whose size follows.
+
+    Rather channels of every part than whole parts, which an attribute counts; unless these channels cannot go.
+    """
     varying = [dim for dim in range(table.ndim) if (table != table.narrow(dim, 0, 1)).any()]
     if not varying:
         return min(range(table.ndim), key=table.shape.__getitem__)
     if len(varying) == 1:
         return varying[0]
     numbers = {dim: _caller(channels).numbers[place] for dim in varying if (place := places[dim]) is not None}
-    computed = [dim for dim, number in numbers.items() if number == -1 or not getattr(number, "is_attribute", True)]
-    attributes = [dim for dim, number in numbers.items() if getattr(number, "is_attribute", False)]
-    return next(iter(computed + attributes), None)
+    named = {dim: n.attribute for dim, n in numbers.items() if isinstance(n, Width) and n.attribute}
+    free = [dim for dim, n in numbers.items() if dim not in named and (isinstance(n, Width) or n == -1)]
+    if whole := [dim for dim, name in named.items() if name in channels.whole_parts]:
+        return whole[0]
+    if free and named:
+        channels.or_whole |= dict.fromkeys(table.movedim(free[0], -1).flatten(0, -2)[0].tolist(), named[min(named)])
+    return next(iter([*free, *named]), None)
 
 
 def _caller(channels: ChannelNodes) -> Caller:

@@ -3,15 +3,10 @@
 Each dimension of a tensor has the node of the channel at every position.
 """
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
-from io import IOBase
-from itertools import islice
-from types import FunctionType, ModuleType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,14 +14,12 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prune.follow.layers import cut_dims, is_producer, vectors_of, weight_of
+from prune.held_tensors import modules_of, tensors_in
 
-__all__ = ["Caller", "ChannelNodes", "Nodes", "Side", "is_producer", "tensors_in"]
+__all__ = ["Caller", "ChannelNodes", "Nodes", "Side"]
 
 Nodes = tuple[Tensor | None, ...]
 """Per dimension of a tensor: the node of each position (-1: none), or None where positions are no channels."""
-
-_NOT_ENTERED = (nn.Module, type, ModuleType, str, bytes, int, float, complex, torch.dtype, torch.device)
-_MOST_ITEMS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +50,34 @@ class ChannelNodes:
         model: Its parameters and buffers get nodes; nothing of it is changed.
         norm_widths: Channels that are normalised together may be cut.
         within_groups: Groups of a convolution lose the same channels each, in place of whole groups.
+        whole_parts: Attributes that count parts, such as heads, which go as a whole.
     """
 
-    def __init__(self, model: nn.Module, norm_widths: bool = False, within_groups: bool = False) -> None:
-        self.norm_widths, self.within_groups = norm_widths, within_groups
+    def __init__(
+        self,
+        model: nn.Module,
+        norm_widths: bool = False,
+        within_groups: bool = False,
+        whole_parts: Set[str] = frozenset(),
+    ) -> None:
+        self.norm_widths, self.within_groups, self.whole_parts = norm_widths, within_groups, whole_parts
+        self.or_whole: dict[int, str] = {}
+        """Node of a channel that goes from every part -> the attribute that counts these parts."""
+        self.needs_whole: set[str] = set()
+        """Attributes that count parts whose channels cannot go."""
         self.sides: list[Side] = []
         self.num_nodes = 0
         self.joined: list[tuple[Tensor, Tensor]] = []
         self.pinned: list[tuple[Tensor, str]] = []
         """Nodes and the reason."""
+        self.eval_run: Any = None
+        """The `Run` in eval mode, if it needed no numbers."""
+        self.normed: list[Tensor] = []
+        """Nodes that may be cut though a norm computes other numbers then."""
         self.trains_alike = False
         """Whether training mode is known to run the same operations as eval mode."""
+        self.no_training: str | None = None
+        """Why training mode fails on the example input, if it does."""
         self.reached: set[str] = set()
         """Layers whose tensors an operation has used."""
         self.caller: Caller | None = None
@@ -77,8 +87,13 @@ class ChannelNodes:
         self._places: dict[tuple[str, str], Tensor] = {}
         self._opposite: dict[int, Tensor] = {}
         self._read: set[int] = set()
-        for name, module in model.named_modules():
+        for name, module in modules_of(model).items():
             self._register(name, module)
+
+    @property
+    def owners(self) -> list[str]:
+        """The layers, and the parameters outside them, that have channels; their own tensors count as one."""
+        return list(dict.fromkeys(owner for tensor, owner in self._owner.items() if isinstance(tensor, nn.Parameter)))
 
     def nodes(self, tensor: Tensor) -> Nodes | None:
         """Return the tensor's nodes per dimension, or None if it has none."""
@@ -107,6 +122,10 @@ class ChannelNodes:
     def is_read_by_layer(self, nodes: Tensor) -> bool:
         """Return whether these are inputs of a convolution or linear layer, hence part of its weight."""
         return int(nodes[0]) in self._read
+
+    def is_own(self, tensor: Tensor) -> bool:
+        """Return whether it is a parameter or buffer itself, rather than computed from some."""
+        return tensor in self._owner
 
     def carry(self, tensor: Any, nodes: Sequence[Tensor | None]) -> None:
         """Give a result its nodes."""
@@ -140,6 +159,12 @@ class ChannelNodes:
         if nodes is not None and nodes.numel():
             self.pinned.append((nodes.flatten(), reason))
 
+    def pin_in_parts(self, nodes: Tensor | None, reason: str) -> None:
+        """Mark channels of every part as not to be cut; whole parts may be."""
+        self.pin(nodes, reason)
+        if nodes is not None:
+            self.needs_whole |= {self.or_whole[node] for node in nodes.tolist() if node in self.or_whole}
+
     def pin_all(self, value: Any, reason: str) -> None:
         """Pin every node of every tensor in a nest of lists, tuples and dictionaries."""
         for tensor in tensors_in(value):
@@ -150,6 +175,8 @@ class ChannelNodes:
         """Pin nodes whose values depend on which others are there, unless the recipe accepts that."""
         if not self.norm_widths:
             self.pin(nodes, reason)
+        elif nodes is not None:
+            self.normed.append(nodes.flatten())
 
     def _register(self, name: str, module: nn.Module) -> None:
         if is_producer(module):
@@ -171,7 +198,7 @@ class ChannelNodes:
         if weight in self._owner and groups > 1:  # a weight that two layers share
             self.joined.append((self._opposite[int(self._nodes[weight][0][0])], columns))
         self._own(weight, name, (rows, columns if groups == 1 else None, *(None,) * (weight.ndim - 2)))
-        self._own(layer.bias, name, (outputs,))
+        self._own(getattr(layer, "bias", None), name, (outputs,))
         self._opposite[int(rows[0])] = columns
         self._read.update(inputs.tolist())
 
@@ -196,38 +223,3 @@ class ChannelNodes:
                 self.joined.append((known, new))
         self._nodes.setdefault(tensor, nodes)
         self._owner.setdefault(tensor, layer)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return every tensor that an object holds, whatever it holds it in, in the order of its contents.
-
-    Arrays of numpy count as tensors. Modules, classes and the globals of functions are not entered. Iterators are used
-    up, endless ones at first: call this while what computes their items may still be watched.
-    """
-    found: list[Tensor] = []
-    seen: dict[int, Any] = {}  # kept alive, so that no other object gets its id
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, _NOT_ENTERED) or id(item) in seen:
-            continue
-        seen[id(item)] = item
-        if isinstance(item, Tensor):
-            found.append(item)
-        elif isinstance(item, np.ndarray) and item.dtype.kind in "biufc":
-            found.append(torch.from_numpy(item.copy()))
-        left += reversed(_contents(item))
-    return found
-
-
-def _contents(item: Any) -> list[Any]:
-    if isinstance(item, Tensor):
-        return list(vars(item).values())
-    if isinstance(item, np.ndarray):
-        return item.ravel().tolist() if item.dtype.hasobject else []
-    if isinstance(item, FunctionType):
-        return [item.__defaults__, item.__kwdefaults__, item.__closure__]
-    if isinstance(item, Iterator) and not isinstance(item, IOBase):
-        return list(islice(item, _MOST_ITEMS))
-    held = gc.get_referents(item)
-    return held[::-1] if isinstance(item, list | tuple) else held  # which name their items from the last to the first

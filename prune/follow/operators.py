@@ -21,7 +21,7 @@ def _named(rule: Rule, names: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    **_named(layout.pointwise, "pointwise dropout native_dropout copy _prelu_kernel hardswish rrelu_with_noise"),
+    **_named(layout.pointwise, "pointwise native_dropout rrelu_with_noise"),
     **_named(arithmetic.unknown, "unknown"),
     **_named(
         arithmetic.same,
@@ -51,7 +51,10 @@ RULES: dict[str, Rule] = {
         "mean sum amax amin max min var std var_mean std_mean argmax argmin prod logsumexp linalg_vector_norm norm "
         "median nanmedian kthvalue any all",
     ),
-    **_named(arithmetic.across, "_softmax _log_softmax cumsum cumprod sort topk renorm _fft_c2c _fft_r2c _fft_c2r"),
+    **_named(
+        arithmetic.across,
+        "_softmax _safe_softmax _log_softmax cumsum cumprod sort topk renorm _fft_c2c _fft_r2c _fft_c2r",
+    ),
     **_named(arithmetic.gated, "glu"),
     **_named(
         arithmetic.spatial,

@@ -4,22 +4,23 @@ An operation joins the nodes that must go together, carries them on, or pins the
 pins all that pass through it, so channels are never tied wrongly without notice.
 """
 
+import fnmatch
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from command.errors import RequestError
 from prune.follow.functions import FollowingFunctions
-from prune.follow.nodes import ChannelNodes, tensors_in
+from prune.follow.nodes import ChannelNodes
 from prune.follow.operators import RULES, Rule
-from prune.follow.widths import watch_attributes
+from prune.follow.widths import watched_attributes
+from prune.held_tensors import modules_of, operands, stored, tensors_in
 from prune.modes import FORWARD_ERRORS, first_line
-from prune.private import Call, PrivateModel, bookkeeping, operands
+from prune.private import Call, PrivateModel, Run, Watch, bookkeeping
+from prune.shapes import is_elementwise
 
 __all__ = ["OUTPUT", "check_kind", "traced"]
 
@@ -27,18 +28,30 @@ OUTPUT = "its channels are an output of the model"
 _EMPTY = "reached only by an empty batch on the example input"
 
 
-def traced(model: nn.Module, call: Call, norm_widths: bool = False, within_groups: bool = False) -> ChannelNodes:
+def traced(model: nn.Module, call: Call, unused: Sequence[str] = (), **options: Any) -> ChannelNodes:
     """Return the model's channels after a forward pass in eval mode and, where it does more in training, one in that.
+
+    Args:
+        model: It is only read.
+        call: What it is called with.
+        unused: Patterns of parameters that no forward pass ever uses.
+        options: Of `ChannelNodes`.
 
     Raises:
         RequestError: If the forward pass fails, gives no tensor, or a part is of a kind that cannot be cut.
     """
     check_kind(model)
-    private = PrivateModel(model)
-    private.watch_noise()
+    with suppress(*FORWARD_ERRORS):  # what needs numbers fails on shapes alone
+        return _traced(model, "meta", call, unused, options)
+    return _traced(model, None, call, unused, options)
+
+
+def _traced(
+    model: nn.Module, device: str | None, call: Call, unused: Sequence[str], options: Mapping[str, Any]
+) -> ChannelNodes:
+    private = PrivateModel(model, device)
     with bookkeeping():
-        channels = ChannelNodes(private.model, norm_widths, within_groups)
-        watch_attributes(private.model, channels)
+        channels = ChannelNodes(private.model, **options)
     try:
         outputs = _follow(private, channels, call)
     except FORWARD_ERRORS as error:
@@ -47,10 +60,13 @@ def traced(model: nn.Module, call: Call, norm_widths: bool = False, within_group
         raise RequestError(f"model: its forward pass fails on the example input, {first_line(error)}") from error
     if not outputs:
         raise RequestError("model: gives no tensor, so that nothing can be compared; expected tensors in its output")
-    if all(type(module).__module__.startswith("torch.nn.") for module in model.modules()):
-        channels.trains_alike = True
-    else:
-        _follow_training(model, private, channels, call, outputs)
+    if channels.needs_whole - channels.whole_parts:
+        return _traced(
+            model, device, call, unused, {**options, "whole_parts": channels.whole_parts | channels.needs_whole}
+        )
+    channels.eval_run = Run(private.operations, [tensor.shape for tensor in outputs]) if private.is_meta else None
+    _follow_training(private, channels, call, outputs)
+    _pin_feeding(channels, unused)
     return channels
 
 
@@ -58,7 +74,7 @@ def check_kind(model: nn.Module) -> None:
     """Raise RequestError if a module is of a kind whose layers cannot be cut, or has no size yet."""
     if not isinstance(model, nn.Module):
         raise RequestError(f"model: cannot be cut, got {type(model).__name__}; expected the module it was made from")
-    first_of = {type(module): name for name, module in reversed([*model.named_modules()])}
+    first_of = {type(module): name for name, module in reversed([*modules_of(model).items()])}
     for kind, name in reversed(first_of.items()):
         for package, word in _KINDS.items():
             if any(base.__module__.startswith(package) for base in kind.__mro__):
@@ -81,80 +97,74 @@ _KINDS = {
 
 
 def _follow(private: PrivateModel, channels: ChannelNodes, call: Call) -> list[Tensor]:
-    outputs = private.run(call, torch.no_grad(), _Unfused(), FollowingFunctions(channels), _Following(channels))
+    had = _tensors_kept(private)
+    with watched_attributes(private.model, channels):
+        outputs = private.run(call, torch.no_grad(), FollowingFunctions(channels), watch=_Following(channels))
     with bookkeeping():
         channels.pin_all(outputs, OUTPUT)
+        for place, tensors in _tensors_kept(private).items():
+            channels.pin_all([] if place in had else tensors, f"the forward pass keeps its channels in {place}")
     return outputs
 
 
-def _follow_training(
-    model: nn.Module, private: PrivateModel, channels: ChannelNodes, call: Call, outputs: list[Tensor]
-) -> None:
-    """Follow training mode too if it uses other parameters, gives other outputs, or shapes alone do not tell."""
-    rehearsal, shapes_alone = PrivateModel(model, "meta"), call.map(lambda t: t.to("meta"))
-    modes = (torch.device("meta"), torch.no_grad())
-    with suppress(*FORWARD_ERRORS):
-        trained = rehearsal.train(private.noise).run(shapes_alone, *modes)
-        if rehearsal.used <= private.used and [t.shape for t in trained] == [t.shape for t in outputs]:
-            in_training, in_eval = rehearsal.operations, private.operations
-            if in_training != in_eval:  # without numbers, torch may compute the same by other operations
-                rehearsal.model.eval()
-                rehearsal.run(shapes_alone, *modes)
-                in_eval = rehearsal.operations
-            channels.trains_alike = in_training == in_eval
-            return
+def _tensors_kept(private: PrivateModel) -> dict[str, list[Tensor]]:
+    """Return the tensors that modules hold beside their parameters and buffers, by the attribute's path."""
+    return {f"{name}.{key}".lstrip("."): tensors for name, key, tensors in stored(private.modules)}
+
+
+def _follow_training(private: PrivateModel, channels: ChannelNodes, call: Call, outputs: list[Tensor]) -> None:
+    """Follow training mode too unless it runs the same operations on the same tensors, and gives as large outputs."""
+    in_eval = (private.operations, private.flow, [tensor.shape for tensor in outputs])
     private.train()
     for attempt in (call, call.doubled()):
         try:
-            _follow(private, channels, attempt)
+            trained = private.run(attempt, torch.no_grad())
+            if (private.operations, private.flow, [tensor.shape for tensor in trained]) != in_eval:
+                _follow(private, channels, attempt)
+            else:
+                channels.trains_alike = private.is_meta  # where it reads numbers, they may decide
         except FORWARD_ERRORS as error:
-            failure = first_line(error)
+            failure = error
         else:
             return
-    if private.unused:  # what feeds them may be anything
-        reason = f"may feed {private.unused[0]}, used by no forward pass: training mode fails on the example input"
-        channels.pin(torch.arange(channels.num_nodes, device="cpu"), f"{reason}, {failure}")
+    if private.is_meta:
+        raise failure
+    channels.no_training = first_line(failure)
 
 
-class _Unfused(TorchFunctionMode):
-    """Leaves out dropout, whose noise has channels of its own; while it is there, torch fuses no attention layers."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _DROPOUT:
-            return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
-
-
-_DROPOUT = {
-    getattr(place, name)
-    for place in (torch, functional)
-    for name in dir(place)
-    if name.rstrip("_").rstrip("123d").endswith("dropout")
-}
+def _pin_feeding(channels: ChannelNodes, unused: Sequence[str]) -> None:
+    """Pin all channels if there is a part that no forward pass has reached: it may be fed with any of them."""
+    for pattern in unused:
+        if not fnmatch.filter(channels.owners, pattern):
+            raise RequestError(f"unused: no layer or parameter of the model matches, got {pattern!r}; see the groups")
+    left = [name for name in channels.owners if name not in channels.reached]
+    left = [name for name in left if not any(fnmatch.fnmatchcase(name, pattern) for pattern in unused)]
+    if left:
+        why = f"training mode fails on the example input, {channels.no_training}; " if channels.no_training else ""
+        reason = f"may feed {left[0]}, which no forward pass reached: {why}name it in `unused` if none ever does"
+        channels.pin(torch.arange(channels.num_nodes, device="cpu"), reason)
 
 
-class _Following(TorchDispatchMode):
+class _Following(Watch):
     """Applies a rule after every operation on a tensor that carries nodes."""
 
     def __init__(self, channels: ChannelNodes) -> None:
-        super().__init__()
         self._channels = channels
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+    def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Apply the operation's rule."""
         if self._channels.caller and self._channels.caller.rule:
-            return out
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # our own tensors are on the CPU
-            tensors = [tensor for tensor in operands(args, kwargs) if self._channels.nodes(tensor)]
-            if tensors and _is_empty(func, [*tensors, *_results(out)]):
+            return
+        tensors = [tensor for tensor in operands(args, kwargs) if self._channels.nodes(tensor)]
+        if not tensors:
+            return
+        with torch._C._DisableTorchDispatch():  # our own tensors are on the CPU
+            if _is_empty(func, [*tensors, *_results(out)]):
                 self._channels.pin_all(tensors, _EMPTY)
-            elif tensors:
+            else:
                 values = _by_schema(func, args, kwargs)
                 self._check_in_place(func, values, tensors)
                 self._follow(func, values, out)
-        return out
 
     def _check_in_place(self, func: Any, values: list[Any], tensors: list[Tensor]) -> None:
         """Pin channels written into a tensor that has none: other views of its memory would not carry them."""
@@ -168,7 +178,8 @@ class _Following(TorchDispatchMode):
     def _follow(self, func: Any, values: list[Any], out: Any) -> None:
         name = func.overloadpacket.__name__
         plain = name.removesuffix("_") if not name.endswith("__") else name
-        rule = RULES["unknown"] if torch.Tag.inplace_view in func.tags else _rule(func, plain)
+        is_known = func.namespace in ("aten", "torchvision") and torch.Tag.inplace_view not in func.tags
+        rule = _rule(func, plain) if is_known else RULES["unknown"]
         try:
             rule(self._channels, plain, values, out)
         except (LookupError, TypeError, ValueError, RuntimeError):  # a form that the rule does not handle
@@ -197,10 +208,4 @@ def _by_schema(func: Any, args: Any, kwargs: Any) -> list[Any]:
 
 
 def _rule(func: Any, plain: str) -> Rule:
-    if plain in RULES:
-        return RULES[plain]
-    # torch does not tag every operation in place
-    packet = getattr(torch.ops.aten, plain, None)
-    overloads = [func, *(getattr(packet, overload) for overload in (packet.overloads() if packet else ()))]
-    pointwise = any(torch.Tag.pointwise in overload.tags for overload in overloads)
-    return RULES["pointwise" if pointwise else "unknown"]
+    return RULES.get(plain) or RULES["pointwise" if is_elementwise(func) else "unknown"]

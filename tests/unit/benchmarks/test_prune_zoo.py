@@ -67,7 +67,7 @@ def test_a_kept_result_is_not_worked_out_again(tmp_path):
     [
         (lambda: {}["missing"], 60, "unmeasured", "KeyError: 'missing'"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), 60, "crashed", "its process ended with code -9"),
-        (lambda: time.sleep(60), 1, "crashed", "not finished within 1 s"),
+        (lambda: time.sleep(60), 1, "not finished", "within 1 s"),
         (lambda: {"bytes": len(bytearray(2**40))}, 60, "unmeasured", "MemoryError"),
     ],
 )
@@ -87,6 +87,12 @@ def test_a_row_says_why():
     assert row(a_result("refused")) == ["timm/a", "refused: it / fails", "-", "-", "equal", "25%", "50%"]
 
 
+def test_a_row_says_where_nothing_was_cut():
+    result = a_result("equal")
+    result["ours"]["params_removed"] = 0.0
+    assert row(result)[1] == "equal, nothing cut"
+
+
 def test_a_row_has_medians():
     samples = {"ours": [1.0, 9.0, 2.0], "unchecked": [1.0], "theirs": [5.0, 1.0, 6.0]}
     assert row(a_result("equal", samples))[-7:] == ["2.00", "1.00", "5.00", "2.5", "-", "2.00", "-"]
@@ -95,7 +101,7 @@ def test_a_row_has_medians():
 def test_the_summary_counts():
     results = [a_result("equal"), a_result("wrong"), a_result("unmatched"), a_result("refused")]
     columns, rows = summary_table(results)
-    assert rows[0][:7] == ["timm", "4", "1", "1", "0", "2", "75% / 50%"]
+    assert rows[0][:8] == ["timm", "4", "1", "1", "0", "0", "2", "75% / 50%"]
     assert rows[-1] == ["all", *rows[0][1:]]
     assert len(columns) == len(rows[0])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from command.files import written_atomically
+from command.files import existing_file, shown, write_json, written_atomically
 from command.folders import filled_folder
 
 
@@ -112,3 +112,57 @@ def test_content_is_on_the_disk_before_a_file_gets_its_name(tmp_path, monkeypatc
     with written_atomically(tmp_path / "a") as beside:
         beside.write_text("new")
     assert calls == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a pipe", "link to a device"])
+def test_what_is_no_regular_file_is_never_replaced(tmp_path, kind):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    if "device" in kind:
+        path = Path("/dev/null")
+    if "link" in kind:
+        (tmp_path / "link").symlink_to(path)
+        path = tmp_path / "link"
+    before = path.lstat().st_mode
+    with pytest.raises(ValueError, match=f"^{path}: not a regular file, got [pc]rw.*; expected a file, or a new name$"):
+        write_json(path, {})
+    assert path.lstat().st_mode == before
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(ValueError, match="link: a link to itself; expected a file, or a new name"):
+        write_json(tmp_path / "link", {})
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path, exists):
+    (tmp_path / "real").mkdir()
+    target, link, chained = tmp_path / "real/a", tmp_path / "link", tmp_path / "chained"
+    if exists:
+        target.write_text("old")
+    link.symlink_to("real/a")
+    chained.symlink_to(link)
+    write_json(chained, [1])
+    assert link.is_symlink()
+    assert chained.is_symlink()
+    assert not target.is_symlink()
+    assert target.read_text() == link.read_text() == "[\n 1\n]\n"
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(target.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("path", [None, 5, b"a", "a\0b", "a\0/b", "\ud800", "n" * 256, "n" * 256 + "/a"])
+def test_what_is_no_path_is_told_in_one_line(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: write_json(path, {}), lambda: existing_file(path, "expected a file")):
+        with pytest.raises(ValueError, match=r"^[ -~]{,400}; expected [ -~]{,60}$"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_of_a_file_is_shown_in_one_short_line():
+    assert shown("layer1.0.conv1") == "layer1.0.conv1"
+    assert shown("a\nb\x1b[31m\u202e\ud800") == r"a\nb\x1b[31m\u202e\ud800"
+    assert shown("ä" * 300) == "ä" * 300
+    assert shown("n" * 100_000) == "n" * 150 + " ... " + "n" * 150

@@ -45,7 +45,7 @@ def refused(command, tmp_path):
 
 
 def test_the_dense_model_is_not_written_over(refused, classifier):
-    assert f"--out {classifier}: is the dense model itself" in refused(classifier, "--out", classifier, "--force")
+    assert f"--out {classifier}: is the given model itself" in refused(classifier, "--out", classifier, "--force")
 
 
 def test_parts_of_a_classifier_are_refused(refused, classifier):

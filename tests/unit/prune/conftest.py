@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from prune import find_groups, prune_model
 
 OUTPUT = "its channels are an output of the model"
+MAY_FEED_ASIDE = "may feed aside, which no forward pass reached: name it in `unused` if none ever does"
 SIDE = 8
 """Side of the square input image; `x` below has this size."""
 
@@ -135,7 +136,7 @@ NETS = {
     "unreached": TinyNet(
         lambda: Net(lambda net, x: net.b(net.a(x)), a=conv(3, 4), b=conv(4, 2), aside=conv(3, 5)),
         {
-            "a": (4, "a.out b.in", None),
+            "a": (4, "a.out b.in", MAY_FEED_ASIDE),
             "b": (2, "b.out", OUTPUT),
             "aside": (5, "", "not reached by the forward pass on the example input"),
         },

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from prune import PruneSpec, find_groups
+from prune import PruneSpec, find_groups, narrowed_model
 
 PLACES = "its channels are split at fixed places by the forward pass"
 NUMBER = "a number in the forward pass depends on its width"
@@ -238,3 +238,32 @@ def test_number_that_is_kept_from_another_run_is_a_fixed_one(x, groups_of):
 
     net = between(halves, 8, 4)
     assert [groups_of(net, x)["a"][2] for _ in range(2)] == [None, PLACES]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_numbers_in_a_list_follow_each_by_itself(kind, x, groups_of, slim_equals_twin):
+    def run(net, x):
+        first, second, third = net.a(x).split(net.sizes, 1)
+        return net.b(torch.cat([first, second], 1) * third)
+
+    net = Net(run, a=conv(3, 8), b=conv(4, 2), sizes=kind([1, 3, 4]), others=kind([4, 4]))
+    assert groups_of(net, x)["a"] == (4, "a.out b.in sizes.1.out sizes.2.out", PLACES)  # the first is a 1 for good
+    net.sizes = kind([2, 2, 4])
+    assert groups_of(net, x)["a"] == (4, "a.out b.in sizes.0.out sizes.1.out sizes.2.out", None)
+    pruned = slim_equals_twin(net, x)
+    assert sum(pruned.model.sizes[:2]) == pruned.model.sizes[2] == 2
+    assert (type(pruned.model.sizes), pruned.model.others, net.sizes) == (kind, kind([4, 4]), kind([2, 2, 4]))
+    again = narrowed_model(net, PruneSpec.from_json(pruned.spec.to_json()).widths())
+    assert again.sizes == pruned.model.sizes
+
+
+def test_list_that_two_modules_hold_is_cut_once(x, slim_equals_twin):
+    sizes = [4, 4]
+    inner = Net(lambda net, x: sum(x.split(net.sizes, 1)), sizes=sizes)
+    net = Net(
+        lambda net, x: net.b(net.inner(net.a(x)).view(-1, net.sizes[0], 8, 8)), a=conv(3, 8), b=conv(4, 2), inner=inner
+    )
+    net.sizes = sizes
+    slim = slim_equals_twin(net, x).model
+    assert slim.sizes is slim.inner.sizes
+    assert slim.sizes == [2, 2]

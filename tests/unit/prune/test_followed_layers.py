@@ -97,7 +97,7 @@ LAYERS = {
     ),
     "group norm of single channels": (
         lambda: nn.GroupNorm(4, 4),
-        {"0": (4, "0.out 1.weight.out 1.bias.out 2.in", None)},
+        {"0": (4, "0.out 1.weight.out 1.bias.out 2.in 1.num_groups.out", None)},
     ),
     "blur": (lambda: Blurred(4), {"0": (4, "0.out 1.kernel.out 2.in", None)}),
     "grouped transposed convolution": (
@@ -107,18 +107,25 @@ LAYERS = {
     "weights standardised over inputs": (
         lambda: Standardised(4, 4, 1),
         {
-            "0": (4, "0.out 1.in", "normalised together with other channels by batch_norm"),
+            "0": (4, "0.out 1.in", "normalised together with other channels by batch_norm, see norm_widths"),
             "1": (4, "1.out 2.in", None),
         },
     ),
     "weights standardised by hand": (
         lambda: StandardisedByHand(4, 4, 1),
-        {"0": (4, "0.out 1.in", "combined with other channels by mean"), "1": (4, "1.out 2.in", None)},
+        {
+            "0": (4, "0.out 1.in", "normalised together with other channels by mean, see norm_widths"),
+            "1": (4, "1.out 2.in", None),
+        },
     ),
     "weight norm": (
         lambda: normed(parametrizations.weight_norm),
         {
-            "0": (4, "0.out 1.in", "normalised together with other channels by _weight_norm_interface"),
+            "0": (
+                4,
+                "0.out 1.in",
+                "normalised together with other channels by _weight_norm_interface, see norm_widths",
+            ),
             "1": (4, "1.out 1.parametrizations.weight.original0.out 2.in", None),
         },
     ),
@@ -155,7 +162,7 @@ def test_attributes_of_a_cut_layer_hold_its_new_width(layer, widths, x):
 
 
 def test_norm_of_a_single_group_stays(x, groups_of):
-    reason = "normalised together with other channels by group_norm"
+    reason = "normalised together with other channels by group_norm, see norm_widths"
     assert groups_of(between(nn.GroupNorm(1, 4)), x)["0"][2] == reason
 
 
@@ -223,7 +230,7 @@ def test_attention_loses_whole_heads(x, groups_of, slim_equals_twin):
 def test_table_of_biases_goes_with_its_heads(x, groups_of, slim_equals_twin):
     table = nn.Parameter(torch.rand(5, 2))
     net = between(Attention(with_bias, num_heads=2, head_dim=3, bias_table=table))
-    assert groups_of(net, x)["1.qkv"] == (2, "1.bias_table.in 1.qkv.out 1.proj.in", None)
+    assert groups_of(net, x)["1.qkv"] == (2, "1.bias_table.in 1.qkv.out 1.proj.in 1.num_heads.out", None)
     slim = slim_equals_twin(net, x).model[1]
     assert (slim.num_heads, slim.bias_table.shape) == (1, (5, 1))
 
@@ -277,7 +284,7 @@ def test_encoder_layer_is_seen_through_the_operation_that_fuses_it(x, groups_of,
     net = between(Tokens(encoder_layer()))
     found = groups_of(net, x)
     assert found["1.layer.linear1"] == (6, "1.layer.linear1.out 1.layer.linear2.in", None)
-    assert found["0"][2] == "normalised together with other channels by layer_norm"
+    assert found["0"][2] == "normalised together with other channels by layer_norm, see norm_widths"
     assert slim_equals_twin(net, x).model[1].layer.linear1.out_features == 3
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from prune import find_groups, prune_model
 from prune.cut.verify import fault_of
-from prune.follow.nodes import tensors_in
+from prune.held_tensors import tensors_in
 
 OUTPUT = "its channels are an output of the model"
 Pair = namedtuple("Pair", "f h")

@@ -151,22 +151,6 @@ def test_model_after_a_step_of_training_is_pruned(x):
     assert prune_model(net, (x,), 0.5).model.eval()(x).shape == (2, 2, 8, 8)
 
 
-def test_noise_is_what_returns_its_input_in_eval_mode(x):
-    class DropPath(nn.Module):
-        def forward(self, x):
-            return x * torch.rand(len(x), 1, 1, 1) if self.training else x
-
-    class Decode(nn.Module):
-        def forward(self, x):
-            return x if self.training else x.amax((2, 3))
-
-    private = PrivateModel(nn.Sequential(nn.Conv2d(3, 4, 1), DropPath(), Decode()))
-    private.watch_noise()
-    private.run(Call.of((x,)))
-    assert private.noise == {"1"}
-    assert [module.training for module in private.train(private.noise).model] == [False, False, True]
-
-
 def test_call_is_changed_however_deep_its_tensors_lie():
     given = Call(([torch.zeros(2)], {"x": (torch.zeros(1),)}), {"mask": torch.zeros(3)})
     changed = given.map(lambda tensor: tensor + 1)

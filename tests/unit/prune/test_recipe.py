@@ -1,3 +1,6 @@
+from types import MappingProxyType
+
+import numpy as np
 import pytest
 import torch
 from torchvision import models
@@ -31,11 +34,12 @@ def test_exactly_one_ratio_or_limit_is_expected(amounts, got):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ranking": "local"}, "ranking: unknown, got 'local'; expected one of .'global', 'uniform'"),
+        ({"ranking": "local"}, "ranking: wrong, got 'local'; expected 'uniform' or 'global'"),
+        ({"criterion": "l9"}, "criterion: unknown, got 'l9'; expected one of"),
         ({"round_to": 0}, "round_to: out of range, got 0; expected at least 1"),
         ({"min_channels": 0}, "min_channels: out of range, got 0; expected at least 1"),
-        ({"prune_ratio": 1}, r"prune_ratio: .* got 1; expected a share in \[0, 1\)"),
-        ({"prune_ratio": -0.01}, r"prune_ratio: .* got -0.01; expected a share"),
+        ({"prune_ratio": 1}, r"prune_ratio: would remove all channels or more, got 1.0; expected a share in \[0, 1\)"),
+        ({"prune_ratio": -0.01}, r"prune_ratio: out of range, got -0.01; expected a share"),
         ({"prune_ratio": float("nan")}, r"prune_ratio: .* got nan; expected a share"),
         ({"ratios": {"a": 1.5}}, r"ratios\['a'\]: .* got 1.5; expected a share"),
     ],
@@ -43,6 +47,83 @@ def test_exactly_one_ratio_or_limit_is_expected(amounts, got):
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**{"prune_ratio": 0.5, **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("prune_ratio", ["0.5", torch.tensor(0.5), torch.ones(2), [0.5], True, 0.5j], "a (valid )?number"),
+        ("round_to", [2.5, "8", None, True, float("nan")], "a valid integer"),
+        ("min_channels", ["a", None], "a valid integer"),
+        ("min_channels", [torch.tensor(8)], "a number of Python or numpy"),
+        ("skip", [None, 5, "c1", b"c1", {"c1"}], "a list of patterns"),
+        ("unused", [None, 5, "c1", b"c1"], "a list of patterns"),
+        ("ratios", [None, [], "c1"], "a dict of patterns"),
+        ("widths", [None, [("c1", 1)]], "a dict of patterns"),
+        ("max_macs", ["1G", [1], True, 1.5], "a valid integer"),
+        ("within_groups", ["no", None, 1, float("nan")], "a valid boolean"),
+        ("norm_widths", ["no", float("nan")], "a valid boolean"),
+        ("criterion", [None, 5, ["l1"]], "a valid string"),
+        ("reduction", [None, {}], "a valid string"),
+        ("ranking", [None, [], torch.ones(2)], "'uniform' or 'global'"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_refused(name, values, expected):
+    for value in values:
+        amount = {} if name.startswith("max") else {"prune_ratio": 0.5}
+        with pytest.raises(ValueError, match=f"^{name}: wrong, got .*; expected {expected}.*$"):
+            Recipe(**{**amount, name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip": (5,)}, r"skip\[0\]: wrong, got 5; expected a valid string"),
+        ({"ratios": {"c1": "0.5"}}, r"ratios\['c1'\]: wrong, got '0.5'; expected a valid number"),
+        ({"ratios": {"c1": torch.tensor(0.5)}}, r"ratios\['c1'\]: wrong, got tensor\(0.5000\); expected a number"),
+        ({"ratios": {5: 0.5}}, r"ratios\[5\]: wrong, got 5; expected a valid string"),
+        ({"ratios": {"c1": -0.5}}, r"ratios\['c1'\]: out of range, got -0.5; expected a share in"),
+        ({"widths": {"c1": 16.0}}, r"widths\['c1'\]: wrong, got 16.0; expected a valid integer"),
+        ({"widths": {"c1": "16"}}, r"widths\['c1'\]: wrong, got '16'; expected a valid integer"),
+        ({"widths": {"c1": True}}, r"widths\['c1'\]: wrong, got True; expected a valid integer"),
+        ({"widths": {5: 3}}, r"widths\[5\]: wrong, got 5; expected a valid string"),
+        ({"prune_ratio": None, "max_macs": -1}, "max_macs: out of range, got -1; expected at least 0"),
+        ({"prune_ratio": None, "max_params": 10**400}, "max_params: out of range, got 10{400}; expected at least 0"),
+        ({"skip": "c" * 10_000}, "skip: wrong, got .{,310}; expected a list of patterns"),
+    ],
+)
+def test_wrong_values_within_a_setting_are_named(options, message):
+    with pytest.raises(ValueError, match=f"^{message}.{{,80}}$"):
+        Recipe(**{"prune_ratio": 0.5, **options})
+
+
+def test_numbers_of_numpy_become_plain():
+    recipe = Recipe(np.float32(0.5), widths=MappingProxyType({"a": np.int64(3)}), round_to=np.int64(2))
+    got = recipe.prune_ratio, recipe.widths, recipe.widths["a"], recipe.round_to
+    assert [*map(type, got)] == [float, dict, int, int]
+
+
+def test_a_recipe_keeps_its_settings_when_the_given_ones_change():
+    ratios = {"a": 0.5}
+    recipe = Recipe(0.5, ratios=ratios)
+    ratios["a"] = 2
+    assert recipe.ratios == {"a": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields", "message"),
+    [
+        ((0.5,), {"nonsense": 1}, "nonsense: no field of Recipe, got 1; nearest names: "),
+        ((0.5,), {"round": 8}, "round: no field of Recipe, got 8; nearest names: round_to"),
+        ((0.5,), {"prune_ratio": 0.5}, "prune_ratio: given twice, got 0.5 beside 0.5; expected one"),
+        (("0.5",), {}, "prune_ratio: wrong, got '0.5'; expected a valid number"),
+        ((Recipe(0.5),), {"round_to": 8}, "round_to: given beside a recipe; expected it in the recipe"),
+        ((0.5,), {"criterion": 5}, "criterion: ranks no channels, got 5; expected a Criterion or a name"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(tiny, x, arguments, fields, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        prune_model(tiny("residual"), (x,), *arguments, **fields)
 
 
 @pytest.mark.parametrize("name", LIMITS)

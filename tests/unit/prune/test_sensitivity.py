@@ -161,7 +161,7 @@ def broken_net():
     [
         (copying_net, (), {}, "prune_ratios: nothing to try, got none"),
         (copying_net, (0.5, 1.0), {}, "prune_ratio: would remove all channels or more, got 1.0"),
-        (copying_net, (-0.1,), {}, "prune_ratio: would remove all channels or more, got -0.1"),
+        (copying_net, (-0.1,), {}, "prune_ratio: out of range, got -0.1"),
         (copying_net, (0.5,), {"skip": ["nope"]}, "nope: no layer of the model matches"),
         (copying_net, (0.5,), {"round_to": 0}, "round_to: out of range, got 0"),
         (copying_net, (0.5,), {"criterion": "taylor"}, "criterion: taylor measures on data"),

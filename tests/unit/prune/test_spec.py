@@ -61,6 +61,51 @@ def test_steps_that_do_not_follow_each_other_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (
+            {"g": LayerCut((0,), None, 8, 8), "g.groups": LayerCut(None, None, 4, 4)},
+            {"g": LayerCut(None, (0, 1), 8, 8)},
+        ),
+        ({"g": LayerCut(None, (0, 1), 8, 8)}, {"g.groups": LayerCut(None, None, 4, 4)}),
+        ({"g": LayerCut((0, 1), None, 8, 8)}, {"g.groups": LayerCut(None, None, 0, 0)}),
+        ({"g": LayerCut((0, 1), None, 8, 8)}, {"g.groups": LayerCut(None, None, 9, 9)}),
+        ({"g": LayerCut((0, 2), None, 8, 8)}, {"g.groups": LayerCut(None, None, 1, 1)}),  # half of two groups
+        ({"g.groups": LayerCut(None, None, 0, 0)}, {"g": LayerCut((0,), None, 8, 8)}),
+        ({"g.groups": LayerCut(None, None, 3, 3)}, {"g": LayerCut((0,), None, 8, 8)}),
+        ({"g": LayerCut((0,), None, 8, 8)}, {"g": LayerCut((0,), (0,), 8, 8)}),
+    ],
+)
+def test_cuts_of_groups_that_do_not_fit_are_refused(first, second):
+    for one, two in ((first, second), (second, first)):
+        with pytest.raises(ValueError, match=r"^g(\.groups)?: the spec is for another model, got .*; expected"):
+            PruneSpec(two).after(PruneSpec(one))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        # (8, 16) -> (1, 16), whose only side is "out" -> (1, 2)
+        (LayerCut((3,), None, 8, 16), LayerCut((4, 5), None, 16, 16), LayerCut((3,), (4, 5), 8, 16)),
+        (LayerCut((3,), (1, 2, 6), 8, 16), LayerCut((0, 2), None, 3, 3), LayerCut((3,), (1, 6), 8, 16)),
+        (LayerCut(None, (7,), 8, 16), LayerCut((1, 2), None, 8, 8), LayerCut((1, 2), (7,), 8, 16)),
+        # (8, 16, 5) -> (8, 1, 5): "in" is another dimension, and whole
+        (LayerCut(None, (7,), 8, 16), LayerCut((1, 2), None, 8, 5), LayerCut((1, 2), (7,), 8, 16)),
+    ],
+)
+def test_cuts_of_a_tensor_with_one_channel_on_a_side_join(first, second, joined):
+    assert PruneSpec({"w": second}).after(PruneSpec({"w": first})) == PruneSpec({"w": joined})
+
+
+def test_a_tensor_cut_once_and_twice_is_the_same():
+    net = nn.Module()
+    net.w = nn.Parameter(torch.arange(128.0).view(8, 16))
+    first, second = PruneSpec({"w": LayerCut((3,), None, 8, 16)}), PruneSpec({"w": LayerCut((4, 5), None, 16, 16)})
+    assert slim_model(slim_model(net, first), second).w.tolist() == [[52, 53]]  # 3 * 16 + 4 and 5
+    assert slim_model(net, second.after(first)).w.tolist() == [[52, 53]]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "text: "),
@@ -124,6 +169,8 @@ def test_indices_that_no_layer_has_are_refused(kept):
     text = json.dumps({"version": 1, "layers": {"a": {"kept_out": kept, "num_out": 4, "num_in": 3}}})
     with pytest.raises(ValueError, match=r"PruneSpec: a keeps .*; expected ascending indices below 4"):
         PruneSpec.from_json(text)
+    with pytest.raises(ValueError, match=r"PruneSpec: a keeps .*; expected ascending indices below 4"):
+        PruneSpec({"a": LayerCut(tuple(kept), None, 4, 3)})
 
 
 def test_a_claim_of_many_channels_takes_no_memory():

@@ -115,3 +115,20 @@ def test_layer_is_never_widened(tiny):
 def test_layer_without_widths_is_refused(tiny):
     with pytest.raises(ValueError, match="has no widths, got ReLU"):
         narrowed_model(tiny("plain"), {"2": (4, 4)})
+
+
+class Halves(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(5, 8), torch.nn.Linear(4, 4)
+        self.sizes, self.width = [4, 4], 8
+
+    def forward(self, x):
+        one, two = torch.split(self.a(x), self.sizes, 1)
+        return self.b(one * two)
+
+
+def test_old_widths_are_listed_beside_sizes_in_a_list():
+    pruned = prune_model(Halves(), (torch.randn(3, 5),), 0.5)
+    assert pruned.model.sizes == [2, 2]
+    assert pruned.unchanged_widths == {"width": 8}

@@ -150,8 +150,8 @@ def test_where_training_fails_nothing_is_cut_while_a_part_is_unreached(x):
 
     pruned = prune_model(NeedsTargets(), (x,), 0.5)
     reason = (
-        "may feed aux.weight, used by no forward pass: training mode fails on the example input, "
-        "targets should not be None"
+        "may feed aux, which no forward pass reached: training mode fails on the example input, "
+        "targets should not be None; name it in `unused` if none ever does"
     )
     assert {d.group: d.reason for d in pruned.decisions}["a"] == reason
     assert pruned.spec.layers == {}
@@ -168,10 +168,20 @@ def test_where_training_fails_the_eval_pass_stands_if_it_reached_all(x):
     assert slim[0].out_channels == 2
 
 
-def test_branch_for_larger_images_is_among_the_decisions(x):
-    net = Auxiliary(condition=lambda net, x: x.shape[-1] > 100)
-    reasons = {d.group: d.reason for d in prune_model(net, (x,), 0.5).decisions}
+def test_what_may_feed_a_branch_for_larger_images_stays_whole(x):
+    net, larger = Auxiliary(condition=lambda net, x: x.shape[-1] > 100), torch.randn(1, 3, 104, 104)
+    pruned = prune_model(net, (x,), 0.5)
+    reasons = {d.group: d.reason for d in pruned.decisions}
     assert reasons["aux"] == "not reached by the forward pass on the example input"
+    assert reasons["a"].startswith("may feed aux, which no forward pass reached: name it in `unused`")
+    assert torch.equal(pruned.model.eval()(larger)[1], net.eval()(larger)[1])
+
+
+def test_what_feeds_a_part_that_is_never_used_may_be_cut(x):
+    net = Auxiliary(condition=lambda net, x: False)
+    assert prune_model(net, (x,), 0.5, unused=["au*"]).model.a.out_channels == 2
+    with pytest.raises(ValueError, match=r"^unused: no layer or parameter of the model matches, got 'b.bias'; see"):
+        prune_model(net, (x,), 0.5, unused=["b.bias"])
 
 
 def test_slim_model_that_cannot_train_is_refused(x):
@@ -183,7 +193,7 @@ def test_slim_model_that_cannot_train_is_refused(x):
             return self.b(features)
 
     with pytest.raises(ValueError, match=r"model: its slim copy does not run in training mode, expected 4 .*skip a$"):
-        prune_model(FixedInTraining(), (x,), 0.5)
+        prune_model(FixedInTraining(), (x,), 0.5, unused=["aux*", "norm"])
 
 
 def test_slim_model_without_a_gradient_is_refused(x):
@@ -194,4 +204,4 @@ def test_slim_model_without_a_gradient_is_refused(x):
             return self.b(features.detach() if self.training and is_slim else features)
 
     with pytest.raises(ValueError, match=r"model: its slim copy has no gradient in a\.weight; .*skip a$"):
-        prune_model(DetachesInTraining(), (x,), 0.5)
+        prune_model(DetachesInTraining(), (x,), 0.5, unused=["aux*", "norm"])

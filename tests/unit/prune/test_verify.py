@@ -136,7 +136,7 @@ def test_difference_after_the_last_layer_is_said_so(x):
         def forward(self, x):
             return super().forward(x) * self.a(x).numpy().shape[1]
 
-    with pytest.raises(ValueError, match=r"; its layers agree, what follows them differs; skip a$"):
+    with pytest.raises(ValueError, match=r"; its layers agree in eval mode, what follows them differs; skip a$"):
         prune_model(Scaled(nn.ReLU()), (x,), 0.5)
 
 
@@ -147,12 +147,12 @@ def chaotic(x):
     return x
 
 
-def test_chaos_of_float32_is_decided_in_float64(x):
-    class Chaotic(Between):
-        def forward(self, x):
-            return chaotic(super().forward(x))
+def test_rounding_of_float32_is_decided_in_float64(x):
+    def rounded(x):
+        large = 1e5 * math.log(x.shape[1])  # a float32 near it has steps of 1/128
+        return (x + large) - large
 
-    net = Chaotic(torch.relu)
+    net = Between(rounded)
     pruned = prune_model(net, (x,), 0.5)
     twin = masked_by_hand(net, pruned.model)
     assert (pruned.model(x) - twin(x)).abs().max() > 1e-3
@@ -244,7 +244,7 @@ def test_check_leaves_every_weight_as_it_was(declared, x, same_state):
 def test_check_leaves_every_weight_as_it_was_when_the_model_fails(tiny, x, same_state):
     net = tiny("tied_weights")
     spec = prune_model(net, (x,), 0.5).spec
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="its forward pass fails on the example input"):
         fault_of(net, slim_model(net, spec), spec, (x[:, :2],))
     assert same_state(net, tiny("tied_weights"))
 
@@ -277,10 +277,10 @@ def test_channels_that_nothing_reads_stay(x):
     class Aside(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), None
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)
 
         def forward(self, x):
-            self.last = self.a(x)
+            self.a(x)
             return self.b(x)
 
     assert obstacle_of(Aside(), x) == "read by no layer that could be cut with it"

@@ -1,0 +1,96 @@
+"""Operations on tensors without numbers: torch's own way takes up to milliseconds for the commonest of them."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_elementwise", "shape_alone"]
+
+_NORMS = ("native_batch_norm", "native_layer_norm", "native_group_norm", "_native_batch_norm_legit_no_training")
+
+_dtypes: dict[Any, torch.dtype] = {}
+"""Operation, and what it is given -> the type of its result."""
+
+
+def shape_alone(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
+    """Return the result of a convolution, a normalisation or an elementwise operation on the meta device.
+
+    None for any other. By-products of a normalisation (its statistics) are empty.
+    """
+    name, first = func.overloadpacket.__name__, tensors[0]
+    if name == "convolution" and min(size := _convolved(*args), default=0) > 0:
+        return first.new_empty(size)
+    if name == "addmm":
+        return first.new_empty(len(tensors[1]), tensors[2].shape[1])
+    if name in _NORMS:
+        order = torch.preserve_format if "batch" in name else torch.contiguous_format
+        out = torch.empty_like(first, memory_format=order)
+        return (out, *(first.new_empty(0) for _ in func._schema.returns[1:]))
+    if is_elementwise(func) and len(func._schema.returns) == 1 and not kwargs.keys() & {"out", "memory_format"}:
+        return _elementwise(func, args, kwargs, tensors)
+    return None
+
+
+@cache
+def is_elementwise(func: Any) -> bool:
+    """Return whether every number of an operation's result is made of those at its place; torch does not tag all."""
+    name = func.overloadpacket.__name__
+    plain = name.removesuffix("_") if not name.endswith("__") else name
+    packet = getattr(torch.ops.aten, plain, None)
+    overloads = [func, *(getattr(packet, overload) for overload in (packet.overloads() if packet else ()))]
+    return plain in _ELEMENTWISE or any(torch.Tag.pointwise in overload.tags for overload in overloads)
+
+
+_ELEMENTWISE = ("hardswish", "_prelu_kernel", "copy", "dropout")
+
+
+def _convolved(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    is_transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> list[int]:
+    """Return the size of a convolution's result; empty where the images do not fit the weight."""
+    rows, columns = weight.shape[0], weight.shape[1] * groups
+    read, written = (rows, columns) if is_transposed else (columns, rows)
+    if images.ndim != weight.ndim or images.shape[1] != read:
+        return []
+    size = [len(images), written]
+    for dim, (length, taps) in enumerate(zip(images.shape[2:], weight.shape[2:], strict=True)):
+        step, pad, apart, more = (of[dim % len(of)] for of in (stride, padding, dilation, output_padding))
+        reach = apart * (taps - 1) + 1
+        size.append(
+            (length - 1) * step + reach + more - 2 * pad if is_transposed else (length + 2 * pad - reach) // step + 1
+        )
+    return size
+
+
+def _elementwise(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Tensor | None:
+    whole = max(tensors, key=lambda tensor: (tensor.ndim, tensor.numel()))
+    if not all(_broadcasts(tensor.shape, whole.shape) for tensor in tensors):
+        return None
+    if func._schema.is_mutable:
+        return tensors[0] if tensors[0].shape == whole.shape else None
+    key = (
+        func,
+        *((t.dtype, t.ndim > 0) for t in tensors),
+        *(type(v) for v in args),
+        *((k, str(v)) for k, v in kwargs.items()),
+    )
+    if key not in _dtypes:
+        _dtypes[key] = func(*args, **kwargs).dtype
+    return torch.empty_like(whole, dtype=_dtypes[key])
+
+
+def _broadcasts(shape: torch.Size, whole: torch.Size) -> bool:
+    return shape == whole or all(
+        one in (1, other) for one, other in zip(reversed(shape), reversed(whole), strict=False)
+    )
