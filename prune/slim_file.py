@@ -137,7 +137,7 @@ def _made(make_dense: Callable[[], nn.Module]) -> nn.Module:
     """
     try:
         dense: object = make_dense()
-    except (*FORWARD_ERRORS, OSError, ImportError) as error:
+    except FORWARD_ERRORS as error:
         raise RequestError(
             f"make_dense: fails, {shown(first_line(error))}; expected a function that makes the dense model"
         ) from error

@@ -89,8 +89,8 @@ class Recipe:
     norm_widths: bool = False
     """Also cut channels that are normalised together: by a LayerNorm, by a mean, deviation or norm over channels that
     keeps their dimension, within the groups of a GroupNorm (without this, whole groups go), or as inputs of a
-    standardised weight. That changes what the norm computes: the slim model is no longer equal to the masked one, and
-    only its shapes are checked."""
+    standardised weight. That changes what the norm computes: the slim model is no longer equal to the masked one:
+    only shapes are checked, and the numbers of all other cuts."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for values of a wrong kind, unknown names, numbers out of range, or not one amount."""

@@ -138,7 +138,7 @@ def _rule(name: str, args: Any, kwargs: Any) -> Callable[..., None] | None:
         return _multi_head_attention
     if name == "scaled_dot_product_attention":  # what it is made of depends on the device
         return _attention
-    if name == "adaptive_avg_pool2d":  # it may change the strides of its result, which says nothing of channels
+    if name == "adaptive_avg_pool2d":  # its as_strided_ changes the layout in memory alone
         return _pooled
     return _padded_in_a_circle if name == "pad" and "circular" in (*args, *kwargs.values()) else None
 

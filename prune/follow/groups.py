@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prune.follow.layers import is_producer
 from prune.follow.nodes import ChannelNodes, Side
-from prune.follow.trace import traced
+from prune.follow.trace import check_kind, traced
 from prune.held_tensors import modules_of
 from prune.private import Call, Inputs, bookkeeping
 
@@ -99,6 +99,7 @@ def find_groups(
         RequestError: If the forward pass fails on the example input, gives no tensor, or the model cannot be cut
             (TorchScript, exported, compiled, quantised, or lazy and never run).
     """
+    check_kind(model)
     options = {"norm_widths": norm_widths, "within_groups": within_groups}
     return groups_of(model, traced(model, Call.of(example_inputs, example_kwargs), unused, **options))
 
