@@ -78,8 +78,8 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 def stored(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, list[Tensor]]]:
     """Return the tensors that modules hold beside their parameters and buffers: the module's name, the key, tensors."""
     for name, module in modules.items():
-        for key, value in vars(module).items():
-            if type(value) in PLAIN or key in OF_EVERY_MODULE:
+        for key in sorted(vars(module).keys() - OF_EVERY_MODULE):
+            if type(value := vars(module)[key]) in PLAIN:
                 continue
             may_hold = isinstance(value, list | tuple | dict | set) and not is_plain(value)
             if (may_hold or isinstance(value, Tensor)) and (found := tensors_in(value)):

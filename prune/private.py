@@ -130,12 +130,12 @@ class PrivateModel:
     def train(self) -> "PrivateModel":
         """Take the model's own training mode; return it.
 
-        Layers of torch itself, and batch normalisation, differ in training by noise and statistics alone: they stay in
+        Layers of libraries, and batch normalisation, differ in training by noise and statistics alone: they stay in
         eval mode.
         """
         self.model.train()
         for module in self.model.modules():
-            if type(module).__module__.startswith("torch.nn.") or isinstance(module, _NormBase):
+            if type(module).__module__.startswith(_LIBRARIES) or isinstance(module, _NormBase):
                 module.training = False
         return self
 
@@ -208,6 +208,9 @@ class PrivateModel:
         """Let the model run again, with parameters of its own, if any of these that may be written is shared."""
         if self._shared and any(tensor.untyped_storage().data_ptr() in self._shared for tensor in tensors):
             raise _WriteError
+
+
+_LIBRARIES = ("torch.nn.", "torchvision.ops.", "timm.layers.drop", "mmcv.cnn.bricks.drop")
 
 
 class _WriteError(BaseException):

@@ -1,6 +1,6 @@
 """Operations on tensors without numbers: torch's own way takes up to milliseconds for the commonest of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,19 +16,28 @@ _dtypes: dict[Any, torch.dtype] = {}
 
 
 def shape_alone(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
-    """Return the result of a convolution, a normalisation or an elementwise operation on the meta device.
+    """Return the result of one of the commonest operations on the meta device, None for any other.
 
-    None for any other. By-products of a normalisation (its statistics) are empty.
+    By-products of a normalisation (its statistics) are empty.
     """
     name, first = func.overloadpacket.__name__, tensors[0]
     if name == "convolution" and min(size := _convolved(*args), default=0) > 0:
-        return first.new_empty(size)
+        return _empty(size, first.dtype)
     if name == "addmm":
-        return first.new_empty(len(tensors[1]), tensors[2].shape[1])
+        return _empty((len(tensors[1]), tensors[2].shape[1]), first.dtype)
     if name in _NORMS:
-        order = torch.preserve_format if "batch" in name else torch.contiguous_format
-        out = torch.empty_like(first, memory_format=order)
-        return (out, *(first.new_empty(0) for _ in func._schema.returns[1:]))
+        out = _like(first, first.dtype) if "batch" in name else _empty(first.shape, first.dtype)
+        return (out, *(_empty((0,), first.dtype) for _ in func._schema.returns[1:]))
+    if name == "mean" and len(args) > 1 and not kwargs:
+        return _empty(_averaged(*args), first.dtype)
+    if name == "cat" and _are_alike(tensors):
+        dim = args[1] % first.ndim if len(args) > 1 else 0
+        size = [*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]]
+        return _empty(size, first.dtype)
+    if name == "roll":
+        return _empty(first.shape, first.dtype)
+    if name == "_safe_softmax" and len(args) == 2:
+        return _like(first, first.dtype)
     if is_elementwise(func) and len(func._schema.returns) == 1 and not kwargs.keys() & {"out", "memory_format"}:
         return _elementwise(func, args, kwargs, tensors)
     return None
@@ -73,6 +82,16 @@ def _convolved(
     return size
 
 
+def _averaged(tensor: Tensor, dims: list[int] | None, keepdim: bool = False) -> list[int]:
+    gone = {dim % tensor.ndim for dim in dims or range(tensor.ndim)}
+    return [1 if dim in gone else size for dim, size in enumerate(tensor.shape) if keepdim or dim not in gone]
+
+
+def _are_alike(tensors: list[Tensor]) -> bool:
+    """Return whether tensors follow each other in memory when they are joined, as their types and orders are equal."""
+    return all(t.dtype == tensors[0].dtype and t.ndim == tensors[0].ndim and t.is_contiguous() for t in tensors)
+
+
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Tensor | None:
     whole = max(tensors, key=lambda tensor: (tensor.ndim, tensor.numel()))
     if not all(_broadcasts(tensor.shape, whole.shape) for tensor in tensors):
@@ -87,7 +106,16 @@ def _elementwise(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], te
     )
     if key not in _dtypes:
         _dtypes[key] = func(*args, **kwargs).dtype
-    return torch.empty_like(whole, dtype=_dtypes[key])
+    return _like(whole, _dtypes[key])
+
+
+def _empty(size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def _like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor of that shape and order; torch's own function is slow without numbers."""
+    return _empty(tensor.shape, dtype) if tensor.is_contiguous() else torch.empty_like(tensor, dtype=dtype)
 
 
 def _broadcasts(shape: torch.Size, whole: torch.Size) -> bool:

@@ -15,6 +15,7 @@ from prune.follow.arithmetic import attention, spatial
 from prune.follow.layout import CONSTANT, PLACES, follow, pad
 from prune.follow.nodes import Caller, ChannelNodes
 from prune.follow.widths import Width
+from prune.private import bookkeeping
 
 __all__ = ["FollowingFunctions"]
 
@@ -52,7 +53,7 @@ class FollowingFunctions(TorchFunctionMode):
         if func == _SHAPE or name == "size":
             return self._shape(args[0], args[1] if len(args) > 1 and name == "size" else kwargs.get("dim"))
         if name in _NUMBERS:
-            with torch._C.DisableTorchFunction():
+            with bookkeeping():
                 self._pin_counted(name, args[0])
         sizes = self._widths(args[1]) if name in ("view_as", "reshape_as") else (args, kwargs)
         caller = Caller(name, [self._own(number) for number in _numbers(sizes)], _rule(name, args, kwargs))
@@ -61,8 +62,9 @@ class FollowingFunctions(TorchFunctionMode):
         outer, self._channels.caller = self._channels.caller, caller
         try:
             out = func(*args, **kwargs)
-            with torch._C.DisableTorchFunction():
-                self._finish(caller, func, args, kwargs, out)
+            if caller.rule or caller.numbers:
+                with bookkeeping():
+                    self._finish(caller, func, args, kwargs, out)
         finally:
             self._channels.caller = outer
         return out
