@@ -5,17 +5,16 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from command.errors import MissingFileError, RequestError, WorkError
-from deploy.images import image_contents
+from command.notes import note
+from deploy.images import image_contents, image_from_file
 
 __all__ = ["MEAN", "STD", "centre_crop", "check_folder", "class_names", "fingerprint", "image_folder"]
 
@@ -32,8 +31,7 @@ def image_folder(root: Path, split: str, image_size: int) -> Dataset[tuple[Tenso
         split: "train" (random crops and flips) or "val" (centre crops).
         image_size: Side S of the crop in pixels.
     """
-    folder = str(_split_folder(root, split))
-    return ImageFolder(folder, transform=_transform(split, image_size), loader=_loaded, allow_empty=True)
+    return _Images(_split_folder(root, split), _transform(split, image_size))
 
 
 def centre_crop(image_size: int) -> v2.Compose:
@@ -49,7 +47,7 @@ def class_names(root: Path) -> tuple[str, ...]:
 def check_folder(root: Path) -> None:
     """Raise RequestError or FileNotFoundError unless `root` has two splits of equal classes, with images in both.
 
-    Single classes may be empty.
+    Single classes may be empty. A line on standard error counts hidden images, which are left out.
     """
     classes = {}
     for split in ("train", "val"):
@@ -66,6 +64,7 @@ def check_folder(root: Path) -> None:
         folder = _split_folder(root, split)
         if not _images(folder):
             raise RequestError(f"{folder}: holds no images, got empty class folders; expected images, as .jpg or .png")
+        _tell_hidden(folder)
 
 
 def fingerprint(root: Path, split: str) -> str:
@@ -81,27 +80,54 @@ def fingerprint(root: Path, split: str) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _loaded(path: str) -> Image.Image:
+def _loaded(path: Path) -> Image.Image:
+    """Return an image as detectors read it: one network sees the same pixels in every use."""
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):  # Pillow would make everything above 255 white
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise WorkError(f"{path}: does not decode, {error}; replace or delete it") from error
+        return Image.fromarray(image_from_file(path))
+    except (OSError, RequestError) as error:  # it decoded before the work
+        raise WorkError(f"{error}; replace or delete it") from error
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """What `image_folder` returns."""
+
+    def __init__(self, folder: Path, transform: v2.Compose) -> None:
+        labels = {name: label for label, name in enumerate(_class_folders(folder))}
+        self._labelled = [(path, labels[path.relative_to(folder).parts[0]]) for path in _images(folder)]
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._labelled)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self._labelled[index]
+        return self._transform(_loaded(path)), label
 
 
 def _images(folder: Path) -> list[Path]:
-    """Return the images that torchvision's ImageFolder reads, in its order."""
-    found = []
-    for name in _class_folders(folder):
-        for inside, _, files in sorted(os.walk(folder / name, followlinks=True)):
-            found += [Path(inside, file) for file in sorted(files) if file.lower().endswith(IMG_EXTENSIONS)]
-    return found
+    """Return the images in class folders, at any depth."""
+    files = [file for name in _class_folders(folder) for file in _files(folder / name)]
+    return [file for file in files if not _is_hidden(file.relative_to(folder))]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that are named like images, in the order of torchvision's ImageFolder."""
+    named = [(inside, file) for inside, _, files in sorted(os.walk(folder, followlinks=True)) for file in sorted(files)]
+    return [Path(inside, file) for inside, file in named if file.lower().endswith(IMG_EXTENSIONS)]
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(Path(entry.name)))
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a file browser, a notebook or an archive has made it, not the user."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+def _tell_hidden(folder: Path) -> None:
+    if hidden := [file for file in _files(folder) if _is_hidden(file.relative_to(folder))]:
+        note(f"{folder}: hidden images are left out, {len(hidden)} of them, first {hidden[0].relative_to(folder)}")
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -52,6 +52,10 @@ class Deployment(BaseModel):
     precision: Precision
     versions: dict[str, str]
     """Versions of the libraries that wrote the file."""
+    opset: PositiveInt | None = None
+    """ONNX operator set of the file."""
+    oldest_runtimes: dict[str, str] = Field(default_factory=dict)
+    """The oldest versions with which such files were run, by runtime."""
     sha256: dict[str, str]
     """Hash of the ONNX file, by its name."""
     model: str

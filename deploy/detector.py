@@ -18,10 +18,10 @@ from deploy.images import image_from_file
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Detector", "Found", "ImageLike", "found_in"]
+__all__ = ["Detector", "Found", "ImageLike", "as_rgb", "found_in"]
 
 ImageLike: TypeAlias = Union[str, Path, "Image.Image", NDArray[np.uint8]]
-"""A file, a PIL image of 8 bits a channel, or RGB of height x width x 3."""
+"""A file, a PIL image of 8 or 16 bits a channel, or RGB of height x width x 3."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Detector:
         """Yield the objects of each image, one image at a time: for videos and sets too large for memory."""
         image, size_hw = self._deployed.inputs["image"], self._deployed.size_hw
         batch_size = image.fixed_shape("image")[0]
-        pixels = (_pixels(image, f"images[{i}]") for i, image in enumerate(images))
+        pixels = (as_rgb(image, f"images[{i}]") for i, image in enumerate(images))
         for boxes in boxes_by_graph(self._runner.run, pixels, size_hw, batch_size, image.dtype):
             yield found_in(boxes, self.classes, min_score)
 
@@ -112,12 +112,21 @@ def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[F
     return sorted(found, key=lambda thing: -thing.score)
 
 
-def _pixels(image: ImageLike, subject: str) -> NDArray[np.uint8]:
-    """Return an image as RGB of height x width x 3."""
+def as_rgb(image: ImageLike, subject: str) -> NDArray[np.uint8]:
+    """Return an image as RGB of height x width x 3; `subject` begins the error message.
+
+    Raises:
+        MissingFileError: If the file is missing.
+        RequestError: If it is not an image.
+    """
     _check(image, subject)
     if isinstance(image, str | Path):
         return image_from_file(image)
-    return np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        return image
+    if image.mode.startswith("I;16"):  # Pillow would cut off all values above 255; OpenCV keeps the upper byte
+        return np.repeat((np.asarray(image)[..., None] >> 8).astype(np.uint8), 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _check(image: Any, subject: str) -> None:
@@ -128,8 +137,8 @@ def _check(image: Any, subject: str) -> None:
     elif isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise RequestError(f"{subject}: not an RGB image, got {_kind(image)}; expected uint8 of height x width x 3")
-    elif _is_pil(image) and image.mode.startswith(("I", "F")):  # Pillow would cut off all values above 255
-        raise RequestError(f"{subject}: not 8 bits a channel, got a PIL image of mode {image.mode}; pass the file")
+    elif _is_pil(image) and image.mode in ("I", "F"):  # which value is white, nobody knows
+        raise RequestError(f"{subject}: not 8 or 16 bits a channel, got a PIL image of mode {image.mode}; scale it")
     elif not _is_pil(image):
         raise RequestError(f"{subject}: not an image, got {_kind(image)}; expected a path, a PIL image or an RGB array")
 

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import Tensor, nn
 
-__all__ = ["onnx_from_module"]
+__all__ = ["OPSET", "onnx_from_module"]
 
+OPSET = 18
+"""The one that torch's exporter writes; it converts to any other."""
 # protobuf's limit for one message
 MAX_FILE_BYTES = 2 * 1024**3
 
@@ -39,7 +41,7 @@ def onnx_from_module(
     output_names: Sequence[str],
     *,
     tolerance: float | None = 1e-4,
-    opset: int = 18,
+    opset: int = OPSET,
     reference: nn.Module | None = None,
 ) -> dict[str, float]:
     """Write the module as one ONNX file and return the largest difference of each output from the module's.
@@ -55,7 +57,7 @@ def onnx_from_module(
             fits pixels and probabilities alike. Integer and boolean outputs must be equal. None compares nothing and
             only runs onnx's checker on the file: for graphs that no CPU runs, and for modules that choose between
             nearly equal values, whose outputs the caller must compare.
-        opset: ONNX operator set. torch's exporter writes 18 and converts to any other.
+        opset: ONNX operator set. The file has the lowest IR version that goes with it.
         reference: Module in eval mode to compare with instead: the fp32 version of a half-precision module.
 
     Raises:
@@ -108,6 +110,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _exported(module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], opset: int) -> ModelProto:
     import torch
+    from onnx.helper import find_min_ir_version_for
 
     with _silence(), torch.no_grad():
         try:
@@ -128,7 +131,10 @@ def _exported(module: nn.Module, inputs: Mapping[str, Tensor], output_names: Seq
                 f"expected a forward of tensors with fixed shapes"
             ) from error
     assert program is not None, "torch.onnx.export with dynamo=True returns a program"
-    return _without_metadata(program.model_proto)
+    model = _without_metadata(program.model_proto)
+    # older runtimes refuse a newer version unread
+    model.ir_version = find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    return model
 
 
 @contextmanager

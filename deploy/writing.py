@@ -17,7 +17,7 @@ from command.folders import filled_folder
 from deploy.agreement import agreement
 from deploy.classes import CLASSES_KEY
 from deploy.deployment import DEPLOYMENT, ONNX_NAME, Deployment, Precision
-from deploy.export import onnx_from_module
+from deploy.export import OPSET, onnx_from_module
 from deploy.machine import installed_versions, num_cores
 from deploy.onnx_file import input_specs, load_onnx, output_specs
 from deploy.runtimes.onnxruntime import OnnxRunner
@@ -39,6 +39,10 @@ _LEAST_AGREED: Mapping[str, float] = {"fp32": 0.95, "fp16": 0.9, "int8": 0.0}
 int8 loses."""
 _MOST_SPREAD, _FEWEST = 20, 10
 """The scores of at least so many detections lie within so many tolerances of each other: as with random weights."""
+_BF16_OPSET = 22
+"""The first with bfloat16 convolutions."""
+_OLDEST_RUNTIMES: Mapping[int, dict[str, str]] = {OPSET: {"onnxruntime": "1.15.1"}}
+"""Operator set -> the oldest versions of runtimes that files in fp32, fp16 and int8 were run with."""
 
 _PREPROCESSING = {
     "detector": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
@@ -114,7 +118,7 @@ def write_deployment(
             exported,
             graph.output_names,  # type: ignore[arg-type]  # torch types every attribute of a module as one
             tolerance=None if is_detector else _TOLERANCES.get(precision),  # detections are compared by agreement
-            opset=22 if precision == "bf16" else 18,  # the first with bfloat16 convolutions
+            opset=_BF16_OPSET if precision == "bf16" else OPSET,
             reference=comparison.reference,
         )
         if quantize:
@@ -149,6 +153,8 @@ def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
         classes=origin.classes,
         precision=origin.precision,
         versions=installed_versions(),
+        opset=(opset := model.opset_import[0].version),
+        oldest_runtimes=_OLDEST_RUNTIMES.get(opset, {}),
         sha256={ONNX_NAME: sha256_of(onnx)},
         # only the name of a file elsewhere: its folders are private
         model=source.relative_to(parent).as_posix() if source.is_relative_to(parent) else source.name,

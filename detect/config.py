@@ -34,6 +34,8 @@ class CocoData(Part):
     train_images: Path = Path("train2017")
     val_annotations: Path = Path("annotations/instances_val2017.json")
     val_images: Path = Path("val2017")
+    strict: bool = False
+    """Refuse faults of annotation files that are otherwise repaired or left out, and told."""
 
     @property
     def train(self) -> CocoSet:
@@ -54,7 +56,7 @@ class CocoData(Part):
         """
         if not self.root.is_dir():
             raise MissingFileError(f"{self.root}: no such folder; set data.root to a COCO-format folder")
-        train, val = check_coco(self.train), check_coco(self.val)
+        train, val = (check_coco(coco, self.strict) for coco in (self.train, self.val))
         if train != val:
             got, expected = self.val.annotations, self.train.annotations
             raise RequestError(

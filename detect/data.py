@@ -3,21 +3,18 @@
 import hashlib
 import json
 import re
-import reprlib
-from codecs import BOM_UTF8
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from PIL import Image
-from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from command.errors import MissingFileError, RequestError, WorkError
 from command.files import sha256_of, write_json
+from command.notes import note
 from deploy.images import image_contents, image_from_file
+from detect.annotations import Annotations, annotations_in, read_annotations
 
 __all__ = [
     "CocoSet",
@@ -26,49 +23,12 @@ __all__ = [
     "crop_classes",
     "fingerprint",
     "num_crops",
-    "read_annotations",
     "write_crops",
 ]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
 _MAX_NAME = 60  # of a folder; file systems allow 255 bytes
 _MIN_CROP_PX = 12  # smaller objects are too small to learn from
-
-_Text = Annotated[str, Field(min_length=1)]
-_Box = Annotated[list[FiniteFloat | int], Field(min_length=4, max_length=4)]
-
-
-class _Image(TypedDict):
-    id: int
-    file_name: _Text
-    width: int
-    height: int
-
-
-class _Annotation(TypedDict):
-    id: int
-    image_id: int
-    category_id: int
-    bbox: _Box
-    area: FiniteFloat
-    iscrowd: Literal[0, 1]
-
-
-class _Category(TypedDict):
-    id: int
-    name: _Text
-
-
-class _CocoFile(TypedDict):
-    """The fields that mmdet and pycocotools read; an error in them would stop the work halfway."""
-
-    images: Annotated[list[_Image], FailFast()]
-    annotations: Annotated[list[_Annotation], FailFast()]
-    categories: Annotated[list[_Category], FailFast()]
-
-
-_COCO_FILE: TypeAdapter[Any] = TypeAdapter(_CocoFile)
-_EXPECTED = "expected unique integer ids, names as text, and boxes as four numbers x, y, width, height"
 
 
 @dataclass(frozen=True)
@@ -77,29 +37,6 @@ class CocoSet:
 
     annotations: Path
     images: Path
-
-
-def read_annotations(path: Path) -> dict[str, Any]:
-    """Return the annotation file's content, without the fields that are not used here.
-
-    Raises:
-        MissingFileError: If there is none.
-        RequestError: If it is not COCO detection format: a field is missing or has a wrong type, or an id is repeated.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a COCO annotation file")
-    content = path.read_bytes()
-    if content.startswith(BOM_UTF8):  # which pycocotools cannot read
-        raise RequestError(f"{path}: begins with a byte order mark, got UTF-8 with BOM; save it as UTF-8 without one")
-    try:
-        data: dict[str, Any] = _COCO_FILE.validate_json(content, strict=True)
-    except ValidationError as error:
-        raise RequestError(f"{path}: {_first_fault(error)}") from error
-    for name, rows in data.items():
-        shared = [number for number, count in Counter(row["id"] for row in rows).items() if count > 1]
-        if shared:
-            raise RequestError(f"{path}: not COCO format, {name} share an id, got {shared[0]} twice; {_EXPECTED}")
-    return data
 
 
 def coco_subset(coco: CocoSet, indices: Iterable[int], annotations: Path, subject: str) -> CocoSet:
@@ -124,22 +61,28 @@ def coco_subset(coco: CocoSet, indices: Iterable[int], annotations: Path, subjec
     return CocoSet(annotations, coco.images)
 
 
-def check_coco(coco: CocoSet) -> tuple[str, ...]:
+def check_coco(coco: CocoSet, strict: bool = False) -> tuple[str, ...]:
     """Check the whole set; return the class names in the order of their labels.
 
-    All images are decoded, once: what is in them is remembered while their size and time stay the same.
+    All images are decoded, once: what is in them is remembered while their size and time stay the same. A line on
+    standard error says what was repaired, and what is not learnt.
+
+    Args:
+        coco: The set.
+        strict: Refuse what would be repaired, and boxes that cannot be learnt.
 
     Raises:
         MissingFileError: If the annotation file, the folder or an image is missing.
-        RequestError: If the file is not COCO, a file is not an image or has another size, a box is empty or outside its
-            image, a category is not declared, or there are no boxes.
+        RequestError: If the file is not COCO, a file is not an image or has another size, a box is outside its image, a
+            category is not declared, or there are no boxes.
     """
-    data = read_annotations(coco.annotations)
+    found = annotations_in(coco.annotations)
     if not coco.images.is_dir():
         raise MissingFileError(f"{coco.images}: no such folder; expected the images of {coco.annotations}")
-    _check_images(coco, data["images"])
-    _check_boxes(coco, data)
-    return tuple(category["name"] for category in data["categories"])
+    _check_images(coco, found.data["images"])
+    _check_boxes(coco, found.data)
+    _tell(coco, found, strict)
+    return tuple(category["name"] for category in found.data["categories"])
 
 
 def fingerprint(coco: CocoSet) -> str:
@@ -202,16 +145,6 @@ def _as_detected(path: Path) -> Image.Image:
         raise WorkError(f"{error}; replace or delete it") from error
 
 
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    if fault["type"] == "json_invalid":
-        return f"not JSON, got {reprlib.repr(fault['input'])}; expected a COCO annotation file"
-    place = [part for part in fault["loc"] if part != "float"]  # "float" is the member of a union, not a field
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
-    what = "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Input ")
-    return f"not COCO format, {where[1:] or 'the file'} {what}, got {reprlib.repr(fault['input'])}; {_EXPECTED}"
-
-
 def _croppable(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the annotations of single objects that are large enough, with their indices in the file."""
     for i, row in enumerate(data["annotations"]):
@@ -249,13 +182,35 @@ def _check_boxes(coco: CocoSet, data: dict[str, Any]) -> None:
             )
         x, y, w, h = row["bbox"]
         width, height = sizes[row["image_id"]]
-        if w <= 0 or h <= 0:
-            raise RequestError(f"{subject}: empty box, got {row['bbox']}; expected width and height above 0")
+        if w < 0 or h < 0:
+            raise RequestError(f"{subject}: not a box, got {row['bbox']}; expected width and height of at least 0")
         outside = max(-x, -y, x + w - width, y + h - height)
         if not outside <= _TOLERANCE_PX:
             raise RequestError(
                 f"{subject}: box outside its image, got {row['bbox']}; expected within {width} x {height}"
             )
-    if all(row["iscrowd"] for row in data["annotations"]):
-        num = len(data["annotations"])
-        raise RequestError(f"{coco.annotations}: has no boxes, got {num} crowds; expected at least one box")
+
+
+def _tell(coco: CocoSet, found: Annotations, strict: bool) -> None:
+    """Say what was repaired and what mmdet leaves out; refuse it where `strict`, or where nothing is left."""
+    rows, unlearnt = found.data["annotations"], found.unlearnt()
+    faults = list(found.repairs)
+    if unlearnt:
+        first = f"annotation {unlearnt[0]['id']} with {unlearnt[0]['bbox']}"
+        faults.append(f"{_counted(unlearnt, 'box')} under 1 px wide or high cannot be learnt, first {first}")
+    if strict and faults:
+        raise RequestError(f"{coco.annotations}: {faults[0]}; expected a set without faults, or data.strict=false")
+    crowds = [row for row in rows if row["iscrowd"]]
+    if len(crowds) + sum(not row["iscrowd"] for row in unlearnt) == len(rows):
+        got = f"{len(crowds)} crowds and {len(rows) - len(crowds)} boxes under 1 px"
+        raise RequestError(f"{coco.annotations}: has no boxes, got {got}; expected at least one box")
+    with_boxes = {row["image_id"] for row in rows}
+    empty = [image for image in found.data["images"] if image["id"] not in with_boxes]
+    facts = [f"{_counted(crowds, 'crowd')}: neither learnt nor missed"] if crowds else []
+    facts += [f"{_counted(empty, 'image')} without boxes: not trained on"] if empty else []
+    if faults or facts:
+        note(f"{coco.annotations}: {'; '.join(faults + facts)}")
+
+
+def _counted(rows: list[dict[str, Any]], what: str) -> str:
+    return f"{len(rows):,} {what}{'' if len(rows) == 1 else 'es' if what == 'box' else 's'}"

@@ -22,7 +22,8 @@ from deploy.runtimes.module import exact_float32
 from deploy.runtimes.runner import FileRunner
 from deploy.tensors import Arrays
 from deploy.text import printable
-from detect.data import CocoSet, check_coco, coco_subset, read_annotations
+from detect.annotations import read_annotations
+from detect.data import CocoSet, check_coco, coco_subset
 from detect.evaluate import coco_map, detected_rows, evaluate_detector
 from detect.foreign import load_foreign
 from detect.model import load_detector

@@ -1,12 +1,12 @@
 """COCO box AP by pycocotools, for predictions of mmdet and of deployed graphs."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from classify.train import Progress, make_runner, silent
 from deploy.fitting import Graph, boxes_by_graph, fit_image
 from deploy.images import image_from_file
 from deploy.tensors import TensorSpec
-from detect.data import CocoSet, read_annotations
+from detect.annotations import as_coco, numbers, read_annotations
+from detect.data import CocoSet
 from detect.train import coco_loader
 
 __all__ = [
@@ -53,9 +54,13 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
     names = ("map", "map50", "map75")
     if not results:
         return dict.fromkeys(names, 0.0)
+    data = read_annotations(annotations)
+    images, categories = numbers(data["images"]), numbers(data["categories"])
+    results = [
+        {**row, "image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]} for row in results
+    ]
     with silent():  # pycocotools prints its tables
-        truth = COCO(str(annotations))
-        _renumber(truth)
+        truth = as_coco(COCO, annotations)
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -67,26 +72,20 @@ def evaluate_detector(
     detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: Progress | None = None
 ) -> dict[str, float]:
     """Return `coco_map` of mmdet's own predictions, by mmengine's Runner; `progress` is called after every image."""
-    prefix = work_dir / "predictions"
-    metric = {
-        "type": "CocoMetric",
-        "ann_file": str(coco.annotations),
-        "format_only": True,  # its own scores are rounded to three digits; the rows it writes are scored here
-        "outfile_prefix": str(prefix),
-    }
+    found = _Rows(read_annotations(coco.annotations))
     runner = make_runner(
         detector,
         work_dir,
         scope="mmdet",
         test_dataloader=coco_loader(card, coco),
         test_cfg={},
-        test_evaluator=[metric],
+        test_evaluator=[found],
         custom_hooks=[_ProgressHook(progress)] if progress else None,
     )
     with silent():
         runner.test()
     detector.cpu().eval()
-    return coco_map(coco.annotations, json.loads(Path(f"{prefix}.bbox.json").read_text()))
+    return coco_map(coco.annotations, found.rows)
 
 
 def detections_by_graph(
@@ -155,8 +154,24 @@ class _ProgressHook(Hook):
         self.progress(batch_idx + 1, len(runner.test_dataloader))
 
 
-def _renumber(truth: COCO) -> None:
-    """Number annotations from 1: COCOeval reads an id of 0 as "no box matched"."""
-    for number, row in enumerate(truth.dataset["annotations"], start=1):
-        row["id"] = number
-    truth.createIndex()
+class _Rows(BaseMetric):
+    """The rows of what mmdet finds, with the ids of the annotation file."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__()
+        self.rows: list[dict[str, Any]] = []
+        self._image_ids = {number: own for own, number in numbers(data["images"]).items()}
+        self._category_ids = [category["id"] for category in data["categories"]]
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Take note of what was found in a batch."""
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            arrays = (found[key].cpu().numpy() for key in ("bboxes", "scores", "labels"))
+            rows = coco_rows(Detections(self._image_ids[sample["img_id"]], *arrays), self._category_ids)
+            self.results.append(rows)  # one item an image, as mmengine counts them
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Keep the rows of all processes; they are scored together, by `coco_map`."""
+        self.rows = [row for rows in results for row in rows]
+        return {}

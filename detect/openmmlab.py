@@ -16,6 +16,8 @@ from mmcv.cnn import fuse_conv_bn
 from mmcv.ops import RoIAlign
 from mmcv.transforms import LoadImageFromFile
 from mmdet.apis import inference_detector
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.models import DetDataPreprocessor, FasterRCNN
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.utils import register_all_modules
@@ -24,10 +26,12 @@ from mmengine.registry import DefaultScope
 from pathlib import Path
 
 __all__ = [
+    "COCO",
     "DATASETS",
     "MODELS",
     "STOCK_FASTER_RCNN",
     "TRANSFORMS",
+    "CocoDataset",
     "DefaultScope",
     "DetDataPreprocessor",
     "FasterRCNN",

@@ -12,7 +12,7 @@ import io
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -31,10 +31,28 @@ def install_ops() -> None:
     """
     if "mmcv._ext" not in sys.modules and importlib.util.find_spec("mmcv._ext") is None:
         sys.modules["mmcv._ext"] = _StandIn()
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _uncompiled():
         warnings.simplefilter("ignore")
         for part in ("datasets", "evaluation", "models"):
             importlib.import_module(f"mmdet.{part}")
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Keep numba from compiling imgaug's corruptions of images, which nothing here uses.
+
+    It looks for a folder to cache them in, and fails where neither the installation nor the user's home can be written.
+    """
+    try:
+        config: Any = importlib.import_module("numba.core.config")
+    except ImportError:
+        yield
+        return
+    before, config.DISABLE_JIT = config.DISABLE_JIT, True
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = before
 
 
 class _StandIn(types.ModuleType):

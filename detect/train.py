@@ -10,10 +10,11 @@ from classify.checkpoint import ModelCard
 from classify.schedule import Schedule
 from classify.train import Progress, fit
 from command.errors import WorkError
+from detect.annotations import as_coco
 from detect.data import CocoSet
-from detect.openmmlab import TRANSFORMS, LoadImageFromFile
+from detect.openmmlab import COCO, DATASETS, TRANSFORMS, CocoDataset, LoadImageFromFile
 
-__all__ = ["LoadCheckedImage", "coco_loader", "train_detector"]
+__all__ = ["CheckedCoco", "LoadCheckedImage", "coco_loader", "train_detector"]
 
 
 @TRANSFORMS.register_module()
@@ -26,6 +27,18 @@ class LoadCheckedImage(LoadImageFromFile):
             return dict(super().transform(results))
         except (AssertionError, cv2.error) as error:
             raise WorkError(f"{results['img_path']}: does not decode any more; replace or delete it") from error
+
+
+@DATASETS.register_module()
+class CheckedCoco(CocoDataset):
+    """mmdet's data set with the annotations that were checked, as `as_coco` numbers them."""
+
+    @staticmethod
+    def COCOAPI(path: str) -> COCO:  # noqa: N802  # mmdet's name
+        """Return the annotations as mmdet holds them."""
+        coco = as_coco(COCO, path)
+        coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs  # mmdet's names for them
+        return coco
 
 
 def train_detector(
@@ -59,7 +72,7 @@ def _dataset(card: ModelCard, coco: CocoSet, is_train: bool) -> dict[str, Any]:
         pipeline += [{"type": "RandomFlip", "prob": 0.5}]
     meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     return {
-        "type": "CocoDataset",
+        "type": "CheckedCoco",
         "ann_file": str(coco.annotations.resolve()),
         "data_prefix": {"img": str(coco.images.resolve())},
         "metainfo": {"classes": card.classes},

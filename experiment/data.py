@@ -8,7 +8,8 @@ from classify.data import check_folder, class_names
 from classify.data import fingerprint as folder_fingerprint
 from classify.synthetic import SHAPES, write_split
 from command.errors import RequestError
-from detect.data import CocoSet, crop_classes, fingerprint, num_crops, read_annotations, write_crops
+from detect.annotations import read_annotations
+from detect.data import CocoSet, crop_classes, fingerprint, num_crops, write_crops
 from detect.synthetic import write_scenes
 from experiment.config import CocoData, CropsData, ExperimentConfig, FolderData, ScenesData, ShapesData
 from experiment.stages import Figures, Stage, StageStore

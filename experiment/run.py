@@ -23,7 +23,7 @@ from command.folders import locked
 from command.progress import RunProgress
 from deploy.deployment import ONNX_NAME
 from deploy.record import Record, git_commit, installed_versions, load_record
-from detect.data import read_annotations
+from detect.annotations import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import new_detector
 from experiment.config import ExperimentConfig

@@ -20,8 +20,9 @@ from classify.data import check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.synthetic import SHAPES, write_shapes
 from command.folders import generated
+from detect.annotations import read_annotations
 from detect.config import CocoData, ScenesData
-from detect.data import CocoSet, check_coco, coco_subset, read_annotations
+from detect.data import CocoSet, check_coco, coco_subset
 from detect.data import fingerprint as coco_fingerprint
 from detect.evaluate import evaluate_detector
 from detect.model import load_detector, settings_of

@@ -20,8 +20,9 @@ from deploy.deployment import Deployment, open_deployment
 from deploy.engine import read_engine_info
 from deploy.onnx_file import input_specs, output_specs
 from deploy.record import load_record, rows_from_record, table_from_record
+from detect.annotations import read_annotations
 from detect.config import DetectorTraining
-from detect.data import CocoSet, check_coco, crop_classes, fingerprint, num_crops, read_annotations
+from detect.data import CocoSet, check_coco, crop_classes, fingerprint, num_crops
 from experiment.config import ExperimentConfig, PruneConfig
 from experiment.report import table_markdown, table_text, write_report
 from experiment.results import read_results

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from classify.data import check_folder, class_names, fingerprint, image_folder
+from command.notes import note
 
 
 def make_folders(root, *names):
@@ -140,3 +142,32 @@ def test_sixteen_bits_of_grey_become_the_upper_eight(tmp_path):
     folder = make_folders(tmp_path, "val/a") / "val/a"
     Image.fromarray(np.full((16, 16), 0x80FF, np.uint16)).save(folder / "x.png")
     assert set(image_folder(tmp_path, "val", 16)[0][0].flatten().tolist()) == {0x80}
+
+
+HIDDEN = (
+    "train/.ipynb_checkpoints/x.png",
+    "train/a/.ipynb_checkpoints/x.png",
+    "train/a/._x.png",
+    "train/__MACOSX/y.png",
+)
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path, capsys):
+    note.cache_clear()
+    save_images(tmp_path, "train/a/x.png", "train/b/x.png", "val/a/x.png", "val/b/x.png")
+    before = fingerprint(tmp_path, "train")
+    save_images(tmp_path, *HIDDEN)
+    check_folder(tmp_path)
+    assert capsys.readouterr().err.endswith("hidden images are left out, 4 of them, first .ipynb_checkpoints/x.png\n")
+    assert class_names(tmp_path) == ("a", "b")
+    assert [label for _, label in image_folder(tmp_path, "train", 8)] == [0, 1]
+    assert fingerprint(tmp_path, "train") == before
+
+
+def test_images_are_in_the_order_of_torchvision(tmp_path):
+    save_images(tmp_path, *(f"val/{name}.png" for name in ("b/x", "a-c/x", "a/z/y", "a/x", "a/b/c", "B/x")))
+    expected = [(path, label) for path, label in ImageFolder(tmp_path / "val").samples]
+    for i, (path, _) in enumerate(expected):
+        Image.new("RGB", (8, 8), (i, i, i)).save(path)
+    found = [(int(image[0, 0, 0]), label) for image, label in image_folder(tmp_path, "val", 8)]
+    assert found == [(i, label) for i, (_, label) in enumerate(expected)]

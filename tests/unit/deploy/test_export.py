@@ -32,6 +32,12 @@ def test_batch_norm_is_folded_and_no_path_of_this_machine_is_left(net, tensors, 
     assert b"conftest.py" not in (tmp_path / "net.onnx").read_bytes()
 
 
+@pytest.mark.parametrize(("opset", "ir_version"), [(18, 8), (20, 9), (22, 10)])  # as onnx's releases had them
+def test_a_file_has_the_lowest_ir_version_of_its_operators(net, tensors, tmp_path, opset, ir_version):
+    onnx_from_module(net, tensors, tmp_path / "net.onnx", NAMES, opset=opset)
+    assert onnx.load(tmp_path / "net.onnx").ir_version == ir_version
+
+
 def test_every_submodule_keeps_its_mode(net, tensors, tmp_path):
     net.train()
     net.bn.eval()

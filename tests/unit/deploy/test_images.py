@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from classify.data import image_folder
+from deploy.detector import as_rgb
 from deploy.images import image_contents, image_from_file
 from deploy.pictures import input_files
 from deploy.video import open_video
@@ -97,6 +99,8 @@ def test_a_command_keeps_the_words_of_libraries_off_the_terminal(tmp_path):
 import sys
 from pathlib import Path
 from command.errors import RequestError, exit_code_of
+from classify.data import image_folder
+from deploy.detector import as_rgb
 from deploy.images import image_contents, image_from_file
 
 def read():
@@ -171,9 +175,50 @@ def test_a_damaged_video_is_refused(tmp_path, start):
         open_video(tmp_path / "film.mp4")
 
 
-def test_an_image_of_more_bits_is_not_cut_off(detector):
-    with pytest.raises(ValueError, match=r"images\[0\]: not 8 bits a channel, got a PIL image of mode I;16"):
-        detector([Image.fromarray(PIXELS[..., 0].astype(np.uint16))])
+GRAY, ALPHA = Image.fromarray(PIXELS[..., 0]), Image.fromarray(PIXELS[..., 1])
+SIXTEEN = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 256 + 255)
+MODES = {
+    "1": (GRAY.convert("1"), "PNG"),
+    "L": (GRAY, "PNG"),
+    "LA": (Image.merge("LA", [GRAY, ALPHA]), "PNG"),
+    "P": (Image.fromarray(PIXELS).quantize(64), "PNG"),
+    "P with transparency": (Image.fromarray(PIXELS).quantize(64), "PNG"),
+    "RGB": (Image.fromarray(PIXELS), "PNG"),
+    "RGBA": (Image.merge("RGBA", [*Image.fromarray(PIXELS).split(), ALPHA]), "PNG"),
+    "CMYK": (Image.fromarray(PIXELS).convert("CMYK"), "TIFF"),
+    "I;16": (SIXTEEN, "PNG"),
+    "I;16 in a TIFF": (SIXTEEN, "TIFF"),
+}
+
+
+def in_every_use(mode, folder):
+    """Return the pixels that a reader of files, a classifier and a detector given Pillow's image see."""
+    image, kind = MODES[mode]
+    path = folder / "val/a" / f"x.{kind.lower()}"
+    path.parent.mkdir(parents=True)
+    image.save(path, kind, **({"transparency": 3} if "transparency" in mode else {}))
+    tensor, _ = image_folder(folder, "val", 30)[0]
+    with Image.open(path) as opened:
+        given = as_rgb(opened, "image")
+    whole = image_from_file(path)
+    return whole, tensor.permute(1, 2, 0).numpy(), given
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_use_sees_the_same_pixels_whatever_the_mode(mode, tmp_path):
+    whole, classified, given = in_every_use(mode, tmp_path)
+    expected = np.stack([PIXELS[..., 0]] * 3, axis=2) if mode.startswith("I;16") else MODES[mode][0].convert("RGB")
+    assert np.array_equal(whole, expected)
+    assert np.array_equal(classified, whole[:, 5:35])  # the centre
+    assert np.array_equal(given, whole)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_an_image_whose_white_nobody_knows_is_refused(detector, kind):
+    with pytest.raises(
+        ValueError, match=r"images\[0\]: not 8 or 16 bits a channel, got a PIL image of mode [IF]; scale"
+    ):
+        detector([Image.fromarray(PIXELS[..., 0].astype(kind))])
 
 
 def test_a_png_whose_chunks_do_not_lead_to_its_end_is_refused(image_fault):

@@ -12,7 +12,8 @@ from classify.checkpoint import load_weights, read_weights
 from classify.schedule import Schedule
 from classify.train import silent
 from detect import DetectorSettings, mmdet_config, new_detector
-from detect.data import CocoSet, read_annotations
+from detect.annotations import read_annotations
+from detect.data import CocoSet
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
 from detect.train import coco_loader

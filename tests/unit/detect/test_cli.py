@@ -15,9 +15,10 @@ from classify.pruning import prune_classifier
 from command.config import read_config
 from command.folders import training_folder
 from detect import load_detector, save_detector
+from detect.annotations import read_annotations
 from detect.cli import app
 from detect.config import CocoData, DetectorTraining
-from detect.data import CocoSet, fingerprint, read_annotations
+from detect.data import CocoSet, fingerprint
 from detect.evaluate import evaluate_detector
 
 ROOT = Path(__file__).parents[3]

@@ -14,7 +14,7 @@ from classify.synthetic import SHAPES
 from command.files import sha256_of
 from deploy import OnnxRunner
 from detect import DetectorSettings, load_detector, new_detector, save_detector
-from detect.data import read_annotations
+from detect.annotations import read_annotations
 from detect.evaluate import evaluate_detector
 from detect.synthetic import write_scenes
 from experiment.cli import app

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from deploy.agreement import agreement
-from detect.data import read_annotations
+from detect.annotations import read_annotations
 from detect.evaluate import Detections, coco_map, coco_rows, detections_by_graph, evaluate_detector
 from detect.fixed_shape import FixedShapeDetector
 

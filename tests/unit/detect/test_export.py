@@ -21,7 +21,8 @@ from deploy import Detector, ModuleRunner, OnnxRunner, engine_from_onnx, onnx_fr
 from deploy.precision import KEEP_FLOAT
 from deploy.writing import Comparison
 from detect import DetectorSettings, load_detector, save_detector
-from detect.data import CocoSet, read_annotations
+from detect.annotations import read_annotations
+from detect.data import CocoSet
 from detect.fixed_shape import FixedShapeDetector
 from detect.foreign import load_foreign
 from detect.reference import reference_of

@@ -4,7 +4,8 @@ import torch
 from classify.backbones import Architecture
 from classify.synthetic import SHAPES
 from detect import DetectorSettings, load_detector, new_detector, save_detector
-from detect.data import CocoSet, read_annotations
+from detect.annotations import read_annotations
+from detect.data import CocoSet
 from detect.synthetic import write_scenes
 
 SETTINGS = DetectorSettings((96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16)

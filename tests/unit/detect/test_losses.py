@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from detect.data import CocoSet, read_annotations
+from detect.annotations import read_annotations
+from detect.data import CocoSet
 from detect.losses import detector_losses
 from detect.pruning import PARTS, prune_detector
 from prune.choose.criteria import make_criterion

@@ -1,4 +1,5 @@
 import importlib.machinery
+import subprocess
 import sys
 
 import mmcv
@@ -75,3 +76,10 @@ def test_the_stand_in_has_every_operator_but_no_dunder_names():
 
 def test_mmcv_detects_that_there_are_no_compiled_operators():
     assert check_ops_exist() is False
+
+
+def test_mmdet_is_imported_where_numba_may_write_nowhere():
+    code = "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = []\n"
+    code += "import detect.model, numba; assert not numba.config.DISABLE_JIT"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

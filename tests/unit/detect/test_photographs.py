@@ -14,7 +14,8 @@ from classify.checkpoint import load_weights, read_weights
 from deploy import Detector
 from deploy.fitting import read_image
 from detect import DetectorSettings, load_detector, new_detector, save_detector
-from detect.data import CocoSet, check_coco, read_annotations
+from detect.annotations import read_annotations
+from detect.data import CocoSet, check_coco
 from detect.predict import predict
 from experiment.cli import app
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from classify.synthetic import SHAPES, draw_shape
-from detect.data import check_coco, read_annotations
+from detect.annotations import read_annotations
+from detect.data import check_coco
 from detect.synthetic import write_scenes
 
 
