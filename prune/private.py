@@ -9,20 +9,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from command.errors import RequestError
 from prune.copies import copied
 from prune.held_tensors import modules_of, operands, stored, tensors_in
 from prune.modes import first_line
-from prune.shapes import shape_alone
+from prune.shapes import is_elementwise, shape_alone
 
 __all__ = ["Call", "Inputs", "PrivateModel", "Run", "Watch", "bookkeeping"]
 
@@ -42,6 +43,9 @@ class Call:
         """Return the call with these positional arguments, or the call itself."""
         if isinstance(inputs, Call):
             return inputs
+        if not isinstance(inputs, Tensor | tuple | list):
+            got = type(inputs).__name__
+            raise RequestError(f"example_inputs: not a call, got {got}; expected a tuple of positional arguments")
         return cls((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), kwargs or {})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Call":
@@ -119,23 +123,27 @@ class PrivateModel:
             module.training = False
         self.is_meta = device == "meta"
         self.operations: list[tuple[Any, ...]] = []
-        """Those of the last forward pass, in their order, each with the names of the parameters that it uses."""
-        self.flow: list[tuple[int | None, ...]] = []
-        """Without numbers: which operation made each tensor that an operation of the last forward pass uses."""
+        """Those of the last forward pass, in their order, each with the names of the parameters and buffers that it
+        uses, and the numbers that are computed with."""
+        self.flow: list[tuple[Any, ...]] = []
+        """What else an operation of the last forward pass was given: sizes, and without numbers which operation made
+        each of its tensors."""
         self._made: dict[int, tuple[int, Tensor]] = {}  # their tensors are kept, so that no other gets the same id
-        self._names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        self._names = {id(tensor): name for name, tensor in named}
+        self.device = next((tensor.device for tensor in own.values()), torch.get_default_device())
+        """That of the given model."""
         self._given = own  # kept alive, so that no other tensor gets its id
         self._shared = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()} - {0}
 
     def train(self) -> "PrivateModel":
         """Take the model's own training mode; return it.
 
-        Layers of libraries, and batch normalisation, differ in training by noise and statistics alone: they stay in
-        eval mode.
+        Layers of libraries differ in training by noise and statistics alone: they stay in eval mode.
         """
         self.model.train()
         for module in self.model.modules():
-            if type(module).__module__.startswith(_LIBRARIES) or isinstance(module, _NormBase):
+            if _computes_as_a_library(type(module)):  # type: ignore[arg-type]  # classes can be hashed
                 module.training = False
         return self
 
@@ -174,21 +182,23 @@ class PrivateModel:
             stack.enter_context(_own_random_numbers())
             call = call.map((lambda tensor: tensor.to("meta")) if self.is_meta else Tensor.clone)
             given = {id(tensor): tensor for tensor in call.tensors()}
-            own = torch.device("meta") if self.is_meta else _Exports(self)
+            own = _WithNumbers(self.device) if self.is_meta else _Exports(self)
             for mode in (own, _Guard(self, watch), *modes):
                 stack.enter_context(mode)
             result = tensors_in(self.model(*call.args, **call.kwargs))
             self._made = {}
             return result + [tensor for tensor in call.tensors() if id(tensor) not in given]
 
-    def check(self, operation: Any, tensors: list[Tensor]) -> None:
+    def check(self, operation: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> None:
         """Note an operation before it computes.
 
         Raises:
             RequestError: If the copy runs the given model's own layers.
         """
-        self.operations.append((operation, *(self._names[id(t)] for t in tensors if id(t) in self._names)))
-        self.flow.append(tuple(self._made.get(id(tensor), (None,))[0] for tensor in tensors))
+        others = [value for value in (*args, *kwargs.values()) if not _holds_tensors(value)]
+        numbers = [value for value in others if type(value) in (int, float, bool)] if is_elementwise(operation) else []
+        self.operations.append((operation, *(self._names[id(t)] for t in tensors if id(t) in self._names), *numbers))
+        self.flow.append((*(self._made.get(id(tensor), (None,))[0] for tensor in tensors), *others))
         for tensor in tensors:
             if id(tensor) in self._given:
                 raise RequestError(
@@ -210,7 +220,18 @@ class PrivateModel:
             raise _WriteError
 
 
-_LIBRARIES = ("torch.nn.", "torchvision.ops.", "timm.layers.drop", "mmcv.cnn.bricks.drop")
+@cache
+def _computes_as_a_library(kind: Any) -> bool:
+    """Return whether the forward pass of such a module is that of a layer known to train as it evaluates."""
+    own = next((base for base in kind.__mro__ if "forward" in vars(base)), nn.Module)
+    return own is not nn.Module and own.__module__.startswith(_LIBRARIES)
+
+
+_LIBRARIES = ("torch.nn.", "torchvision.ops.", "timm.layers.drop", "timm.layers.norm_act", "mmcv.cnn.bricks.drop")
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (type(value) is list and any(isinstance(item, Tensor) for item in value))
 
 
 class _WriteError(BaseException):
@@ -222,7 +243,7 @@ class Run:
     """What a forward pass did."""
 
     operations: list[tuple[Any, ...]]
-    """In their order, each with the names of the parameters that it uses."""
+    """See `PrivateModel.operations`."""
     shapes: list[torch.Size]
     """Of its outputs."""
 
@@ -236,6 +257,41 @@ class Watch:
 
     def after(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Take note of what the operation gives."""
+
+
+class _WithNumbers(TorchFunctionMode):
+    """Gives new tensors their numbers where nothing else has any: a function may keep them for its next call.
+
+    Args:
+        device: Where they would be.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        is_filled = name.startswith(("new_", "zeros", "ones", "full")) and name != "new_empty"
+        is_new = is_filled or not (operands(args, {}) or name.startswith("empty"))
+        wanted = kwargs.get("device", "meta" if is_filled and operands(args[:1], {}) else None)
+        if is_new and wanted is not None and torch.device(wanted).type == "meta":
+            kwargs = {**kwargs, "device": self._device}
+        return func(*args, **kwargs)
+
+
+def _without_numbers(func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> tuple[Any, Any, list[Tensor]]:
+    """Return an operation's arguments with tensors of shapes alone in place of those that have numbers.
+
+    Raises:
+        NotImplementedError: If it writes to one of those.
+    """
+    if all(tensor.is_meta for tensor in tensors):
+        return args, kwargs, tensors
+    if func._schema.is_mutable and not tensors[0].is_meta:
+        raise NotImplementedError("writes what has no numbers to a tensor that has some")
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+    return args, kwargs, operands(args, kwargs)
 
 
 class _Exports(TorchFunctionMode):
@@ -266,7 +322,7 @@ class _Guard(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = operands(args, kwargs)
-        self._private.check(func, tensors)
+        self._private.check(func, args, kwargs, tensors)
         with torch._C.DisableTorchFunction():
             args, kwargs = self._watch.before(func, args, kwargs)
             out = self._computed(func, args, kwargs, tensors)
@@ -275,8 +331,10 @@ class _Guard(TorchDispatchMode):
         return out
 
     def _computed(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        if tensors and tensors[0].is_meta and (result := shape_alone(func, args, kwargs, tensors)) is not None:
-            return result
+        if self._private.is_meta and any(tensor.is_meta for tensor in tensors):
+            args, kwargs, tensors = _without_numbers(func, args, kwargs, tensors)
+            if (result := shape_alone(func, args, kwargs, tensors)) is not None:
+                return result
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         self._num_drawn += 1

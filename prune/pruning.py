@@ -189,7 +189,7 @@ class Scored:
             self.call,
             eval_run=self.channels.eval_run,
             shapes_only=shapes_only,
-            in_training=not self.channels.trains_alike,
+            trains_alike=self.channels.trains_alike,
         )
 
 

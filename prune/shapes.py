@@ -23,15 +23,14 @@ def shape_alone(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ten
     name, first = func.overloadpacket.__name__, tensors[0]
     if name == "convolution" and min(size := _convolved(*args), default=0) > 0:
         return _empty(size, first.dtype)
-    if name == "addmm":
+    if name == "addmm" and tensors[1].shape[1] == tensors[2].shape[0]:
         return _empty((len(tensors[1]), tensors[2].shape[1]), first.dtype)
-    if name in _NORMS:
+    if name in _NORMS and all(_fits(tensor, first, name) for tensor in tensors[1:]):
         out = _like(first, first.dtype) if "batch" in name else _empty(first.shape, first.dtype)
         return (out, *(_empty((0,), first.dtype) for _ in func._schema.returns[1:]))
-    if name == "mean" and len(args) > 1 and not kwargs:
+    if name == "mean" and len(args) > 1 and not kwargs and first.ndim and first.is_floating_point():
         return _empty(_averaged(*args), first.dtype)
-    if name == "cat" and _are_alike(tensors):
-        dim = args[1] % first.ndim if len(args) > 1 else 0
+    if name == "cat" and _are_alike(tensors, dim := args[1] % max(first.ndim, 1) if len(args) > 1 else 0):
         size = [*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]]
         return _empty(size, first.dtype)
     if name == "roll":
@@ -48,11 +47,15 @@ def is_elementwise(func: Any) -> bool:
     """Return whether every number of an operation's result is made of those at its place; torch does not tag all."""
     name = func.overloadpacket.__name__
     plain = name.removesuffix("_") if not name.endswith("__") else name
+    if plain in _SOME_REDUCE and func._overloadname in ("default", "dim"):
+        return False
     packet = getattr(torch.ops.aten, plain, None)
     overloads = [func, *(getattr(packet, overload) for overload in (packet.overloads() if packet else ()))]
     return plain in _ELEMENTWISE or any(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 
+_SOME_REDUCE = ("max", "min", "where")
+"""Operations of which other forms are elementwise."""
 _ELEMENTWISE = ("hardswish", "_prelu_kernel", "copy", "dropout")
 
 
@@ -87,9 +90,15 @@ def _averaged(tensor: Tensor, dims: list[int] | None, keepdim: bool = False) -> 
     return [1 if dim in gone else size for dim, size in enumerate(tensor.shape) if keepdim or dim not in gone]
 
 
-def _are_alike(tensors: list[Tensor]) -> bool:
-    """Return whether tensors follow each other in memory when they are joined, as their types and orders are equal."""
-    return all(t.dtype == tensors[0].dtype and t.ndim == tensors[0].ndim and t.is_contiguous() for t in tensors)
+def _are_alike(tensors: list[Tensor], dim: int) -> bool:
+    """Return whether tensors follow each other in memory when they are joined: equal but for one dimension."""
+    kinds = {(t.dtype, t.ndim, t.shape[:dim], t.shape[dim + 1 :], t.is_contiguous()) for t in tensors}
+    return len(kinds) == 1 and tensors[0].ndim > 0 and tensors[0].is_contiguous()
+
+
+def _fits(tensor: Tensor, images: Tensor, norm: str) -> bool:
+    """Return whether it has a number for every channel, or every position that is normalised together."""
+    return tensor.shape == (images.shape[-tensor.ndim :] if "layer" in norm else images.shape[1:2])
 
 
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from command.errors import RequestError
+from prune.cut.difference import NOTHING, OTHER_SHAPES, difference_of, shapes_of, wide
 from prune.cut.spec import PruneSpec, layer_of
 from prune.cut.surgery import cut_tensors
 from prune.follow.layers import is_producer
@@ -24,9 +25,6 @@ from prune.modes import FORWARD_ERRORS, first_line
 from prune.private import Call, Inputs, PrivateModel, Run, Watch, bookkeeping
 
 __all__ = ["fault_of", "finite_weights", "first_layer_apart"]
-
-_NOTHING = "gives no finite number, so that nothing can be compared"
-_OTHER_SHAPES = "gives outputs of other shapes"
 
 
 def finite_weights(model: nn.Module) -> None:
@@ -48,7 +46,7 @@ def fault_of(
     *,
     eval_run: Run | None = None,
     shapes_only: bool = False,
-    in_training: bool = True,
+    trains_alike: bool = False,
 ) -> str | None:
     """Return what is wrong with the slim model in words, or None if it computes what it should.
 
@@ -65,20 +63,25 @@ def fault_of(
         example_inputs: Positional arguments of both, or a `Call`.
         eval_run: Of the dense model in eval mode, if it runs without numbers.
         shapes_only: Do not compare numbers.
-        in_training: Run both in training mode too.
+        trains_alike: Training mode is known to do the same as eval mode: the slim model must, too.
     """
     call = Call.of(example_inputs)
-    if shapes_only or not eval_run or not _equals_on_less(model, slim, spec, call, eval_run):
+    of_slim = PrivateModel(slim, "meta") if eval_run else None
+    if shapes_only or not (eval_run and of_slim) or not _equals_on_less(model, slim, spec, call, eval_run, of_slim):
         twins = _Twins(model, slim, spec)
         fault = twins.fault_in_shapes(call) if shapes_only else twins.fault(call)
         # where two activations are multiplied, no weight reads the removed channels: they are zero themselves
         if fault and (shapes_only or _Twins(model, slim, spec, is_zero=True).fault(call)):
             return fault
-    return _fault_in_training(model, slim, call) if in_training else None
+    if trains_alike and eval_run and of_slim and _does_as(of_slim.train(), call, eval_run):
+        return None
+    return _fault_in_training(model, slim, call)
 
 
-def _equals_on_less(model: nn.Module, slim: nn.Module, spec: PruneSpec, call: Call, eval_run: Run) -> bool:
-    """Return whether smaller images show that the slim model is right; it has the same shapes at full size then."""
+def _equals_on_less(
+    model: nn.Module, slim: nn.Module, spec: PruneSpec, call: Call, eval_run: Run, of_slim: PrivateModel
+) -> bool:
+    """Return whether smaller images show that the slim model is right; it does the same at full size then."""
     less = call.smaller()
     if all(one.shape == other.shape for one, other in zip(call.tensors(), less.tensors(), strict=True)):
         return False
@@ -89,8 +92,14 @@ def _equals_on_less(model: nn.Module, slim: nn.Module, spec: PruneSpec, call: Ca
         dense = twins.dense if twins.dense.operations == eval_run.operations else PrivateModel(model, "meta")
         if dense is not twins.dense:  # with numbers, torch may compute the same by other operations
             dense.run(less, torch.no_grad())
-        full_size = PrivateModel(slim, "meta").run(call, torch.no_grad())
-        return dense.operations == eval_run.operations and _shapes(full_size) == eval_run.shapes
+        return dense.operations == eval_run.operations and _does_as(of_slim, call, eval_run)
+    return False
+
+
+def _does_as(slim: PrivateModel, call: Call, run: Run) -> bool:
+    """Return whether the slim model runs the operations of a run of the dense one, and gives outputs of its shapes."""
+    with suppress(*FORWARD_ERRORS):
+        return shapes_of(slim.run(call, torch.no_grad())) == run.shapes and slim.operations == run.operations
     return False
 
 
@@ -116,22 +125,22 @@ class _Twins:
     def fault(self, call: Call) -> str | None:
         """Return how the slim model's outputs differ, or None."""
         with suppress(*FORWARD_ERRORS):  # noise may be out of its range
-            if (fault := self._fault(call.noise())) != _NOTHING:
+            if (fault := self._fault(call.noise())) != NOTHING:
                 return fault
         try:
             fault = self._fault(call)
         except FORWARD_ERRORS as error:
             raise RequestError(f"model: its forward pass fails on the example input, {first_line(error)}") from error
-        if fault != _NOTHING:
+        if fault != NOTHING:
             return fault
         layer, has_numbers = self._compare_layers(call, in_double=False)
         if layer and (layer := self.first_apart(call)):
             return f"computes something else in {layer}"
-        return None if has_numbers else _NOTHING
+        return None if has_numbers else NOTHING
 
     def fault_in_shapes(self, call: Call) -> str | None:
         """Return whether the slim model runs, and gives outputs of the dense one's shapes."""
-        return self._difference(call, lambda one, other: None if _shapes(one) == _shapes(other) else _OTHER_SHAPES)
+        return self._difference(call, lambda one, other: None if shapes_of(one) == shapes_of(other) else OTHER_SHAPES)
 
     def _difference(
         self, call: Call, compare: Callable[[list[Tensor], list[Tensor]], str | None], in_double: bool = False
@@ -143,12 +152,12 @@ class _Twins:
             return f"does not run, {first_line(error)}"
 
     def _fault(self, call: Call) -> str | None:
-        fault = self._difference(call, partial(_difference, is_exact=True))
-        if fault in (None, _NOTHING, _OTHER_SHAPES):
+        fault = self._difference(call, partial(difference_of, is_exact=True))
+        if fault in (None, NOTHING, OTHER_SHAPES):
             return fault
         with suppress(*FORWARD_ERRORS):  # not every model runs in float64
-            return self._difference(call, _difference, in_double=True)
-        return self._difference(call, _difference)
+            return self._difference(call, difference_of, in_double=True)
+        return self._difference(call, difference_of)
 
     def first_apart(self, call: Call) -> str | None:
         """Return the first layer whose kept channels differ, or that the slim model does not run."""
@@ -165,7 +174,7 @@ class _Twins:
         for place, (name, output) in enumerate(dense):
             if place >= len(slim) or name != slim[place][0] or self._is_apart(name, output, slim[place][1]):
                 return name, True
-        return None, any(_wide(output).isfinite().any() for _, output in dense)
+        return None, any(wide(output).isfinite().any() for _, output in dense)
 
     def _run(self, private: PrivateModel, call: Call, in_double: bool = False) -> list[Tensor]:
         modes: list[AbstractContextManager[Any]] = [torch.no_grad()]
@@ -204,51 +213,7 @@ class _Twins:
             if not cut or not cut.kept_out or one.shape[dim] != cut.num_out:
                 return True
             one = one.index_select(dim, torch.tensor(cut.kept_out, device=one.device))
-        return _difference([one], [other]) not in (None, _NOTHING)
-
-
-def _shapes(tensors: list[Tensor]) -> list[Size]:
-    return [tensor.shape for tensor in tensors]
-
-
-def _difference(expected: list[Tensor], actual: list[Tensor], is_exact: bool = False) -> str | None:
-    """Compare the finite numbers."""
-    if _shapes(expected) != _shapes(actual):
-        return _OTHER_SHAPES
-    is_compared = False
-    for one, other in zip(expected, actual, strict=True):
-        tolerance = _tolerance(one.dtype, is_exact)
-        wide, narrow = _wide(one), _wide(other)
-        if not (finite := wide.isfinite()).any():
-            continue
-        is_compared, scale = True, max(wide[finite].abs().max().item(), 1e-30)
-        difference = (wide[finite] - narrow[finite]).abs().max().item()
-        if not difference <= tolerance * scale:
-            return f"computes something else, its outputs differ by {difference:.2g} where the largest is {scale:.2g}"
-    return None if is_compared else _NOTHING
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return the numbers in double precision, whatever holds them."""
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    return dense.to(torch.complex128 if dense.is_complex() else torch.float64)
-
-
-def _tolerance(dtype: torch.dtype, is_exact: bool) -> float:
-    """Return the largest difference of equal outputs, relative to the largest number.
-
-    Args:
-        dtype: Of the outputs.
-        is_exact: What float64 need not decide.
-    """
-    if dtype == torch.float64:
-        return 1e-6  # some numbers may have been rounded to float32 on the way
-    if dtype == torch.float32 and is_exact:
-        return 1e-5
-    is_rounded = (dtype.is_floating_point or dtype.is_complex) and not is_exact
-    return torch.finfo(dtype).eps ** 0.5 if is_rounded else 0.0
+        return difference_of([one], [other]) not in (None, NOTHING)
 
 
 def _fault_in_training(model: nn.Module, slim: nn.Module, call: Call) -> str | None:
@@ -275,7 +240,7 @@ def _training(model: nn.Module, call: Call, device: str | None) -> tuple[list[Si
     """Return the shapes of the outputs, and the parameters that their gradients reach."""
     private = PrivateModel(model, device).train()
     outputs = private.run(call, torch.enable_grad())
-    return _shapes(outputs), private.trained_by(outputs)
+    return shapes_of(outputs), private.trained_by(outputs)
 
 
 class _Masking(Watch):

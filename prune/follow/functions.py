@@ -54,8 +54,8 @@ class FollowingFunctions(TorchFunctionMode):
             return self._shape(args[0], args[1] if len(args) > 1 and name == "size" else kwargs.get("dim"))
         if name in _NUMBERS:
             with bookkeeping():
-                self._pin_counted(name, args[0])
-        sizes = self._widths(args[1]) if name in ("view_as", "reshape_as") else (args, kwargs)
+                self._pin_counted(name, [*args, *kwargs.values()][0])
+        sizes = self._widths([*args, *kwargs.values()][1]) if name in ("view_as", "reshape_as") else (args, kwargs)
         caller = Caller(name, [self._own(number) for number in _numbers(sizes)], _rule(name, args, kwargs))
         if any(isinstance(number, Width) for number in caller.numbers):
             args, kwargs = tree_map_only(Width, int, (args, kwargs))  # the function may compute with them
@@ -127,8 +127,8 @@ def _numbers(value: Any) -> Iterator[int]:
         yield value
     elif isinstance(value, slice):
         yield from _numbers((value.start, value.stop, value.step))
-    elif isinstance(value, dict):
-        yield from _numbers(tuple(value.values()))
+    elif isinstance(value, dict):  # in the order of torch's own arguments, where `dim` follows sizes
+        yield from _numbers(tuple(value[key] for key in sorted(value, key=lambda key: key == "dim")))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _numbers(item)
@@ -181,3 +181,5 @@ def _multi_head_attention(channels: ChannelNodes, args: Any, kwargs: Any, out: t
     follow(channels, 0, parts[0])
     follow(channels, 1, channels.tie_runs(parts[0], len(parts[0]) // given["num_heads"], PLACES))
     channels.carry(out[0], (*(None,) * (out[0].ndim - 1), written))
+    if out[1] is not None:
+        channels.pin_if_used(out[1], parts[0], "attention weights that are used depend on the heads")

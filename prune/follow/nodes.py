@@ -84,6 +84,7 @@ class ChannelNodes:
         """None where the caller is not known: TorchScript calls operations by itself."""
         self._nodes = WeakTensorKeyDictionary()
         self._owner = WeakTensorKeyDictionary()
+        self._pinned_if_used = WeakTensorKeyDictionary()
         self._places: dict[tuple[str, str], Tensor] = {}
         self._opposite: dict[int, Tensor] = {}
         self._read: set[int] = set()
@@ -99,6 +100,8 @@ class ChannelNodes:
         """Return the tensor's nodes per dimension, or None if it has none."""
         if tensor in self._owner:
             self.reached.add(self._owner[tensor])
+        if self._pinned_if_used and (pinned := self._pinned_if_used.get(tensor)):
+            self.pin(*pinned)
         found: Nodes | None = self._nodes.get(tensor)
         return found
 
@@ -158,6 +161,10 @@ class ChannelNodes:
         """Mark these nodes as not to be cut."""
         if nodes is not None and nodes.numel():
             self.pinned.append((nodes.flatten(), reason))
+
+    def pin_if_used(self, tensor: Tensor, nodes: Tensor, reason: str) -> None:
+        """Mark these nodes as not to be cut if an operation takes the tensor, or it is an output."""
+        self._pinned_if_used[tensor] = (nodes, reason)
 
     def pin_in_parts(self, nodes: Tensor | None, reason: str) -> None:
         """Mark channels of every part as not to be cut; whole parts may be."""
