@@ -5,7 +5,6 @@ from functools import lru_cache
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from prune import prune_model
 from prune.shapes import shape_alone
