@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from classify.backbones import Architecture, Widths, build_classifier, weightless
 from classify.data import MEAN, STD
+from classify.naming import renamed, unwrapped
 from command.errors import RequestError, WorkError, is_of_the_machine
-from command.files import existing_file, written_atomically
+from command.files import existing_file, shown, written_atomically
 from deploy.ranges import check_finite
 from prune.cut.spec import PruneSpec
 
@@ -148,7 +149,7 @@ def read_card(path: str | Path) -> ModelCard:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the weights in a `.safetensors` or PyTorch file; nothing in it is executed.
 
-    A `state_dict` key around the weights and a `module.` prefix (DataParallel) are removed.
+    What a training program wraps them in is removed: see `classify.naming.unwrapped`.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -163,14 +164,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise RequestError(
             f"{path}: no plain weights inside; expected .safetensors or a file of tensors only"
         ) from error
-    data = data.get("state_dict", data) if isinstance(data, dict) else data
-    if not isinstance(data, dict):
-        raise RequestError(f"{path}: no named weights inside, got a {type(data).__name__}; expected a state dict")
-    weights = {name: tensor for name, tensor in data.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    data = unwrapped(data)
+    named = data.items() if isinstance(data, dict) else ()
+    weights = {name: tensor for name, tensor in named if isinstance(name, str) and isinstance(tensor, Tensor)}
+    if not isinstance(data, dict) or (data and not weights):
+        keys = f" of {', '.join(map(str, list(data)[:5]))}" if isinstance(data, dict) else ""
+        got = shown(f"{type(data).__name__}{keys}")
+        raise RequestError(f"{path}: no named weights inside, got a {got}; expected a state dict")
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             got = f"{tensor.dtype} as {tensor.layout} on {tensor.device}"
             raise RequestError(f"{path}: {name!r:.200} is not a plain weight, got {got}; expected dense real numbers")
+    weights.pop("n_averaged", None)  # a count of torch's AveragedModel
     return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
@@ -189,19 +194,26 @@ def torch_content(path: Path, map_location: Any = "cpu") -> Any:
     return torch.load(content, map_location=map_location, weights_only=True)
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], subject: str, optional: tuple[str, ...] = ()) -> None:
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    subject: str,
+    optional: tuple[str, ...] = (),
+    in_same_order: bool = False,
+) -> None:
     """Copy all weights into `model`.
 
     Args:
         model: Modified.
-        weights: By parameter name.
+        weights: By parameter name, or by another library's; see `classify.naming.renamed`.
         subject: Where they come from, for the error.
         optional: Name prefixes (a head) that may be missing or have another shape; the model keeps its own.
+        in_same_order: See `classify.naming.renamed`.
 
     Raises:
         RequestError: If a name or shape differs, or a weight is not finite.
     """
-    fits = _fitting(model, weights, subject, optional)
+    fits = _fitting(model, renamed(weights, model.state_dict(), in_same_order), subject, optional)
     check_finite(subject, fits, "train again")
     model.load_state_dict(fits, strict=False)
 
@@ -232,6 +244,7 @@ def _fitting(
         got = tuple(weights[wrong[0]].shape) if wrong[0] in weights else "nothing"
         expected = tuple(own[wrong[0]].shape) if wrong[0] in own else "no such layer"
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        more += f"; its names begin with {next(iter(weights))!r:.100}" if weights and not fits else ""
         raise RequestError(f"{subject}: of another architecture, {wrong[0]} got {got}; expected {expected}{more}")
     return fits
 

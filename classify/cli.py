@@ -23,6 +23,7 @@ def train(
     overrides: Overrides = None,
     out: OutFile = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a classifier: a dense one, or a slim one from kept or random weights."""
     with loading():
@@ -32,7 +33,7 @@ def train(
     settings = read_config(config, overrides or (), ClassifierTraining)
     out = model_output(out, Path("runs/classify") / f"{config.stem}.safetensors")
     refuse_existing(force, out)
-    train_to_file(settings, out, force, Console(stderr=True))
+    show(train_to_file(settings, out, force, Console(stderr=True)), as_json)
     closing(f"wrote {out}", ["espalier", "prune", "l1_half", out])
 
 

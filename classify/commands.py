@@ -32,8 +32,8 @@ from prune.cost import cost_of
 __all__ = ["evaluate_file", "train_to_file"]
 
 
-def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console: Console) -> None:
-    """Check the data, train, evaluate and write the model file `out`.
+def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console: Console) -> dict[str, Any]:
+    """Check the data, train, evaluate and write the model file `out`; return its figures.
 
     Raises:
         MissingFileError: If data or weights are missing.
@@ -53,6 +53,7 @@ def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console:
         with progress.stage("evaluate"):
             figures = evaluate_classifier(net, image_folder(images, "val", side), work / "evaluation")
         save_model(out, net, replace(card, provenance={**made_from, **outcome(figures)}))
+    return figures
 
 
 def evaluate_file(model: Path, images: Path) -> dict[str, Any]:

@@ -16,27 +16,26 @@ from command.errors import MissingFileError, RequestError, WorkError
 from command.notes import note
 from deploy.images import image_contents, image_from_file
 
-__all__ = ["MEAN", "STD", "centre_crop", "check_folder", "class_names", "fingerprint", "image_folder"]
+__all__ = ["MEAN", "STD", "check_folder", "class_names", "fingerprint", "image_folder"]
 
 MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean of R, G and B, 0..255; detectors normalise with the same figures."""
 STD = (58.395, 57.12, 57.375)
 
 
-def image_folder(root: Path, split: str, image_size: int) -> Dataset[tuple[Tensor, int]]:
+def image_folder(
+    root: Path, split: str, image_size: int, *, is_augmented: bool | None = None
+) -> Dataset[tuple[Tensor, int]]:
     """Return (uint8 image (3, S, S), label) pairs of one split.
 
     Args:
         root: The folder that holds `train` and `val` (or `validation`).
-        split: "train" (random crops and flips) or "val" (centre crops).
+        split: "train" or "val".
         image_size: Side S of the crop in pixels.
+        is_augmented: Random crops and flips rather than centre crops; None for those of "train" alone.
     """
-    return _Images(_split_folder(root, split), _transform(split, image_size))
-
-
-def centre_crop(image_size: int) -> v2.Compose:
-    """Return what `image_folder` does to the images of "val"."""
-    return _transform("val", image_size)
+    is_random = split == "train" if is_augmented is None else is_augmented
+    return _Images(_split_folder(root, split), _transform(is_random, image_size))
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -138,9 +137,9 @@ def _split_folder(root: Path, split: str) -> Path:
     raise MissingFileError(f"{root / names[0]}: no such folder; expected {root} to hold train/ and val/ class folders")
 
 
-def _transform(split: str, image_size: int) -> v2.Compose:
+def _transform(is_random: bool, image_size: int) -> v2.Compose:
     crop: list[torch.nn.Module]
-    if split == "train":
+    if is_random:
         crop = [v2.RandomResizedCrop(image_size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()]
     else:
         crop = [v2.Resize(image_size), v2.CenterCrop(image_size)]

@@ -17,9 +17,9 @@ __all__ = ["evaluate_classifier"]
 def evaluate_classifier(
     net: nn.Module, dataset: Dataset[Any], work_dir: Path, batch_size: int = 64
 ) -> dict[str, float]:
-    """Return {"top1"} in [0, 1] over (uint8 image, label) pairs; `net` is not changed."""
+    """Return {"top1", "top5"} in [0, 1] over (uint8 image, label) pairs; `net` is not changed."""
     with silent():  # mmengine warns of a data set without its own metainfo
-        metric = _Top1()
+        metric = _Accuracy()
     runner = make_runner(
         ClassifierModel(net),
         work_dir,
@@ -38,9 +38,12 @@ def evaluate_classifier(
     return metrics
 
 
-class _Top1(BaseMetric):
+class _Accuracy(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.results += [bool(scores.argmax() == label) for scores, label in data_samples]
+        for scores, label in data_samples:
+            best = scores.topk(min(5, len(scores))).indices.tolist()
+            self.results.append((int(scores.argmax()) == int(label), int(label) in best))
 
-    def compute_metrics(self, results: list[bool]) -> dict[str, float]:
-        return {"top1": sum(results) / len(results)}
+    def compute_metrics(self, results: list[tuple[bool, bool]]) -> dict[str, float]:
+        top1, top5 = zip(*results, strict=True)
+        return {"top1": sum(top1) / len(results), "top5": sum(top5) / len(results)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
-from classify.data import centre_crop, image_folder
+from classify.data import image_folder
 from classify.train import ClassifierModel, collate
 from prune.choose.measured import Losses
 
@@ -30,8 +30,7 @@ def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batche
 
     def losses(net: nn.Module) -> Iterator[Tensor]:
         side = card.preprocessing.image_hw[0]
-        dataset: Any = image_folder(images, "train", side)
-        dataset.transform = centre_crop(side)
+        dataset: Any = image_folder(images, "train", side, is_augmented=False)
         model = ClassifierModel(net)
         for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
             batch = model.data_preprocessor(collate([dataset[i] for i in places]))

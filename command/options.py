@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from command.errors import RequestError
+from command.files import shown
 
 __all__ = [
     "AsJson",
@@ -65,13 +66,22 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:
-    """Print figures on standard output: JSON, or one line each."""
+    """Print figures on standard output: JSON, or one line each; of figures by name, those names in their place."""
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
         return
-    width = max(map(len, figures))
-    for name, figure in figures.items():
-        typer.echo(f"{name:{width}}  {figure:,.4f}" if isinstance(figure, float) else f"{name:{width}}  {figure:,}")
+    named = [(key, value) for key, value in figures.items() if isinstance(value, Mapping)]
+    flat = {key: value for key, value in figures.items() if not isinstance(value, Mapping)}
+    flat |= {f"  {shown(name)}": figure for _, inner in named for name, figure in inner.items()}
+    width = max(map(len, flat))
+    for name, figure in flat.items():
+        typer.echo(f"{name:{width}}  {_figure_text(figure)}")
+
+
+def _figure_text(figure: float | None) -> str:
+    if figure is None:
+        return "none"
+    return f"{figure:,.4f}" if isinstance(figure, float) else f"{figure:,}"
 
 
 def closing(done: str, next_command: str | Sequence[str | Path]) -> None:

@@ -15,9 +15,9 @@ from deploy.record import Record, record_from_measurement, rows_from_record
 from deploy.runtimes.module import OpenModel
 from deploy.runtimes.registry import runner_for, runtimes_of
 from deploy.runtimes.runner import FileRunner
-from deploy.tensors import Arrays, random_inputs
+from deploy.tensors import Arrays, TensorSpec, random_inputs, with_shapes
 
-__all__ = ["bench_files", "figures_from_record"]
+__all__ = ["bench_files", "figures_from_record", "shapes_from"]
 
 
 def bench_files(
@@ -29,6 +29,7 @@ def bench_files(
     num_threads: int,
     console: Console,
     open_model: OpenModel | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Record:
     """Return the record of all files in their runtimes, timed in alternating order.
 
@@ -41,22 +42,34 @@ def bench_files(
         num_threads: CPU threads of a runtime.
         console: Shows progress.
         open_model: Opens model files.
+        shapes: Of inputs with free dimensions, by name.
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If a file or runtime is given twice, a runtime is unknown or runs none of the files, or inputs
-            differ in more than their batch.
+        RequestError: If a free dimension has no size, a file or runtime is given twice, a runtime is unknown or runs
+            none of the files, or inputs differ in more than their batch.
         WorkError: If a runtime needs a GPU and finds none.
     """
     _refuse_repeated("a file", "each file once", models)
     _refuse_repeated("a runtime", "each runtime once", runtimes)
     runners = _runners(models, runtimes, num_threads, open_model)
-    inputs = _inputs(runners)
+    inputs = _inputs({name: with_shapes(runner.inputs, shapes or {}) for name, runner in runners.items()})
     progress = RunProgress(console, [1.0])
     with progress.stage("measure"):
         measurement = measure_with_progress(runners, inputs, warmup, rounds, progress)
-    config = {"models": [str(path) for path in models], "runtimes": list(runtimes)}
+    config = {"models": [str(path) for path in models], "runtimes": list(runtimes), "shapes": dict(shapes or {})}
     return record_from_measurement(measurement, runners, inputs, config=config)
+
+
+def shapes_from(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in options such as `image=1,3,224,224`; raise RequestError where one is not of that form."""
+    shapes = {}
+    for option in options:
+        name, _, sizes = option.rpartition("=")
+        if not name or not all(size.strip().isdecimal() for size in sizes.split(",")):
+            raise RequestError(f"--shape {option}: not a shape; expected NAME=SIZE,SIZE,..., as image=1,3,224,224")
+        shapes[name] = tuple(int(size) for size in sizes.split(","))
+    return shapes
 
 
 def figures_from_record(record: Record) -> dict[str, Any]:
@@ -89,15 +102,15 @@ def _runners(
     }
 
 
-def _inputs(runners: Mapping[str, FileRunner]) -> dict[str, Arrays]:
-    """Return random inputs for every runner; only the batch and the dtype may differ between files."""
-    wanted = _sizes(next(iter(runners.values())))
-    for name, runner in runners.items():
-        if (got := _sizes(runner)) != wanted:
-            raise RequestError(f"{name}: inputs differ from the first file's, got {got}; expected {wanted}, any batch")
-    return {name: random_inputs(runner.inputs) for name, runner in runners.items()}
+def _inputs(wanted: Mapping[str, Mapping[str, TensorSpec]]) -> dict[str, Arrays]:
+    """Return random inputs for every runner's; only the batch and the dtype may differ between files."""
+    first = _sizes(next(iter(wanted.values())))
+    for name, specs in wanted.items():
+        if (got := _sizes(specs)) != first:
+            raise RequestError(f"{name}: inputs differ from the first file's, got {got}; expected {first}, any batch")
+    return {name: random_inputs(specs) for name, specs in wanted.items()}
 
 
-def _sizes(runner: FileRunner) -> dict[str, tuple[int | None, ...]]:
-    """Return the input shapes without the batch."""
-    return {name: spec.shape[1:] for name, spec in runner.inputs.items()}
+def _sizes(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int | None, ...]]:
+    """Return the shapes without the batch."""
+    return {name: spec.shape[1:] for name, spec in specs.items()}

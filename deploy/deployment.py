@@ -46,6 +46,8 @@ class Deployment(BaseModel):
 
     inputs: Specs
     outputs: Specs
+    meaning: dict[str, str] = Field(default_factory=dict)
+    """What each of them holds: its unit, order, coordinates and padding, human-readable."""
     preprocessing: str
     """Human-readable."""
     classes: tuple[str, ...] = Field(min_length=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from command.bounds import Bounds
 from command.errors import MissingFileError, RequestError, WorkError
 from deploy.deployment import Deployed, open_deployment
 from deploy.fitting import Boxes, boxes_by_graph
@@ -32,6 +33,8 @@ class Found:
     """Name of its class."""
     score: float
     box_xyxy: tuple[float, ...]
+    label: int = -1
+    """Number of its class, its place in `Detector.classes`."""
 
 
 class Detector:
@@ -77,8 +80,8 @@ class Detector:
 
         Raises:
             MissingFileError: If a file is missing.
-            RequestError: If one is not an image. This is checked before anything is run, except for image files that
-                do not decode.
+            RequestError: If one is not an image, or `min_score` is out of range. This is checked before anything is
+                run, except for image files that do not decode.
         """
         if isinstance(images, str | Path) or _is_pil(images) or getattr(images, "ndim", 4) < 4:
             raise RequestError(f"images: a single image, got {_kind(images)}; expected a list of images")
@@ -89,6 +92,7 @@ class Detector:
 
     def stream(self, images: Iterable[ImageLike], min_score: float = 0.3) -> Iterator[list[Found]]:
         """Yield the objects of each image, one image at a time: for videos and sets too large for memory."""
+        Bounds(0, 1).check("min_score", min_score)
         image, size_hw = self._deployed.inputs["image"], self._deployed.size_hw
         batch_size = image.fixed_shape("image")[0]
         pixels = (as_rgb(image, f"images[{i}]") for i, image in enumerate(images))
@@ -108,7 +112,7 @@ def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[F
     if largest >= len(classes):
         raise WorkError(f"classes: too few, got {len(classes)} and a box of class {largest}; export the model again")
     rows = zip(*(array.tolist() for array in boxes), strict=True)
-    found = [Found(classes[label], score, tuple(box)) for box, score, label in rows if score >= min_score]
+    found = [Found(classes[label], score, tuple(box), label) for box, score, label in rows if score >= min_score]
     return sorted(found, key=lambda thing: -thing.score)
 
 

@@ -20,6 +20,7 @@ from deploy.runtimes.timed_step import Step, StepTimes
 from deploy.tensors import Arrays
 
 __all__ = [
+    "NUM_RESAMPLES",
     "Latency",
     "Measurement",
     "Speedup",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -13,7 +13,16 @@ from pydantic import AfterValidator
 
 from command.errors import RequestError
 
-__all__ = ["PRECISIONS", "Arrays", "Specs", "TensorSpec", "check_inputs", "checked_spec", "random_inputs"]
+__all__ = [
+    "PRECISIONS",
+    "Arrays",
+    "Specs",
+    "TensorSpec",
+    "check_inputs",
+    "checked_spec",
+    "random_inputs",
+    "with_shapes",
+]
 
 _BITS = (8, 16, 32, 64)
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", *(f"{i}{n}" for i in ("int", "uint") for n in _BITS))
@@ -40,8 +49,28 @@ class TensorSpec:
         """Return the shape; raise a RequestError that names the tensor if a dimension is free."""
         sizes = tuple(size for size in self.shape if size is not None)
         if len(sizes) != len(self.shape):
-            raise RequestError(f"tensor {name!r}: has a free dimension, got {self.shape}; export it with fixed sizes")
+            example = ",".join("1" if size is None else str(size) for size in self.shape)
+            raise RequestError(
+                f"tensor {name!r}: has a free dimension, got {self.shape}; export it with fixed sizes, or give a shape "
+                f"where an option takes one: --shape {name}={example}"
+            )
         return sizes
+
+
+def with_shapes(specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
+    """Return specs whose free dimensions have the given sizes.
+
+    Raises:
+        RequestError: If there is no such tensor, or a size is fixed to another number.
+    """
+    for name, shape in shapes.items():
+        if name not in specs:
+            raise RequestError(f"--shape {name}: no such input; expected one of {', '.join(specs)}")
+        checked_spec(name, shape, specs[name].dtype)
+        fits = [size in (None, got) for size, got in zip(specs[name].shape, shape, strict=False)]
+        if len(shape) != len(specs[name].shape) or not all(fits):
+            raise RequestError(f"--shape {name}: does not fit, got {shape}; expected {specs[name].shape}")
+    return {name: replace(spec, shape=shapes.get(name, spec.shape)) for name, spec in specs.items()}
 
 
 def checked_spec(name: str, shape: tuple[int | None, ...], dtype: str) -> TensorSpec:

@@ -26,7 +26,7 @@ from deploy.tensors import Arrays
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Comparison", "Origin", "write_deployment"]
+__all__ = ["MEANINGS", "Comparison", "Origin", "write_deployment"]
 
 _TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.05}
 """Largest difference of scores from PyTorch in fp32; no runtime here computes in bf16 on a CPU."""
@@ -48,6 +48,24 @@ _PREPROCESSING = {
     "detector": "RGB 0..255, scaled to fit with its ratio kept, padded right and below; normalised inside",
     "classifier": "RGB 0..255, the shorter side scaled to the input's, the centre cut out; normalised inside",
 }
+MEANINGS: Mapping[str, Mapping[str, str]] = {
+    "detector": {
+        "image": "RGB, 0 to 255, whole planes (batch, channel, row, column); scaled by one factor so that it just "
+        "fits, at the top left; the rest is padding, 0, and is ignored",
+        "image_hw": "height and width in pixels of the scaled image, without its padding",
+        "boxes_xyxy": "left, top, right, bottom in pixels of the input, from its top left corner, inside the image; "
+        "divided by the factor of the scaling they are pixels of the original",
+        "scores": "0 to 1, the highest first; 0 at unused places",
+        "labels": "number of the class, its place in the list of classes from 0; -1 at unused places",
+        "nms_converged": "false where NMS would have needed more iterations",
+    },
+    "classifier": {
+        "image": "RGB, 0 to 255, whole planes (batch, channel, row, column); the shorter side scaled to the input's, "
+        "the centre cut out",
+        "scores": "one per class, in the order of the list of classes; a softmax makes shares of them",
+    },
+}
+"""Kind of network -> what each input and output means."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,7 @@ def write_deployment(
         if quantize:
             quantize(exported, onnx)
             exported.unlink()
-        _write_classes(onnx, origin.classes)
+        _describe(onnx, origin.classes, MEANINGS[origin.kind])
         parity: dict[str, Any] | None = {"difference": differences} if differences else None
         if is_detector and precision in _TOLERANCES:
             parity = _agreement(comparison, onnx, precision)
@@ -135,20 +153,25 @@ def write_deployment(
     return parity
 
 
-def _write_classes(onnx: Path, classes: Sequence[str]) -> None:
+def _describe(onnx: Path, classes: Sequence[str], meaning: Mapping[str, str]) -> None:
+    """Write into the file what its outputs mean: it may travel without its folder."""
     from onnx.helper import set_model_props
 
     model = load_onnx(onnx)
     set_model_props(model, {CLASSES_KEY: json.dumps(classes)})
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.doc_string = meaning.get(tensor.name, "")
     onnx.write_bytes(model.SerializeToString())
 
 
 def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
     model, parent = load_onnx(onnx), Path(os.path.abspath(folder)).parent
+    inputs, outputs = input_specs(model), output_specs(model)
     source = Path(os.path.abspath(origin.model))  # without .., which no description may hold
     return Deployment(
-        inputs=input_specs(model),
-        outputs=output_specs(model),
+        inputs=inputs,
+        outputs=outputs,
+        meaning={name: MEANINGS[origin.kind][name] for name in (*inputs, *outputs)},
         preprocessing=_PREPROCESSING[origin.kind],
         classes=origin.classes,
         precision=origin.precision,

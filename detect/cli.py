@@ -25,6 +25,7 @@ def train(
     overrides: Overrides = None,
     out: OutFile = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a Faster R-CNN, from a classifier's backbone or from a (slim) detector."""
     with loading("torch and mmdet"):
@@ -35,7 +36,7 @@ def train(
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
     refuse_existing(force, *files_at_risk(out))
-    train_to_file(settings, out, force, Console(stderr=True))
+    show(train_to_file(settings, out, force, Console(stderr=True)), as_json)
     closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", ["espalier", "deploy", "export", out])
 
 

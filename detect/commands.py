@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -17,7 +18,7 @@ from command.folders import generated, training_folder
 from command.progress import RunProgress
 from detect.config import CocoData, DetectorTraining, ScenesData
 from detect.data import CocoSet, check_coco, fingerprint
-from detect.evaluate import evaluate_detector
+from detect.evaluate import coco_figures, found_by_detector
 from detect.model import load_detector, new_detector, save_detector, transfer
 from detect.synthetic import write_scenes
 from detect.train import train_detector
@@ -25,8 +26,8 @@ from detect.train import train_detector
 __all__ = ["evaluate_file", "train_to_file"]
 
 
-def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: Console) -> None:
-    """Check the data, train, evaluate and write the model file `out`.
+def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: Console) -> dict[str, Any]:
+    """Check the data, train, evaluate and write the model file `out`; return its figures, those of `coco_figures`.
 
     Raises:
         MissingFileError: If data or the file to start from is missing.
@@ -43,13 +44,15 @@ def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: C
         with progress.stage("train"):
             train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
-            figures = evaluate_detector(detector, card, val, work / "evaluation")
+            found = found_by_detector(detector, card, val, work / "evaluation")
+        figures = coco_figures(val.annotations, found)
         data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
         save_detector(out, detector, replace(card, provenance={**made_from, **data_prints, **outcome(figures)}))
+    return figures
 
 
-def evaluate_file(model: Path, annotations: Path, images: Path) -> dict[str, float]:
-    """Return the figures of a detector file on a COCO set.
+def evaluate_file(model: Path, annotations: Path, images: Path) -> dict[str, Any]:
+    """Return the figures of a detector file on a COCO set, those of `coco_figures`.
 
     Raises:
         MissingFileError: If a file is missing.
@@ -59,7 +62,7 @@ def evaluate_file(model: Path, annotations: Path, images: Path) -> dict[str, flo
     coco = CocoSet(annotations, images)
     check_classes(model, card, check_coco(coco))
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate_detector(detector, card, coco, Path(folder))
+        return coco_figures(annotations, found_by_detector(detector, card, coco, Path(folder)))
 
 
 def _sets(data: ScenesData | CocoData, size_hw: tuple[int, int], beside: Path) -> tuple[CocoSet, CocoSet]:

@@ -2,33 +2,25 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from command.errors import MissingFileError, RequestError, WorkError
+from command.errors import MissingFileError, RequestError
 from command.files import sha256_of, write_json
 from command.notes import note
-from deploy.images import image_contents, image_from_file
+from deploy.images import image_contents
 from detect.annotations import Annotations, annotations_in, read_annotations
 
 __all__ = [
     "CocoSet",
     "check_coco",
     "coco_subset",
-    "crop_classes",
     "fingerprint",
-    "num_crops",
-    "write_crops",
 ]
 
 _TOLERANCE_PX = 1.0  # annotation tools round to pixels
-_MAX_NAME = 60  # of a folder; file systems allow 255 bytes
-_MIN_CROP_PX = 12  # smaller objects are too small to learn from
 
 
 @dataclass(frozen=True)
@@ -96,60 +88,6 @@ def fingerprint(coco: CocoSet) -> str:
     images = image_contents([coco.images / name for name in names])
     content = [(name, image.sha256) for name, image in zip(names, images, strict=True)]
     return hashlib.sha256(json.dumps([sha256_of(coco.annotations), content]).encode()).hexdigest()
-
-
-def num_crops(coco: CocoSet) -> int:
-    """Return the number of objects that `write_crops` would write."""
-    return sum(1 for _ in _croppable(read_annotations(coco.annotations)))
-
-
-def write_crops(coco: CocoSet, folder: Path) -> int:
-    """Crop every annotated object to `folder/<class>/*.png`, a quarter wider than its box; return how many.
-
-    The result is an image folder on which a backbone can be trained if there is no classification set of such images.
-    Crowds and boxes smaller than 12 px are left out; the folder of a class may be empty.
-    """
-    data = read_annotations(coco.annotations)
-    names = crop_classes(data["categories"])
-    files = {image["id"]: image["file_name"] for image in data["images"]}
-    for name in names.values():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    num = 0
-    for i, box in _croppable(data):
-        x, y, w, h = box["bbox"]
-        side = 1.25 * max(w, h)
-        left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
-        image = _as_detected(coco.images / files[box["image_id"]])
-        crop = image.crop((round(left), round(top), round(left + side), round(top + side)))
-        crop.save(folder / names[box["category_id"]] / f"{i:07}.png", compress_level=1)
-        num += 1
-    return num
-
-
-def crop_classes(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """Return the folder of the crops of each category by its id, no two in one folder."""
-    folders: dict[int, str] = {}
-    for row in categories:
-        name = re.sub(r"[^\w -]", "_", row["name"])[:_MAX_NAME]
-        while name in folders.values():
-            name += f" {row['id']}"
-        folders[row["id"]] = name
-    return folders
-
-
-def _as_detected(path: Path) -> Image.Image:
-    """Return an image as detectors see it, to which its boxes belong."""
-    try:
-        return Image.fromarray(image_from_file(path))
-    except RequestError as error:  # it decoded before the work
-        raise WorkError(f"{error}; replace or delete it") from error
-
-
-def _croppable(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the annotations of single objects that are large enough, with their indices in the file."""
-    for i, row in enumerate(data["annotations"]):
-        if not row["iscrowd"] and min(row["bbox"][2:]) >= _MIN_CROP_PX:
-            yield i, row
 
 
 def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:

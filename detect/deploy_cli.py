@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from command.errors import RequestError
 from command.extras import loading
 from command.options import AsJson, Force, Overrides, check_file_name, closing, refuse_existing
 from deploy.runtime_option import MOST_ROUNDS, RuntimeName, Threads
@@ -86,7 +87,8 @@ def bench(
     models: Annotated[
         list[Path],
         typer.Argument(
-            help="ONNX files, engines, model files; the first with a batch size is its reference, the dense one."
+            help="ONNX files, engines, model files; the first with a batch size is its reference, the dense one. "
+            "Or: compare A.json B.json, two records."
         ),
     ],
     runtime: Annotated[
@@ -99,17 +101,24 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1, max=MOST_ROUNDS)] = 100,
     warmup: Annotated[int, typer.Option(help="Rounds that are run first and discarded.", min=0, max=MOST_ROUNDS)] = 10,
     threads: Threads = 1,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Sizes of an input with free dimensions, as image=1,3,224,224; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Record to write; default: latency-TIME.json.")] = None,
     force: Force = False,
 ) -> None:
-    """Measure files against each other, in alternating order, on the same random inputs.
+    """Measure files against each other, in alternating order, on the same random inputs; or compare two records.
 
     Files may differ in batch size: each is compared with the first of the same batch size.
     """
-    from deploy.bench import bench_files, figures_from_record
+    from deploy.bench import bench_files, figures_from_record, shapes_from
     from deploy.record import save_record, table_from_record
 
+    if models[0] == Path("compare") and all(path.suffix == ".json" for path in models[1:]):
+        _compare(models[1:], as_json)
+        return
     if out:
         refuse_existing(force, out)
     open_model: OpenModel | None = None
@@ -125,6 +134,7 @@ def bench(
         num_threads=threads,
         console=Console(stderr=True),
         open_model=open_model,
+        shapes=shapes_from(shape or []),
     )
     out = out or Path(f"latency-{record.created:%Y%m%dT%H%M%SZ}.json")
     save_record(record, out)
@@ -133,3 +143,13 @@ def bench(
         typer.echo(record.gpu.warning, err=True)
     files = [path.with_suffix(ONNX) for path in models if path.suffix in (ONNX, ENGINE)] or [Path("MODEL.onnx")]
     closing(f"wrote {out}", ["espalier", "deploy", "build", files[-1]])
+
+
+def _compare(records: list[Path], as_json: bool) -> None:
+    from deploy.comparing import compared_rows, compared_table
+    from deploy.record import load_record
+
+    if len(records) != 2:
+        raise RequestError(f"bench compare: not two records, got {len(records)}; expected A.json B.json")
+    one, other = map(load_record, records)
+    typer.echo(json.dumps(compared_rows(one, other), indent=1) if as_json else compared_table(one, other))

@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from deploy.runtimes.runner import FileRunner
 from deploy.tensors import Arrays
 from deploy.text import printable
 from detect.annotations import read_annotations
+from detect.bootstrap import difference_interval
 from detect.data import CocoSet, check_coco, coco_subset
-from detect.evaluate import coco_map, detected_rows, evaluate_detector
+from detect.evaluate import coco_map, detected_rows, found_by_detector
 from detect.foreign import load_foreign
 from detect.model import load_detector
 
@@ -43,22 +45,40 @@ class Evaluated:
     figures: dict[str, Any]
     """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`, `file_sha256`; `num_unsettled`,
     the images for which its NMS iterations were too few, None if the file has no such output; `framework_map` and
-    `framework_map50` of the model file and the `difference` of both mAPs, None without a model file."""
+    `framework_map50` of the model file, the `difference` of both mAPs and its `difference_interval` (95 %, by a paired
+    bootstrap over images), None without a model file."""
     notes: tuple[str, ...]
     """Notes on the figures, one line each."""
 
     @property
     def warning(self) -> str | None:
-        """One line, if the mAP differs from the model's; else None."""
-        difference = self.figures["difference"]
-        if difference is None or abs(difference) <= _MAX_DIFFERENCE:
+        """One line, if the mAP is below the model's by more than the choice of images accounts for; else None."""
+        if not self._differs or self.figures["difference_interval"][1] >= 0:
             return None
         return (
-            f"warning: {self.file}: mAP is {100 * abs(difference):.2f} points "
-            f"{'below' if difference < 0 else 'above'} that of {self.model}, got {self.figures['map']:.4f} in "
-            f"{self.figures['precision']}; expected {self.figures['framework_map']:.4f} within 0.1 points, "
-            f"find the cause before you deploy it"
+            f"warning: {self._comparison}, got {self.figures['map']:.4f} in {self.figures['precision']}; expected "
+            f"{self.figures['framework_map']:.4f} within 0.1 points, find the cause before you deploy it"
         )
+
+    @property
+    def remark(self) -> str | None:
+        """One line, if the mAP differs but gives no cause for a warning; else None."""
+        if not self._differs or self.warning:
+            return None
+        low, high = (100 * bound for bound in self.figures["difference_interval"])
+        sure = "more than" if low > 0 else "no more than"
+        return f"note: {self._comparison}: {sure} the choice of images accounts for, 95 % of {low:+.2f} to {high:+.2f}"
+
+    @property
+    def _differs(self) -> bool:
+        difference = self.figures["difference"]
+        return difference is not None and abs(difference) > _MAX_DIFFERENCE
+
+    @property
+    def _comparison(self) -> str:
+        points = 100 * self.figures["difference"]
+        side = "below" if points < 0 else "above"
+        return f"{self.file}: mAP is {abs(points):.2f} points {side} that of {self.model}"
 
     def table(self) -> Table:
         """Return a table of both mAPs."""
@@ -109,15 +129,19 @@ def evaluate_deployed(
     with tempfile.TemporaryDirectory() as folder:
         some = _first_of(coco, limit, Path(folder))
         _check_same_classes(deployed, coco, check_coco(some))
-        images = read_annotations(some.annotations)["images"]
+        data = read_annotations(some.annotations)
+        images = data["images"]
         settled: list[NDArray[Any]] = []
-        graph, source = _scores(runner, settled, framework, some, Path(folder), console)
+        rows, reference = _rows(runner, settled, framework, some, Path(folder), console)
+        figures = _figures(runner, some, rows, reference)
     # the last batch may be padded with repeated images
     num_unsettled = int((~np.concatenate(settled)[: len(images)]).sum()) if settled else None
     notes += [*_notes_on_running(runner, num_unsettled, len(images))]
     notes += _notes_on_shape(deployed.network_hw, images) if framework else []
+    notes += _notes_on_limit(deployed.outputs["scores"].fixed_shape("scores")[1], data["annotations"])
     details = {"num_unsettled": num_unsettled, "file_sha256": runner.file_sha256}
-    return Evaluated(deployed.file, model, _figures(runner, len(images), graph, source) | details, tuple(notes))
+    evaluated = Evaluated(deployed.file, model, figures | details, tuple(notes))
+    return replace(evaluated, notes=(*notes, *filter(None, [evaluated.remark])))
 
 
 def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, ...]) -> None:
@@ -172,15 +196,15 @@ def _first_of(coco: CocoSet, limit: int | None, folder: Path) -> CocoSet:
     return coco if limit is None else coco_subset(coco, range(limit), folder / "instances.json", f"--limit {limit}")
 
 
-def _scores(
+def _rows(
     runner: FileRunner,
     settled: list[NDArray[Any]],
     framework: tuple[nn.Module, ModelCard] | None,
     coco: CocoSet,
     folder: Path,
     console: Console,
-) -> tuple[dict[str, float], dict[str, float] | None]:
-    """Return `coco_map` of the file, and of the model file if there is one; append `nms_converged` to `settled`."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """Return what the file finds, and the model file if there is one; append `nms_converged` to `settled`."""
 
     def graph_run(inputs: Arrays) -> Arrays:
         outputs = runner.run(inputs)
@@ -190,11 +214,11 @@ def _scores(
 
     progress = RunProgress(console, [1.0, 2.0] if framework else [1.0])
     with progress.stage(f"the file in {runner.runtime}"):
-        graph = coco_map(coco.annotations, detected_rows(graph_run, runner.inputs["image"], coco, progress))
+        graph = detected_rows(graph_run, runner.inputs["image"], coco, progress)
     if framework is None:
         return graph, None
     with progress.stage("its model file in PyTorch"), exact_float32():
-        return graph, evaluate_detector(*framework, coco, folder, progress)
+        return graph, found_by_detector(*framework, coco, folder, progress)
 
 
 def _notes_on_running(runner: FileRunner, num_unsettled: int | None, num_images: int) -> Iterator[str]:
@@ -222,19 +246,35 @@ def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> l
     ]
 
 
+def _notes_on_limit(most: int, boxes: list[dict[str, Any]]) -> list[str]:
+    """Return a note on images with more objects than the file can find in one."""
+    counts = Counter(row["image_id"] for row in boxes if not row["iscrowd"])
+    crowded = [image_id for image_id, count in counts.items() if count > most]
+    if not crowded:
+        return []
+    return [
+        f"note: {len(crowded)} images have more than {most} objects, first image {crowded[0]} with "
+        f"{counts[crowded[0]]}: the file finds at most {most} in one (max_per_img), and mAP counts 100"
+    ]
+
+
 def _figures(
-    runner: FileRunner, num_images: int, graph: dict[str, float], framework: dict[str, float] | None
+    runner: FileRunner, coco: CocoSet, rows: list[dict[str, Any]], reference: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
+    own = coco_map(coco.annotations, rows)
+    framework = None if reference is None else coco_map(coco.annotations, reference)
+    interval = None if reference is None else difference_interval(coco.annotations, rows, reference)
     return {
-        "map": graph["map"],
-        "map50": graph["map50"],
-        "num_images": num_images,
+        "map": own["map"],
+        "map50": own["map50"],
+        "num_images": len(read_annotations(coco.annotations)["images"]),
         "precision": runner.precision,
         "runtime": runner.runtime,
         "device": runner.device,
         "framework_map": framework and framework["map"],
         "framework_map50": framework and framework["map50"],
-        "difference": framework and graph["map"] - framework["map"],
+        "difference": framework and own["map"] - framework["map"],
+        "difference_interval": interval,
     }
 
 

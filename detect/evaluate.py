@@ -25,12 +25,15 @@ from detect.train import coco_loader
 
 __all__ = [
     "Detections",
+    "coco_evaluation",
+    "coco_figures",
     "coco_map",
     "coco_rows",
     "detected_rows",
     "detections_by_graph",
     "evaluate_detector",
     "fitted_images",
+    "found_by_detector",
 ]
 
 
@@ -54,24 +57,65 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
     names = ("map", "map50", "map75")
     if not results:
         return dict.fromkeys(names, 0.0)
-    data = read_annotations(annotations)
-    images, categories = numbers(data["images"]), numbers(data["categories"])
-    results = [
-        {**row, "image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]} for row in results
-    ]
+    evaluation = coco_evaluation(annotations, results)
     with silent():  # pycocotools prints its tables
-        truth = as_coco(COCO, annotations)
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
-        evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(value) for name, value in zip(names, evaluation.stats[:3], strict=True)}
 
 
+def coco_figures(annotations: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return `coco_map`, the mAP of small, medium and large objects, and `per_class`, the mAP of each by its name.
+
+    The bands are those of COCO, by area: up to 32 x 32, up to 96 x 96, and above. None where there are no such objects.
+    """
+    categories = read_annotations(annotations)["categories"]
+    order = numbers(categories)
+    evaluation = coco_evaluation(annotations, results)
+    with silent():
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"]  # (IoU thresholds, recalls, categories, bands, limits of detections)
+    bands = {f"map_{name}": _mean(precision[..., band, -1]) for band, name in enumerate(_BANDS, start=1)}
+    places = {number: place for place, number in enumerate(evaluation.params.catIds)}
+    per_class = {
+        category["name"]: _mean(precision[:, :, places[order[category["id"]]], 0, -1]) for category in categories
+    }
+    return {**coco_map(annotations, results), **bands, "per_class": per_class}
+
+
+_BANDS = ("small", "medium", "large")
+
+
+def _mean(precisions: NDArray[np.float64]) -> float | None:
+    known = precisions[precisions > -1]
+    return float(known.mean()) if known.size else None
+
+
+def coco_evaluation(annotations: Path, results: list[dict[str, Any]]) -> COCOeval:
+    """Return pycocotools' evaluation after it has matched result rows with boxes; see `coco_map`."""
+    data = read_annotations(annotations)
+    images, categories = numbers(data["images"]), numbers(data["categories"])
+    results = [
+        {**row, "image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]} for row in results
+    ]
+    with silent():
+        truth = as_coco(COCO, annotations)
+        evaluation = COCOeval(truth, truth.loadRes(results) if results else COCO(), "bbox")
+        evaluation.evaluate()
+    return evaluation
+
+
 def evaluate_detector(
     detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Return `coco_map` of mmdet's own predictions, by mmengine's Runner; `progress` is called after every image."""
+    """Return `coco_map` of `found_by_detector`."""
+    return coco_map(coco.annotations, found_by_detector(detector, card, coco, work_dir, progress))
+
+
+def found_by_detector(
+    detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Return COCO result rows of mmdet's predictions, by mmengine's Runner; `progress` is called after every image."""
     found = _Rows(read_annotations(coco.annotations))
     runner = make_runner(
         detector,
@@ -85,7 +129,7 @@ def evaluate_detector(
     with silent():
         runner.test()
     detector.cpu().eval()
-    return coco_map(coco.annotations, found.rows)
+    return found.rows
 
 
 def detections_by_graph(

@@ -68,6 +68,10 @@ class DetectorSettings:
     """Side of the anchors in strides: 8 is 32 px on the finest level."""
     norm_eval: bool = False
     """Keep BatchNorm's statistics fixed during training, for batches too small to estimate them."""
+    sampling_ratio: int = 2
+    """Points along a side of a cell of RoIAlign; 0 for as many as fit, which has no fixed shape to export."""
+    max_per_img: int = 100
+    """Most objects that are found in an image."""
 
     def __post_init__(self) -> None:
         """Refuse a shape that the feature pyramid cannot halve five times."""
@@ -75,8 +79,9 @@ class DetectorSettings:
             raise RequestError(
                 f"image_size_hw: not divisible by 32, got {self.image_size_hw}; expected multiples of 32 up to 8192"
             )
-        for name in ("fpn_channels", "head_channels", "num_proposals", "roi_samples", "anchor_scale"):
+        for name in ("fpn_channels", "head_channels", "num_proposals", "roi_samples", "anchor_scale", "max_per_img"):
             Bounds(1, 65_536).check(name, getattr(self, name))
+        Bounds(0, 16).check("sampling_ratio", self.sampling_ratio)
 
 
 _SETTINGS = TypeAdapter(with_config(PydanticConfig(extra="forbid"))(DetectorSettings))
@@ -99,12 +104,13 @@ def detector_config(backbone: Architecture, num_classes: int, settings: Detector
     model["rpn_head"]["anchor_generator"]["scales"] = [settings.anchor_scale]
     extractor = model["roi_head"]["bbox_roi_extractor"]
     extractor["out_channels"] = settings.fpn_channels
-    extractor["roi_layer"].update(sampling_ratio=2, use_torchvision=True)
+    extractor["roi_layer"].update(sampling_ratio=settings.sampling_ratio, use_torchvision=True)
     head = {"in_channels": settings.fpn_channels, "fc_out_channels": settings.head_channels, "num_classes": num_classes}
     model["roi_head"]["bbox_head"].update(head)
     model["train_cfg"]["rpn_proposal"].update(nms_pre=2 * settings.num_proposals, max_per_img=settings.num_proposals)
     model["train_cfg"]["rcnn"]["sampler"]["num"] = settings.roi_samples
     model["test_cfg"]["rpn"].update(nms_pre=settings.num_proposals, max_per_img=settings.num_proposals)
+    model["test_cfg"]["rcnn"]["max_per_img"] = settings.max_per_img
     return model
 
 
@@ -131,10 +137,14 @@ def build_detector(config: Mapping[str, Any], seed: int | None = None, is_loaded
 
 
 def new_detector(
-    backbone: Architecture, classes: tuple[str, ...], settings: DetectorSettings, seed: int
+    backbone: Architecture,
+    classes: tuple[str, ...],
+    settings: DetectorSettings,
+    seed: int,
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[nn.Module, ModelCard]:
-    """Return a Faster R-CNN with random weights and its card."""
-    preprocessing = Preprocessing(settings.image_size_hw)
+    """Return a Faster R-CNN with random weights and its card; by default, images are normalised as ImageNet's."""
+    preprocessing = preprocessing or Preprocessing(settings.image_size_hw)
     card = ModelCard("detector", backbone, classes, preprocessing, asdict(settings))
     return build_detector(config_of(card), seed), card
 
@@ -156,6 +166,8 @@ def settings_of(card: ModelCard) -> DetectorSettings:
 def config_of(card: ModelCard) -> dict[str, Any]:
     """Return mmdet's model config, built from the card's typed fields: nothing in a model file reaches a registry."""
     config = detector_config(card.backbone, len(card.classes), settings_of(card))
+    seen = card.preprocessing
+    config["data_preprocessor"].update(mean=list(seen.mean_rgb), std=list(seen.std_rgb))
     if card.widths:
         widths = {name: list(width) for name, width in card.widths.items()}
         config |= {"type": SlimFasterRCNN.__name__, "widths": widths}

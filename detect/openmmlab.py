@@ -19,6 +19,7 @@ from mmdet.apis import inference_detector
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.models import DetDataPreprocessor, FasterRCNN
+from mmdet.structures import DetDataSample
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.utils import register_all_modules
 from mmengine.registry import DefaultScope
@@ -34,6 +35,7 @@ __all__ = [
     "CocoDataset",
     "DefaultScope",
     "DetDataPreprocessor",
+    "DetDataSample",
     "FasterRCNN",
     "LoadImageFromFile",
     "RoIAlign",

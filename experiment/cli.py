@@ -21,6 +21,7 @@ from command.extras import loading
 from command.options import AsJson, Force, Overrides, closing, refuse_existing
 from detect.cli import app as detect_app
 from experiment.deploy_cli import app as deploy_app
+from experiment.import_cli import bring
 from experiment.prune_cli import app as prune_app
 
 __all__ = ["app", "configs", "copy", "doctor", "main", "report", "run"]
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune backbones, transfer them to Faster R-CNN, and measure the real speedup.",
 )
+app.command("import")(bring)
 app.add_typer(classify_app, name="classify")
 app.add_typer(prune_app, name="prune")
 app.add_typer(detect_app, name="detect")

@@ -7,9 +7,10 @@ from typing import Generic, Literal, TypeVar
 from classify.data import check_folder, class_names
 from classify.data import fingerprint as folder_fingerprint
 from classify.synthetic import SHAPES, write_split
-from command.errors import RequestError
+from command.notes import note
 from detect.annotations import read_annotations
-from detect.data import CocoSet, crop_classes, fingerprint, num_crops, write_crops
+from detect.crops import check_crops, crop_classes, write_crops
+from detect.data import CocoSet, fingerprint
 from detect.synthetic import write_scenes
 from experiment.config import CocoData, CropsData, ExperimentConfig, FolderData, ScenesData, ShapesData
 from experiment.stages import Figures, Stage, StageStore
@@ -66,14 +67,14 @@ def check_data(config: ExperimentConfig) -> None:
         RequestError: If something in it is wrong, or training and validation classes differ.
     """
     boxes, images = config.detection.data, config.classification.data
-    if isinstance(boxes, CocoData):
-        boxes.check()
+    classes = boxes.check() if isinstance(boxes, CocoData) else SHAPES
     if isinstance(images, FolderData):
         check_folder(images.root)
     if isinstance(images, CropsData) and isinstance(boxes, CocoData):
-        for coco in (boxes.train, boxes.val):
-            if num_crops(coco) == 0:
-                raise RequestError(f"{coco.annotations}: no object is large enough to be cut out; give an image folder")
+        check_crops(boxes.train)
+        check_crops(boxes.val)
+        if len(classes) == 1:
+            note("classification.data: one class alone teaches nothing; squares of background are the second")
 
 
 def plan_data(config: ExperimentConfig, store: StageStore) -> Data:

@@ -22,7 +22,8 @@ from deploy.onnx_file import input_specs, output_specs
 from deploy.record import load_record, rows_from_record, table_from_record
 from detect.annotations import read_annotations
 from detect.config import DetectorTraining
-from detect.data import CocoSet, check_coco, crop_classes, fingerprint, num_crops
+from detect.crops import crop_classes, num_crops
+from detect.data import CocoSet, check_coco, fingerprint
 from experiment.config import ExperimentConfig, PruneConfig
 from experiment.report import table_markdown, table_text, write_report
 from experiment.results import read_results

@@ -50,7 +50,7 @@ def test_train_writes_a_model_file_and_prints_the_next_command(trained):
     out, result = trained
     net, card = load_classifier(out)
     assert result.exit_code == 0
-    assert result.stdout == ""
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "top5"]
     assert result.stderr.endswith(f"wrote {out}\nnext: espalier prune l1_half {out}\n")
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 6)
     assert card.preprocessing.image_hw == (32, 32)
@@ -133,7 +133,7 @@ def test_other_classes_are_refused(trained, tmp_path):
 
 def test_eval_prints_figures(trained):
     result = invoke("eval", trained[0], trained[0].parent / "shapes2-32px-12-6-seed0")
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "macs", "params"]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "top5", "macs", "params"]
 
 
 def test_json_prints_only_figures_on_standard_output(trained):

@@ -28,7 +28,17 @@ def coloured(pairs):
 )
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_top1_is_the_share_of_right_answers(coloured, tmp_path, labels, top1, batch_size):
-    assert evaluate_classifier(Brightest(), coloured(labels), tmp_path, batch_size) == {"top1": top1}
+    assert evaluate_classifier(Brightest(), coloured(labels), tmp_path, batch_size)["top1"] == top1
+
+
+def test_top5_counts_labels_among_the_five_best(tmp_path):
+    class Ranks(nn.Module):
+        def forward(self, x):
+            return -torch.arange(7.0).expand(len(x), 7)  # class 0 first
+
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    found = evaluate_classifier(Ranks(), list(zip(images, (0, 4, 5, 6), strict=True)), tmp_path)
+    assert found == {"top1": 0.25, "top5": 0.5}
 
 
 def test_net_is_not_changed(shapes, tiny_net, tmp_path):

@@ -160,3 +160,37 @@ def test_absurd_numbers_are_refused(command, onnx_files, name, option, limit, nu
     code, out, err = command("deploy", name, *arguments[name], option, number)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"Invalid value for '{option}': Input should be less than or equal to {limit}" in err
+
+
+@pytest.fixture
+def free_file(tmp_path):
+    """A foreign file whose batch, height and width are free, and whose input is called `pixel_values`."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1))
+    free = {0: "batch", 2: "height", 3: "width"}
+    names = {"input_names": ["pixel_values"], "dynamic_axes": {"pixel_values": free}}
+    torch.onnx.export(net, (torch.rand(1, 3, 8, 8),), tmp_path / "free.onnx", dynamo=False, **names)
+    return tmp_path / "free.onnx"
+
+
+def test_a_file_with_free_sizes_is_measured_at_the_shape_that_is_given(invoke, free_file, tmp_path):
+    shape = ["--shape", "pixel_values=2,3,16,24"]
+    invoke("deploy", "bench", free_file, *shape, "--rounds", 2, "--out", tmp_path / "r.json")
+    (candidate,) = load_record(tmp_path / "r.json").candidates.values()
+    assert candidate.input_shapes == {"pixel_values": (2, 3, 16, 24)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([], r"tensor 'pixel_values': has a free dimension, .*--shape pixel_values=1,3,1,1"),
+        (["image=1,3,8,8"], r"--shape image: no such input; expected one of pixel_values"),
+        (["pixel_values=1,4,8,8"], r"--shape pixel_values: does not fit, got \(1, 4, 8, 8\); expected \(None, 3"),
+        (["pixel_values=1,3,8"], r"--shape pixel_values: does not fit, got \(1, 3, 8\)"),
+        (["pixel_values=1,3,8,0"], r"tensor 'pixel_values': impossible shape"),
+        (["pixel_values"], r"--shape pixel_values: not a shape; expected NAME=SIZE,SIZE"),
+        (["pixel_values=1,x"], r"--shape pixel_values=1,x: not a shape"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused(invoke, free_file, shape, message):
+    with pytest.raises(ValueError, match=message):
+        invoke("deploy", "bench", free_file, *[part for one in shape for part in ("--shape", one)])

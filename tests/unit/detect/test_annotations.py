@@ -10,7 +10,8 @@ from classify.backbones import Architecture
 from command.notes import note
 from detect import DetectorSettings, new_detector
 from detect.annotations import annotations_in, read_annotations
-from detect.data import check_coco, write_crops
+from detect.crops import write_crops
+from detect.data import check_coco
 from detect.evaluate import coco_map, evaluate_detector
 from detect.train import coco_loader, train_detector
 

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, read_weights, save_model
 from classify.provenance import origin
 from classify.pruning import prune_classifier
+from classify.synthetic import SHAPES
 from command.config import read_config
 from command.folders import training_folder
 from detect import load_detector, save_detector
@@ -75,7 +77,8 @@ def test_train_transfers_a_slim_classifier(config, slim_classifier, tmp_path):
     path = config(f"type='transfer', file='{slim_classifier}'")
     result = invoke("train", path, "--set", "schedule.lr=1e-9", "--out", out)
     detector, card = load_detector(out)
-    assert result.stdout == ""
+    bands = ["map", "map50", "map75", "map_small", "map_medium", "map_large"]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [*bands, *SHAPES]
     assert result.stderr.endswith(
         f"and {out.with_suffix('.py')} for mmdet's tools\nnext: espalier deploy export {out}\n"
     )
@@ -194,7 +197,12 @@ def test_what_a_kill_left_is_written_again_unless_edited(config, trained, tmp_pa
 
 def test_eval_gives_the_figures_of_evaluate_detector(model, trained, scenes, tmp_path):
     result = invoke("eval", model, scenes.annotations, scenes.images, "--json")
-    assert json.loads(result.stdout) == evaluate_detector(*trained, scenes, tmp_path / "evaluation")
+    figures, expected = json.loads(result.stdout), evaluate_detector(*trained, scenes, tmp_path / "evaluation")
+    assert {key: figures[key] for key in expected} == expected
+    assert statistics.mean(value for value in figures["per_class"].values() if value is not None) == pytest.approx(
+        expected["map"]
+    )
+    assert figures["map_large"] is None  # scenes of 96 x 120 hold no such objects
     assert f"next: espalier deploy export {model}" in result.stderr
 
 

@@ -1,14 +1,12 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from classify.data import check_folder, image_folder
 from detect.annotations import read_annotations
-from detect.data import CocoSet, check_coco, crop_classes, fingerprint, num_crops, write_crops
+from detect.data import CocoSet, check_coco, fingerprint
 
 BOX = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0}
 TURNED = 6  # EXIF: the first row of the file is the right side of the picture
@@ -228,74 +226,3 @@ def test_a_fingerprint_changes_with_the_content_of_an_image(copied):
     with (copied.images / "00003.png").open("ab") as file:
         file.write(b"\0")
     assert fingerprint(copied) != before
-
-
-def test_crops_are_an_image_folder_of_every_object(scenes, classes, tmp_path):
-    num = write_crops(scenes, tmp_path)
-    assert num == len(read_annotations(scenes.annotations)["annotations"])
-    assert len(list(tmp_path.glob("*/*.png"))) == num
-    assert tuple(sorted(folder.name for folder in tmp_path.iterdir())) == classes
-
-
-def test_crowds_and_tiny_boxes_give_no_crops(write_coco, save_image, tmp_path):
-    changes = [{"bbox": [0, 0, *size]} for size in ([12, 12], [11, 40], [40, 11])] + [{"iscrowd": 1}]
-    coco = save_image(write_coco(annotations=[{**BOX, "id": i, **change} for i, change in enumerate(changes)]))
-    assert num_crops(coco) == 1
-    assert write_crops(coco, tmp_path / "crops") == 1
-    assert [path.name for path in (tmp_path / "crops" / "cat").iterdir()] == ["0000000.png"]
-
-
-def test_a_class_without_crops_keeps_its_label(write_coco, save_image, tmp_path):
-    categories = [{"id": 3, "name": "b"}, {"id": 4, "name": "a"}]
-    coco = save_image(write_coco(categories=categories))
-    for split in ("train", "val"):
-        write_crops(coco, tmp_path / "crops" / split)
-    check_folder(tmp_path / "crops")
-    assert [label for _, label in image_folder(tmp_path / "crops", "val", 16)] == [1]
-
-
-def test_a_set_of_tiny_objects_has_no_crops(write_coco):
-    assert num_crops(write_coco(annotations=[{**BOX, "bbox": [0, 0, 40, 11]}])) == 0
-
-
-def test_a_crop_is_a_square_a_quarter_wider_than_its_box(write_coco, save_image, tmp_path):
-    pixels = np.arange(50 * 100 * 3).reshape(50, 100, 3).astype(np.uint8)
-    # 16 x 12 at (40, 20) has its centre at (48, 26); 1.25 x 16 = 20, hence 38..58 and 16..36
-    coco = save_image(write_coco(annotations=[{**BOX, "bbox": [40, 20, 16, 12]}]), pixels=pixels)
-    write_crops(coco, tmp_path / "crops")
-    crop = np.asarray(Image.open(tmp_path / "crops" / "cat" / "0000000.png"))
-    assert np.array_equal(crop, pixels[16:36, 38:58])
-
-
-def test_a_crop_at_the_border_is_black_outside_the_image(write_coco, save_image, tmp_path):
-    white = np.full((50, 100, 3), 255, np.uint8)
-    # 16 x 16 at (0, 0): 1.25 x 16 = 20, hence -2..18, two black rows and columns
-    write_crops(save_image(write_coco(annotations=[{**BOX, "bbox": [0, 0, 16, 16]}]), pixels=white), tmp_path / "crops")
-    crop = np.asarray(Image.open(tmp_path / "crops" / "cat" / "0000000.png"))
-    assert not crop[:2].any()
-    assert not crop[:, :2].any()
-    assert (crop[2:, 2:] == 255).all()
-
-
-def test_no_two_categories_share_a_folder_of_crops():
-    rows = [{"id": 1, "name": "a_b 2"}, {"id": 3, "name": "a/b"}, {"id": 2, "name": "a_b"}]
-    assert crop_classes(rows) == {1: "a_b 2", 3: "a_b", 2: "a_b 2 2"}
-
-
-@pytest.mark.parametrize(("kind", "is_turned"), [("JPEG", True), ("PNG", True), ("WEBP", False)])
-def test_boxes_and_crops_are_of_the_image_that_mmdet_loads(write_coco, kind, is_turned, tmp_path):
-    size_wh = (50, 100) if is_turned else (100, 50)
-    boxes = [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 40, 40], "area": 1600, "iscrowd": 0}]
-    row = {"id": 7, "file_name": "a.img", "width": size_wh[0], "height": size_wh[1]}
-    coco = write_coco(images=[row], annotations=boxes)
-    exif = Image.Exif()
-    exif[0x0112] = TURNED
-    picture = Image.new("RGB", (100, 50))
-    picture.paste((255, 255, 255), (0, 0, 50, 50))
-    picture.save(coco.images / "a.img", kind, exif=exif)
-    check_coco(coco)
-    loaded = LoadImageFromFile()({"img_path": str(coco.images / "a.img")})["img"]
-    assert loaded.shape == (size_wh[1], size_wh[0], 3)
-    write_crops(coco, tmp_path / "crops")
-    crop = np.asarray(Image.open(next((tmp_path / "crops").rglob("*.png"))))
-    assert np.abs(crop[5:45, 5:45].astype(int) - loaded[:40, :40]).max() < 20  # JPEG loses some

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from command.files import sha256_of
 from deploy import OnnxRunner
 from detect import DetectorSettings, load_detector, new_detector, save_detector
 from detect.annotations import read_annotations
+from detect.data import CocoSet
+from detect.deployed import Evaluated
 from detect.evaluate import evaluate_detector
 from detect.synthetic import write_scenes
 from experiment.cli import app
@@ -25,7 +28,7 @@ SETTINGS = DetectorSettings(
 )
 KEYS = [
     *("map", "map50", "num_images", "precision", "runtime", "device"),
-    *("framework_map", "framework_map50", "difference"),
+    *("framework_map", "framework_map50", "difference", "difference_interval"),
     *("num_unsettled", "file_sha256"),
 ]
 
@@ -119,7 +122,7 @@ def test_the_table_shows_both(deployed, scenes, expected):
 def test_without_its_model_a_file_is_scored_alone(elsewhere, scenes, expected):
     figures, err = evaluated(elsewhere, scenes)
     assert figures["map"] == pytest.approx(expected["map"], abs=1e-6)
-    assert [figures[key] for key in KEYS[6:9]] == [None, None, None]
+    assert [figures[key] for key in KEYS[6:10]] == [None] * 4
     assert "beside the folder; to compare, add --model det.safetensors\n" in err
 
 
@@ -145,6 +148,43 @@ def test_a_graph_with_other_weights_gives_a_warning(elsewhere, model, scenes, ex
     assert f"warning: {elsewhere}/model.onnx: mAP is {-100 * figures['difference']:.2f} points below that of " in err
     assert f"expected {expected['map']:.4f} within 0.1 points" in err
     assert "changed since its export" in err
+
+
+def evaluation(difference, interval):
+    figures = {"map": 0.5 + difference, "framework_map": 0.5, "precision": "int8", "difference": difference}
+    return Evaluated(Path("m.onnx"), Path("m.safetensors"), {**figures, "difference_interval": interval}, ())
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "warning", "remark"),
+    [
+        (-0.02, (-0.03, -0.01), r"warning: m\.onnx: mAP is 2\.00 points below that of m\.safetensors, got 0\.48", None),
+        (
+            -0.02,
+            (-0.05, 0.01),
+            None,
+            r"note: .* 2\.00 points below .*: no more than the choice of images .* -5.00 to \+1",
+        ),
+        (0.02, (0.01, 0.03), None, r"note: .* 2\.00 points above .*: more than the choice of images"),
+        (0.02, (-0.01, 0.03), None, r"note: .* 2\.00 points above .*: no more than the choice of images"),
+        (-0.0009, (-0.001, -0.0008), None, None),
+    ],
+)
+def test_only_a_loss_that_images_do_not_account_for_is_a_warning(difference, interval, warning, remark):
+    found = evaluation(difference, interval)
+    for text, expected in ((found.warning, warning), (found.remark, remark)):
+        assert (text is None) == (expected is None)
+        assert expected is None or re.match(expected, text)
+
+
+def test_images_with_more_objects_than_the_file_finds_are_told(deployed, scenes, tmp_path):
+    data = json.loads(scenes.annotations.read_text())
+    image_id = data["images"][2]["id"]
+    extra = [{**data["annotations"][0], "id": 10_000 + i, "image_id": image_id} for i in range(101)]
+    data["annotations"] = [row for row in data["annotations"] if row["image_id"] != image_id] + extra
+    (tmp_path / "many.json").write_text(json.dumps(data))
+    _, err = evaluated(deployed, CocoSet(tmp_path / "many.json", scenes.images))
+    assert f"note: 1 images have more than 100 objects, first image {image_id} with 101" in err
 
 
 def test_a_batch_gets_the_same_as_one_image_at_a_time(deployed, model, scenes, tmp_path):

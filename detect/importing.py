@@ -1,0 +1,123 @@
+"""Detectors that were not trained here: around a classifier's backbone, or from mmdet's checkpoint and config."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from classify.backbones import Architecture
+from classify.checkpoint import ModelCard, load_weights
+from classify.provenance import origin, outcome
+from command.errors import RequestError
+from detect.foreign import load_foreign
+from detect.model import DetectorSettings, new_detector, transfer
+from detect.openmmlab import DetDataSample
+
+__all__ = ["detector_around", "detector_from_mmdet"]
+
+_REMEDY = "expected a Faster R-CNN on a ResNet, as mmdet's stock configs have it; deploy export takes it with --mmdet"
+_TRIAL_HW = (256, 320)
+"""Size of the image on which both detectors must find the same."""
+
+
+def detector_around(
+    classifier: nn.Module, card: ModelCard, classes: tuple[str, ...], size_hw: tuple[int, int], seed: int = 0
+) -> tuple[nn.Module, ModelCard]:
+    """Return a Faster R-CNN with a classifier's weights in its backbone, the rest random, in eval mode; and its card.
+
+    Raises:
+        RequestError: If the network has no feature maps for a detector, or the size is not one of `DetectorSettings`.
+    """
+    backbone = Architecture(card.backbone.name, len(classes), card.backbone.base_channels, card.backbone.widths)
+    detector, made = new_detector(backbone, classes, DetectorSettings(image_size_hw=size_hw), seed)
+    transfer(detector, classifier.state_dict(), card.backbone.name)
+    return detector.eval(), replace(made, spec=card.spec, provenance=card.provenance)
+
+
+def detector_from_mmdet(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
+    """Return mmdet's Faster R-CNN on a ResNet as one of ours, in eval mode, and its card; it finds the same.
+
+    Args:
+        config: Config of mmdet. It is Python code and is run, as in mmdet.
+        checkpoint: See `load_foreign`. Nothing in it is executed.
+
+    Raises:
+        MissingFileError: If a file is missing.
+        RequestError: As `load_foreign`, or if the detector is of another kind, or computes otherwise than ours.
+    """
+    theirs: Any
+    theirs, found = load_foreign(config, checkpoint)
+    try:
+        settings, network = _settings(theirs, found), _network(theirs.backbone, len(found.classes))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{config}: another kind of detector, got {error}; {_REMEDY}") from error
+    preprocessing, weights = found.preprocessing, theirs.state_dict()
+    mean, std = (getattr(theirs.data_preprocessor, key).flatten().tolist() for key in ("mean", "std"))
+    if not theirs.data_preprocessor._channel_conversion:  # it reads blue first, as OpenCV
+        mean, std = mean[::-1], std[::-1]
+        weights["backbone.conv1.weight"] = weights["backbone.conv1.weight"].flip(1)
+    preprocessing = replace(preprocessing, mean_rgb=tuple(mean), std_rgb=tuple(std))
+    ours, card = new_detector(network, found.classes, settings, seed=0, preprocessing=preprocessing)
+    load_weights(ours, {_own_name(name): tensor for name, tensor in weights.items()}, str(checkpoint))
+    _check_finds_the_same(config, theirs, ours.eval())
+    made_from = {**origin({"import": config.name}, checkpoint), **outcome({})}
+    return ours, replace(card, provenance=made_from)
+
+
+def _settings(theirs: Any, found: ModelCard) -> DetectorSettings:
+    return DetectorSettings(
+        image_size_hw=found.preprocessing.image_hw,
+        fpn_channels=theirs.neck.out_channels,
+        head_channels=theirs.roi_head.bbox_head.fc_out_channels,
+        num_proposals=theirs.rpn_head.test_cfg.max_per_img,
+        roi_samples=theirs.roi_head.train_cfg.sampler.num,
+        anchor_scale=int(theirs.rpn_head.prior_generator.scales[0]),
+        norm_eval=theirs.backbone.norm_eval,
+        sampling_ratio=theirs.roi_head.bbox_roi_extractor.roi_layers[0].sampling_ratio,
+        max_per_img=theirs.roi_head.test_cfg.max_per_img,
+    )
+
+
+def _network(backbone: Any, num_classes: int) -> Architecture:
+    """Return the network of mmdet's ResNet; whether it computes the same is tried afterwards."""
+    kind = type(backbone).__name__
+    if kind == "ResNet":
+        return Architecture(f"resnet{backbone.depth}", num_classes, backbone.base_channels)
+    if kind == "ResNeXt" and (backbone.depth, backbone.groups, backbone.base_width) == (50, 32, 4):
+        return Architecture("resnext50_32x4d", num_classes)
+    raise ValueError(f"the backbone {kind}")
+
+
+def _own_name(name: str) -> str:
+    return name.replace("backbone.", "backbone.net.", 1) if name.startswith("backbone.") else name
+
+
+def _check_finds_the_same(config: Path, theirs: Any, ours: Any) -> None:
+    """Raise RequestError unless both find the same boxes in noise, with equal scores and labels."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *_TRIAL_HW), dtype=torch.uint8, generator=generator)
+    # in float64: sums in another order may put nearly equal scores in another order
+    one, other = (_found(copy.deepcopy(detector).double(), image) for detector in (theirs, ours))
+    if not len(one["scores"]) == len(other["scores"]):
+        raise RequestError(
+            f"{config}: computes otherwise than ours, got {len(one['scores'])} and {len(other['scores'])} boxes in an "
+            f"image of noise; {_REMEDY}"
+        )
+    for key, tensor in one.items():
+        if not torch.allclose(tensor.float(), other[key].float(), rtol=1e-4, atol=1e-4):
+            raise RequestError(f"{config}: computes otherwise than ours, {key} differ in an image of noise; {_REMEDY}")
+
+
+@torch.no_grad()
+def _found(detector: Any, image: Tensor) -> dict[str, Tensor]:
+    meta = {"img_shape": _TRIAL_HW, "ori_shape": _TRIAL_HW, "scale_factor": (1.0, 1.0), "img_id": 0}
+    config = detector.roi_head.test_cfg
+    threshold, config.score_thr = config.score_thr, 0.0  # an untrained one finds nothing above it
+    try:
+        (sample,) = detector.test_step({"inputs": [image], "data_samples": [DetDataSample(metainfo=meta)]})
+    finally:
+        config.score_thr = threshold
+    return {key: sample.pred_instances[key] for key in ("bboxes", "scores", "labels")}

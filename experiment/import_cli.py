@@ -1,0 +1,63 @@
+"""The command `espalier import`: a model file from what one has."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from command.errors import RequestError
+from command.extras import loading
+from command.options import Force, OutFile, closing, model_output, refuse_existing
+
+__all__ = ["bring"]
+
+
+def bring(
+    name: Annotated[str, typer.Argument(help="Network, as resnet50; with --mmdet, a checkpoint.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Its weights from torchvision, timm or mmpretrain (.pth, .safetensors); random without."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="How many, a text file of names, or an image folder; ImageNet's if there are 1000."),
+    ] = None,
+    mmdet: Annotated[
+        Path | None, typer.Option(help="mmdet's config, for a checkpoint of its Faster R-CNN on a ResNet.")
+    ] = None,
+    detector: Annotated[bool, typer.Option("--detector", help="Put a Faster R-CNN around it.")] = False,
+    size_hw: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width of its images: 224 224, of a detector 800 1344 unless given."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of random weights.")] = 0,
+    out: OutFile = None,
+    force: Force = False,
+) -> None:
+    """Make a model file of a network that was not trained here, or not at all."""
+    with loading("torch and mmdet"):
+        from classify.checkpoint import save_model
+        from classify.importing import class_list, import_classifier
+        from detect.importing import detector_around, detector_from_mmdet
+        from detect.model import files_at_risk, save_detector
+    is_detector = detector or mmdet is not None
+    stem = Path(name).stem if mmdet else name
+    out = model_output(out, Path(f"{stem}-detector.safetensors" if is_detector else f"{stem}.safetensors"))
+    given = Path(name) if mmdet else file
+    if given and out.resolve() == given.resolve():
+        raise RequestError(f"--out {out}: is the given file itself; expected another one")
+    refuse_existing(force, *(files_at_risk(out) if is_detector else [out]))
+    if mmdet:
+        if file or classes or size_hw:
+            raise RequestError("--mmdet: the config says all, got further weights, classes or a size; leave them out")
+        save_detector(out, *detector_from_mmdet(mmdet, Path(name)))
+    elif detector:
+        classifier, card = import_classifier(name, file, seed=seed)
+        found = detector_around(classifier, card, class_list(classes, 80), size_hw or (800, 1344), seed)
+        save_detector(out, *found)
+    else:
+        height, width = size_hw or (224, 224)
+        if height != width or height not in range(1, 16_385):
+            raise RequestError(f"--size-hw: not square, got {height} {width}; expected two equal sides up to 16384")
+        save_model(out, *import_classifier(name, file, classes, height, seed))
+    closing(f"wrote {out}", ["espalier", "prune", "l1_half", out])
