@@ -38,7 +38,7 @@ def bring(
     with loading("torch and mmdet"):
         from classify.checkpoint import save_model
         from classify.importing import class_list, import_classifier
-        from detect.importing import detector_around, detector_from_mmdet
+        from detect.imported import detector_around, detector_from_mmdet
         from detect.model import files_at_risk, save_detector
     is_detector = detector or mmdet is not None
     stem = Path(name).stem if mmdet else name

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deploy import Found
-from deploy.results import arrays_of, coco_results, table_rows
+from deploy.found import arrays_of, coco_results, table_rows
 
 CAT, DOG = Found("cat", 0.9, (10.0, 20.0, 40.0, 35.0), 0), Found("dog", 0.5, (0.0, 1.0, 2.0, 4.0), 1)
 

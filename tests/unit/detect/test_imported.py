@@ -6,7 +6,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 
 from classify.checkpoint import read_card
-from detect.importing import detector_from_mmdet
+from detect.imported import detector_from_mmdet
 from detect.model import load_detector
 
 STOCK = Path(mmdet.__file__).parent / ".mim/configs"
