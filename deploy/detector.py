@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
@@ -14,7 +16,8 @@ from command.bounds import Bounds
 from command.errors import MissingFileError, RequestError, WorkError
 from deploy.deployment import Deployed, open_deployment
 from deploy.fitting import Boxes, boxes_by_graph
-from deploy.images import image_from_file
+from deploy.images import IMAGE_ENDINGS, image_from_file
+from deploy.tensors import Arrays
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,6 +51,7 @@ class Detector:
     def __init__(self, deployed: Deployed, runtime: str | None = None) -> None:
         self._deployed = deployed
         self._runner = deployed.runner(runtime)
+        self._turn = Lock()  # an engine has one set of buffers
 
     @classmethod
     def load(cls, path: str | Path, runtime: str | None = None) -> Detector:
@@ -72,10 +76,11 @@ class Detector:
         return self._deployed.deployment.classes
 
     def __call__(self, images: Iterable[ImageLike], min_score: float = 0.3) -> list[list[Found]]:
-        """Return the objects in each image, in pixels of that image, highest score first.
+        """Return the objects in each image, in pixels of that image, highest score first; any thread may call it.
 
         Args:
-            images: Any number. Files are rotated by their EXIF orientation; PIL images are not.
+            images: Any number, or a folder: its image files, in the order of their names. Files are rotated by their
+                EXIF orientation; PIL images are not.
             min_score: Boxes below it are left out, in [0, 1].
 
         Raises:
@@ -83,6 +88,8 @@ class Detector:
             RequestError: If one is not an image, or `min_score` is out of range. This is checked before anything is
                 run, except for image files that do not decode.
         """
+        if isinstance(images, str | Path) and Path(images).is_dir():
+            images = sorted(path for path in Path(images).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
         if isinstance(images, str | Path) or _is_pil(images) or getattr(images, "ndim", 4) < 4:
             raise RequestError(f"images: a single image, got {_kind(images)}; expected a list of images")
         images = list(images)  # it may be a generator, and is iterated over twice
@@ -96,8 +103,30 @@ class Detector:
         image, size_hw = self._deployed.inputs["image"], self._deployed.size_hw
         batch_size = image.fixed_shape("image")[0]
         pixels = (as_rgb(image, f"images[{i}]") for i, image in enumerate(images))
-        for boxes in boxes_by_graph(self._runner.run, pixels, size_hw, batch_size, image.dtype):
+        for boxes in boxes_by_graph(self._run, pixels, size_hw, batch_size, image.dtype):
             yield found_in(boxes, self.classes, min_score)
+
+    def watch(
+        self, source: int | str | Path, min_score: float = 0.3
+    ) -> Iterator[tuple[NDArray[np.uint8], list[Found]]]:
+        """Yield every frame, RGB, and the objects in it, as they come.
+
+        Args:
+            source: A film's path, a camera's number, or the address of a stream (rtsp://, http://).
+            min_score: Boxes below it are left out, in [0, 1].
+
+        Raises:
+            MissingFileError: If the film does not exist.
+            RequestError: If it does not open.
+        """
+        from deploy.video import frames_of
+
+        shown, searched = itertools.tee(frames_of(source))
+        yield from zip(shown, self.stream(searched, min_score), strict=True)
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        with self._turn:
+            return self._runner.run(inputs)
 
 
 def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[Found]:

@@ -19,8 +19,10 @@ from command.contents import contents
 from command.errors import RequestError
 from deploy.fitting import read_image
 
-__all__ = ["ImageContent", "image_contents", "image_from_file"]
+__all__ = ["IMAGE_ENDINGS", "ImageContent", "image_contents", "image_from_file"]
 
+IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Of the files that are taken for images in a folder."""
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Without those that start another program, such as EPS."""
 _DAMAGE = (

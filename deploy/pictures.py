@@ -7,13 +7,13 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from command.errors import MissingFileError, RequestError
 from deploy.detector import Found
-from deploy.images import image_contents
+from deploy.images import IMAGE_ENDINGS, image_contents
 from deploy.text import printable
 from deploy.video import VIDEO_ENDINGS, is_video, open_video
 
 __all__ = ["draw", "input_files", "picture_name"]
 
-_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", *VIDEO_ENDINGS)
+_ENDINGS = (*IMAGE_ENDINGS, *VIDEO_ENDINGS)
 _MOST_LETTERS = 60
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from command.errors import RequestError, WorkError
+from command.files import existing_file
 
-__all__ = ["VIDEO_ENDINGS", "Video", "is_video", "open_video", "written_video"]
+__all__ = ["VIDEO_ENDINGS", "Video", "frames_of", "is_video", "open_video", "written_video"]
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 _AVI, _MATROSKA = b"RIFF", b"\x1aE\xdf\xa3"
@@ -37,6 +38,30 @@ class Video:
                 yield np.asarray(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB), np.uint8)
         finally:
             capture.release()
+
+
+def frames_of(source: int | str | Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of a film, a camera or a stream, RGB of height x width x 3, until it ends.
+
+    Args:
+        source: A film's path, a camera's number, or the address of a stream (rtsp://, http://), which OpenCV opens.
+
+    Raises:
+        MissingFileError: If the film does not exist.
+        RequestError: If it does not open.
+    """
+    is_address = isinstance(source, str) and "://" in source
+    if not (isinstance(source, int) or is_address):
+        yield from open_video(existing_file(source, "expected a film")).frames()
+        return
+    capture = cv2.VideoCapture(source) if isinstance(source, int) else cv2.VideoCapture(str(source))
+    try:
+        if not capture.isOpened():
+            raise RequestError(f"{source}: does not open; expected a film, a camera's number or a stream's address")
+        while (frame := capture.read())[0]:
+            yield np.asarray(cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB), np.uint8)
+    finally:
+        capture.release()
 
 
 def is_video(path: Path) -> bool:

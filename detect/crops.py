@@ -55,8 +55,8 @@ def write_crops(coco: CocoSet, folder: Path) -> int:
     for name in names.values():
         (folder / name).mkdir(parents=True, exist_ok=True)
     num = 0
-    for i, row, category_id, (left, top, side) in _squares(data):
-        image = _as_detected(coco.images / files[row["image_id"]])
+    for i, image_id, category_id, (left, top, side) in _squares(data):
+        image = _as_detected(coco.images / files[image_id])
         crop = image.crop((round(left), round(top), round(left + side), round(top + side)))
         crop.save(folder / names[category_id] / f"{i:07}.png", compress_level=1)
         num += 1
@@ -76,14 +76,14 @@ def crop_classes(categories: Iterable[Mapping[str, Any]]) -> dict[int | None, st
     return folders
 
 
-def _squares(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any], int | None, _Square]]:
-    """Yield every square: the index of its annotation in the file, the annotation, its category and its place."""
+def _squares(data: dict[str, Any]) -> Iterator[tuple[int, int, int | None, _Square]]:
+    """Yield every square: the index of its annotation in the file, its image, its category and its place."""
     for i, row in _objects(data):
         x, y, w, h = row["bbox"]
         side = 1.25 * max(w, h)
-        yield i, row, row["category_id"], (x + w / 2 - side / 2, y + h / 2 - side / 2, side)
+        yield i, row["image_id"], row["category_id"], (x + w / 2 - side / 2, y + h / 2 - side / 2, side)
     if len(data["categories"]) == 1:
-        yield from ((i, row, None, square) for i, row, square in _backgrounds(data))
+        yield from ((i, image_id, None, square) for i, image_id, square in _backgrounds(data))
 
 
 def _objects(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -93,20 +93,30 @@ def _objects(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
             yield i, row
 
 
-def _backgrounds(data: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any], _Square]]:
-    """Yield a square without objects for every object in whose image there is room for it; the same at every call."""
+def _backgrounds(data: dict[str, Any]) -> Iterator[tuple[int, int, _Square]]:
+    """Yield a square without objects for every object, the same at every call: in its image, else in an empty one.
+
+    None where there is no room.
+    """
     sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
     boxes = defaultdict(list)
     for row in data["annotations"]:
         boxes[row["image_id"]].append(row["bbox"])
+    empty = [image_id for image_id in sizes if image_id not in boxes]
     for i, row in _objects(data):
-        width, height = sizes[row["image_id"]]
-        side = min(1.25 * max(row["bbox"][2:]), width, height)
-        rng = np.random.default_rng(i)
-        for left, top in rng.uniform((0, 0), (width - side, height - side), (_NUM_TRIES, 2)).tolist():
-            if not any(_overlap((left, top, side), box) for box in boxes[row["image_id"]]):
-                yield i, row, (left, top, side)
+        for image_id in (row["image_id"], *([empty[i % len(empty)]] if empty else [])):
+            if square := _free_square(1.25 * max(row["bbox"][2:]), sizes[image_id], boxes.get(image_id, []), seed=i):
+                yield i, image_id, square
                 break
+
+
+def _free_square(side: float, size_wh: tuple[int, int], boxes: list[list[float]], seed: int) -> _Square | None:
+    """Return a square, as large as there is room for in the image, that meets no box; None if none is found."""
+    width, height = size_wh
+    side = min(side, width, height)
+    places = np.random.default_rng(seed).uniform((0, 0), (width - side, height - side), (_NUM_TRIES, 2)).tolist()
+    free = ((left, top, side) for left, top in places)
+    return next((square for square in free if not any(_overlap(square, box) for box in boxes)), None)
 
 
 def _overlap(square: _Square, box: list[float]) -> bool:

@@ -4,7 +4,9 @@ torch and mmdet are imported inside the commands, and only to open model files: 
 them.
 """
 
+import csv
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -106,6 +108,7 @@ def bench(
         typer.Option(help="Sizes of an input with free dimensions, as image=1,3,224,224; may be repeated."),
     ] = None,
     as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print only the figures on standard output, as CSV.")] = False,
     out: Annotated[Path | None, typer.Option(help="Record to write; default: latency-TIME.json.")] = None,
     force: Force = False,
 ) -> None:
@@ -114,7 +117,7 @@ def bench(
     Files may differ in batch size: each is compared with the first of the same batch size.
     """
     from deploy.bench import bench_files, figures_from_record, shapes_from
-    from deploy.record import save_record, table_from_record
+    from deploy.record import rows_from_record, save_record, table_from_record
 
     if models[0] == Path("compare") and all(path.suffix == ".json" for path in models[1:]):
         _compare(models[1:], as_json)
@@ -138,8 +141,13 @@ def bench(
     )
     out = out or Path(f"latency-{record.created:%Y%m%dT%H%M%SZ}.json")
     save_record(record, out)
-    typer.echo(json.dumps(figures_from_record(record), indent=1) if as_json else table_from_record(record))
-    if as_json and record.gpu and record.gpu.warning:
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, rows_from_record(record)[0])
+        writer.writeheader()
+        writer.writerows(rows_from_record(record))
+    else:
+        typer.echo(json.dumps(figures_from_record(record), indent=1) if as_json else table_from_record(record))
+    if (as_json or as_csv) and record.gpu and record.gpu.warning:
         typer.echo(record.gpu.warning, err=True)
     files = [path.with_suffix(ONNX) for path in models if path.suffix in (ONNX, ENGINE)] or [Path("MODEL.onnx")]
     closing(f"wrote {out}", ["espalier", "deploy", "build", files[-1]])

@@ -32,6 +32,7 @@ Row = dict[str, Any]
 UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
 # So that the table fits a terminal of 80 columns; every word has its own line there.
 SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "MAC reduction (x)": "MACs cut (x)"}
+_EPOCHS = "epochs"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Beginnings of a text that spreadsheets would run as a formula."""
 
@@ -62,6 +63,14 @@ class _Line:
     def spread(self, key: str) -> float:
         """Return the sample standard deviation over seeds, 0 where there are not two figures."""
         return statistics.stdev(self.values(key)) if len(self.values(key)) > 1 else 0.0
+
+    def epochs(self, part: str) -> int:
+        """Return the epochs of all trainings of a part, "classifier" or "detector"."""
+        return sum(num for stage, num in self.first("train_epochs").items() if part in stage)
+
+    def both_epochs(self) -> str:
+        """Return the epochs of classification and detection."""
+        return f"{self.epochs('classifier')}+{self.epochs('detector')}"
 
     def number(self, key: str, decimals: int, unit: float = 1.0) -> str:
         """Return the mean in a unit, with the spread where the seeds differ."""
@@ -95,8 +104,10 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
 def table_text(results: dict[str, Any]) -> Table:
     """Return the table for a terminal: the device above it, the main finding below."""
     lines = _lines(results["rows"])
-    columns = _columns(lines)
-    title, caption = Text(printable(_device_sentence(results))), Text(printable(_finding(lines)))
+    columns = [column for column in _columns(lines) if column.header != _EPOCHS]  # below: 80 columns are full
+    epochs = "; ".join(f"{line.label} {line.both_epochs()}" for line in lines)
+    caption = Text(printable(f"{_finding(lines)} Epochs of classification and detection: {epochs}."))
+    title = Text(printable(_device_sentence(results)))
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column in columns:
         header = Text(SHORT_HEADERS.get(column.header, column.header).replace(" ", "\n"))
@@ -146,6 +157,7 @@ def _columns(lines: list[_Line]) -> list[_Column]:
         columns.append(_Column("seeds", lambda line: ", ".join(str(row["seed"]) for row in line.rows), is_number=False))
     return [
         *columns,
+        _Column(_EPOCHS, _Line.both_epochs),
         _Column("mAP", lambda line: line.number("map", 3)),
         _Column("AP50", lambda line: line.number("map50", 3)),
         _scaled_column("MACs", "macs", ("G", "M"), lines),
@@ -191,7 +203,16 @@ def _finding(lines: list[_Line]) -> str:
     noise = "One seed: differences smaller than the noise between seeds, which one seed cannot show, mean nothing."
     if len(best.rows) > 1:
         noise = f"Means over {len(best.rows)} seeds ± sample standard deviation: differences of that size mean nothing."
-    return f"{accuracy} at {gain}, with {best.number('mac_reduction', 2)}x fewer MACs. {noise}"
+    return f"{_unequal(lines, best)}{accuracy} at {gain}, with {best.number('mac_reduction', 2)}x fewer MACs. {noise}"
+
+
+def _unequal(lines: list[_Line], best: _Line) -> str:
+    """Return a sentence that detectors were trained for different numbers of epochs, or nothing."""
+    epochs = [line.epochs("detector") for line in lines]
+    if len(set(epochs)) == 1:
+        return ""
+    dense = f"{lines[0].label} {epochs[0]}, {best.label} {best.epochs('detector')}"
+    return f"Detectors were trained for {min(epochs)} to {max(epochs)} epochs ({dense}), which alone can change mAP. "
 
 
 def _csv_text(rows: list[Row]) -> str:

@@ -1,4 +1,6 @@
+import csv
 import hashlib
+import io
 import json
 import re
 
@@ -24,6 +26,14 @@ def test_json_prints_only_figures_on_standard_output(invoke, onnx_files, tmp_pat
     assert [row["name"] for row in figures["rows"]] == [str(path) for path in onnx_files]
     assert figures["is_gpu"] is False
     assert "next: " in result.stderr
+
+
+def test_csv_prints_a_row_per_file(invoke, onnx_files, tmp_path):
+    result = invoke("deploy", "bench", *onnx_files, "--rounds", 4, "--csv", "--out", tmp_path / "r.json")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["name"] for row in rows] == [str(path) for path in onnx_files]
+    expected = load_record(tmp_path / "r.json").candidates[str(onnx_files[1])].latency.median_ms
+    assert float(rows[1]["latency_ms"]) == expected
 
 
 def test_the_record_has_a_name_of_its_own_by_default(invoke, onnx_files, tmp_path, monkeypatch):

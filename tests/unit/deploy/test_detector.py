@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 
 from deploy import Detector
 from deploy.fitting import read_image
+from deploy.video import written_video
 from detect import load_detector
 from detect.predict import predict
 
@@ -120,3 +122,49 @@ def test_a_folder_without_a_deployment_is_refused(tmp_path):
 def test_importing_the_package_loads_no_torch():
     code = "import sys; from espalier import Detector; assert not {'torch', 'mmdet'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_is_taken_in_the_order_of_names(detector, files):
+    assert detector(files[0].parent, 0.0) == detector(files, 0.0)
+    assert detector(str(files[0].parent), 0.0) == detector(files, 0.0)
+
+
+def test_several_threads_find_what_one_finds(detector, files):
+    expected = detector(files, 0.0)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: detector(files, 0.0), range(8)))
+    assert found == [expected] * 8
+
+
+@pytest.mark.parametrize("min_score", [-0.1, 1.5, float("nan")])
+def test_a_score_that_no_box_can_have_is_refused(detector, files, min_score):
+    with pytest.raises(ValueError, match=r"min_score: out of range, got .*; expected at least 0 and at most 1"):
+        detector(files[:1], min_score)
+
+
+def test_the_label_is_the_place_of_the_name(detector, files):
+    things = [thing for things in detector(files, 0.0) for thing in things]
+    assert {detector.classes[thing.label] == thing.name for thing in things} == {True}
+
+
+def test_a_film_is_watched_frame_by_frame(detector, files, tmp_path):
+    frames = [read_image(file) for file in files[:3]]
+    with written_video(tmp_path / "film.mp4", 10.0, frames[0].shape[:2]) as write:
+        for frame in frames:
+            write(frame)
+    watched = list(detector.watch(tmp_path / "film.mp4", 0.0))
+    assert [found for _, found in watched] == detector([frame for frame, _ in watched], 0.0)
+    assert len(watched) == 3
+    assert np.abs(watched[0][0].astype(int) - frames[0]).mean() < 20  # compressed
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("none.mp4", FileNotFoundError, r"none\.mp4: no such file; expected a film"),
+        ("http://127.0.0.1:9/stream", ValueError, "does not open; expected a film, a camera's number or a stream's"),
+    ],
+)
+def test_what_does_not_open_is_named(detector, source, error, message):
+    with pytest.raises(error, match=message):
+        next(detector.watch(source))

@@ -137,3 +137,14 @@ def test_a_set_of_tiny_objects_is_refused(write_coco, save_image):
 def test_several_classes_get_no_background(write_coco, save_image):
     coco = save_image(write_coco(categories=TWO))
     assert num_crops(coco) == 1
+
+
+def test_background_comes_from_empty_images_where_objects_leave_no_room(write_coco, save_image, tmp_path):
+    images = [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 50} for i in (7, 8)]
+    coco = write_coco(images=images, annotations=[{**BOX, "bbox": [0, 0, 100, 50]}])
+    save_image(coco, name="7.png")
+    save_image(coco, name="8.png", pixels=np.full((50, 100, 3), 200, np.uint8))
+    check_crops(coco)
+    assert write_crops(coco, tmp_path / "crops") == 2
+    (background,) = (tmp_path / "crops/background").iterdir()
+    assert (np.asarray(Image.open(background)) == 200).all()

@@ -169,10 +169,10 @@ def test_captions_take_two_lines_each(page: str) -> None:
 def test_markdown_numbers_carry_their_units_and_dense_comes_first() -> None:
     header, _, dense, slim = cells_of(report.table_markdown(make_results([SLIM, DENSE])))
     # Three digits for the smallest of a column: 0.500 G, 4.00 M, 10.0 ms.
-    assert header[:6] == ["ordering", "budget", "mAP", "AP50", "MACs (G)", "params (M)"]
-    assert header[6:] == ["latency (ms)", "speedup (x)", "95% interval", "MAC reduction (x)"]
-    assert dense == ["dense", "-", "0.660", "0.900", "1.500", "12.00", "15.0", "1.00", "-", "1.00"]
-    assert slim[2:] == ["0.600", "0.900", "0.500", "4.00", "10.0", "1.50", "1.40-1.60", "3.00"]
+    assert header[:7] == ["ordering", "budget", "epochs", "mAP", "AP50", "MACs (G)", "params (M)"]
+    assert header[7:] == ["latency (ms)", "speedup (x)", "95% interval", "MAC reduction (x)"]
+    assert dense == ["dense", "-", "10+12", "0.660", "0.900", "1.500", "12.00", "15.0", "1.00", "-", "1.00"]
+    assert slim[2:] == ["0+20", "0.600", "0.900", "0.500", "4.00", "10.0", "1.50", "1.40-1.60", "3.00"]
 
 
 def test_small_networks_are_counted_in_millions() -> None:
@@ -200,11 +200,29 @@ def finding(rows: list[dict[str, Any]]) -> str:
     return str(report.table_text(make_results(rows)).caption)
 
 
+AS_LONG = {"train_epochs": {"train_detector": 12}}
+"""As the dense detector."""
+
+
 def test_finding_names_the_slim_row_with_the_highest_map() -> None:
-    better = make_row("scratch_transfer", "scratch_b", map=0.61)
-    assert finding([SLIM, DENSE, better]).startswith(
+    better = make_row("scratch_transfer", "scratch_b", map=0.61, **AS_LONG)
+    assert finding([SLIM | AS_LONG, DENSE, better]).startswith(
         "scratch_transfer (scratch_b) reaches 0.610 mAP (dense: 0.660) "
         "at 1.50x measured speedup (95% interval 1.40-1.60), with 3.00x fewer MACs. One seed: "
+    )
+
+
+def test_finding_says_first_that_training_times_differ() -> None:
+    assert finding([SLIM, DENSE]).startswith(
+        "Detectors were trained for 12 to 20 epochs (dense 12, transfer_prune (finetune) 20), which alone can change "
+        "mAP. transfer_prune (finetune) reaches 0.600 mAP"
+    )
+    assert "which alone can change" not in finding([SLIM | AS_LONG, DENSE])
+
+
+def test_the_epochs_of_both_stages_stand_below_the_table() -> None:
+    assert finding([SLIM, DENSE]).endswith(
+        "Epochs of classification and detection: dense 10+12; transfer_prune (finetune) 0+20."
     )
 
 
@@ -214,7 +232,7 @@ def test_finding_claims_no_gain_within_the_interval(low: float, is_doubted: bool
 
 
 def test_finding_without_a_slim_row_reports_dense_only() -> None:
-    assert finding([DENSE]) == "Only the dense detector was run."
+    assert finding([DENSE]).startswith("Only the dense detector was run.")
 
 
 def printed(rows: list[dict[str, Any]], width: int) -> str:
