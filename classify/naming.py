@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from classify.backbones import HEADS
+
 __all__ = ["IN_TIMM", "renamed", "unwrapped"]
 
 _CONTAINERS = (
@@ -61,7 +63,7 @@ def renamed(
     if not _num_fitting(prefix, weights, own):
         return weights
     found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    for name in own.keys() - found.keys():
+    for name in [name for name in own if name.startswith(HEADS) and name not in found]:
         below = [other for other in weights if other.endswith(f".{name}") and weights[other].shape == own[name].shape]
         if len(below) == 1 and below[0].removeprefix(prefix) not in own:
             found.pop(below[0].removeprefix(prefix), None)

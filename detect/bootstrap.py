@@ -1,13 +1,11 @@
 """How sure the difference of two mAPs is: both detectors are scored on the same images, drawn again many times."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from detect.evaluate import coco_evaluation
+from pycocotools.cocoeval import COCOeval
 
 __all__ = ["difference_interval", "map_of_draws"]
 
@@ -45,18 +43,15 @@ class _Category:
         return float(np.mean(found))
 
 
-def difference_interval(
-    annotations: Path, results: list[dict[str, Any]], reference: list[dict[str, Any]], seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % interval of the mAP of `results` minus that of `reference`, by a paired bootstrap over images.
+def difference_interval(evaluation: COCOeval, reference: COCOeval, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of one mAP minus that of the reference, by a paired bootstrap over images.
 
     Args:
-        annotations: COCO annotation file.
-        results: COCO result rows.
-        reference: Those of another detector on the same images.
+        evaluation: Of `detect.evaluate.coco_evaluation`.
+        reference: That of another detector on the same images.
         seed: Of the draws.
     """
-    both = [_categories(annotations, rows) for rows in (results, reference)]
+    both = [_categories(one) for one in (evaluation, reference)]
     num_images = len(both[0][1][0].positives) if both[0][1] else 0
     rng = np.random.default_rng(seed)
     differences = []
@@ -68,9 +63,9 @@ def difference_interval(
     return float(low), float(high)
 
 
-def map_of_draws(annotations: Path, results: list[dict[str, Any]], draws_I: NDArray[np.int64]) -> float:
+def map_of_draws(evaluation: COCOeval, draws_I: NDArray[np.int64]) -> float:
     """Return the mAP where each image, in the order of their ids, counts as often as it was drawn."""
-    recalls, categories = _categories(annotations, results)
+    recalls, categories = _categories(evaluation)
     return _map(categories, draws_I, recalls)
 
 
@@ -79,9 +74,8 @@ def _map(categories: list[_Category], draws_I: NDArray[np.int64], recalls: NDArr
     return float(np.nanmean(found)) if not np.isnan(found).all() else np.nan
 
 
-def _categories(annotations: Path, results: list[dict[str, Any]]) -> tuple[NDArray[np.float64], list[_Category]]:
+def _categories(evaluation: COCOeval) -> tuple[NDArray[np.float64], list[_Category]]:
     """Return the recalls at which precision is read, and the detections of every category."""
-    evaluation = coco_evaluation(annotations, results)
     params = evaluation.params
     num_images, num_areas = len(params.imgIds), len(params.areaRng)
     found = []

@@ -26,7 +26,7 @@ from deploy.text import printable
 from detect.annotations import read_annotations
 from detect.bootstrap import difference_interval
 from detect.data import CocoSet, check_coco, coco_subset
-from detect.evaluate import coco_map, detected_rows, found_by_detector
+from detect.evaluate import averages, coco_evaluation, detected_rows, found_by_detector
 from detect.foreign import load_foreign
 from detect.model import load_detector
 
@@ -261,9 +261,10 @@ def _notes_on_limit(most: int, boxes: list[dict[str, Any]]) -> list[str]:
 def _figures(
     runner: FileRunner, coco: CocoSet, rows: list[dict[str, Any]], reference: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    own = coco_map(coco.annotations, rows)
-    framework = None if reference is None else coco_map(coco.annotations, reference)
-    interval = None if reference is None else difference_interval(coco.annotations, rows, reference)
+    evaluation = coco_evaluation(coco.annotations, rows)
+    known = None if reference is None else coco_evaluation(coco.annotations, reference)
+    own, framework = averages(evaluation), known and averages(known)
+    interval = known and difference_interval(evaluation, known)
     return {
         "map": own["map"],
         "map50": own["map50"],

@@ -25,6 +25,7 @@ from detect.train import coco_loader
 
 __all__ = [
     "Detections",
+    "averages",
     "coco_evaluation",
     "coco_figures",
     "coco_map",
@@ -54,14 +55,18 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
         annotations: COCO annotation file with at least one box.
         results: COCO result rows (image_id, category_id, bbox as x, y, w, h, score); images without rows count too.
     """
-    names = ("map", "map50", "map75")
-    if not results:
-        return dict.fromkeys(names, 0.0)
-    evaluation = coco_evaluation(annotations, results)
+    return averages(coco_evaluation(annotations, results)) if results else dict.fromkeys(_AVERAGES, 0.0)
+
+
+_AVERAGES = ("map", "map50", "map75")
+
+
+def averages(evaluation: COCOeval) -> dict[str, float]:
+    """Return what `coco_map` does, of an evaluation."""
     with silent():  # pycocotools prints its tables
         evaluation.accumulate()
         evaluation.summarize()
-    return {name: float(value) for name, value in zip(names, evaluation.stats[:3], strict=True)}
+    return {name: float(value) for name, value in zip(_AVERAGES, evaluation.stats[:3], strict=True)}
 
 
 def coco_figures(annotations: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -72,15 +77,14 @@ def coco_figures(annotations: Path, results: list[dict[str, Any]]) -> dict[str, 
     categories = read_annotations(annotations)["categories"]
     order = numbers(categories)
     evaluation = coco_evaluation(annotations, results)
-    with silent():
-        evaluation.accumulate()
+    whole = averages(evaluation)
     precision = evaluation.eval["precision"]  # (IoU thresholds, recalls, categories, bands, limits of detections)
     bands = {f"map_{name}": _mean(precision[..., band, -1]) for band, name in enumerate(_BANDS, start=1)}
     places = {number: place for place, number in enumerate(evaluation.params.catIds)}
     per_class = {
         category["name"]: _mean(precision[:, :, places[order[category["id"]]], 0, -1]) for category in categories
     }
-    return {**coco_map(annotations, results), **bands, "per_class": per_class}
+    return {**whole, **bands, "per_class": per_class}
 
 
 _BANDS = ("small", "medium", "large")

@@ -188,3 +188,11 @@ def test_an_imported_file_says_where_it_is_from(net, tmp_path):
     _, card = import_classifier("resnet18", tmp_path / "w.pth")
     assert json.loads(json.dumps(card.provenance))["config"] == {"import": "resnet18", "seed": 0}
     assert len(card.provenance["parent"]) == 64
+
+
+def test_a_missing_layer_is_not_taken_from_a_part_of_another_name(net, tmp_path):
+    weights = net.state_dict()
+    weights["aux.conv1.weight"] = weights.pop("conv1.weight")
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="of another architecture, "):
+        import_classifier("resnet18", tmp_path / "w.pth")

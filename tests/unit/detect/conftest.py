@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
+from PIL import Image
 
 from classify.backbones import Architecture
 from classify.checkpoint import load_weights, read_weights
@@ -136,3 +137,15 @@ def write_coco(tmp_path):
         return CocoSet(tmp_path / "a.json", tmp_path / "images")
 
     return write
+
+
+@pytest.fixture
+def save_image():
+    """Write a picture, 100 wide and 50 high, as the image that `write_coco` names."""
+
+    def save(coco, size_wh=(100, 50), name="a.png", pixels=None):
+        picture = Image.new("RGB", size_wh) if pixels is None else Image.fromarray(pixels)
+        picture.save(coco.images / name)
+        return coco
+
+    return save

@@ -23,7 +23,7 @@ HASHES = (16_045_690_984_503_098_046, 9_223_372_036_854_775_809, 4)
 
 @pytest.fixture
 def checked(write_coco, capsys):
-    """Check a set of black images, 100 x 50; return it and what was told."""
+    """Check a set of black images, 100 x 50; return it and what was printed."""
 
     def check(strict=False, **changes):
         note.cache_clear()

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from detect import bootstrap
 from detect.annotations import read_annotations
-from detect.bootstrap import difference_interval, map_of_draws
-from detect.evaluate import coco_map
+from detect.evaluate import coco_evaluation, coco_map
 
 SIZE = 20  # of an image
 
@@ -26,6 +26,14 @@ def ten(write_coco):
     images = [{"id": i, "file_name": f"{i}.png", "width": SIZE, "height": SIZE} for i in range(10)]
     box = {"category_id": 3, "bbox": [2, 2, 10, 10], "area": 100, "iscrowd": 0}
     return write_coco(images=images, annotations=[{**box, "id": i, "image_id": i} for i in range(10)]).annotations
+
+
+def map_of_draws(annotations, results, draws):
+    return bootstrap.map_of_draws(coco_evaluation(annotations, results), draws)
+
+
+def difference_interval(annotations, *both):
+    return bootstrap.difference_interval(*(coco_evaluation(annotations, rows) for rows in both))
 
 
 def found_in(*images, shift=0.0):

@@ -13,18 +13,6 @@ TWO = [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]
 TURNED = 6  # EXIF: the first row of the file is the right side of the picture
 
 
-@pytest.fixture
-def save_image():
-    """Write a picture, 100 wide and 50 high, as the image that `write_coco` names."""
-
-    def save(coco, size_wh=(100, 50), name="a.png", pixels=None):
-        picture = Image.new("RGB", size_wh) if pixels is None else Image.fromarray(pixels)
-        picture.save(coco.images / name)
-        return coco
-
-    return save
-
-
 def test_crops_are_an_image_folder_of_every_object(scenes, classes, tmp_path):
     num = write_crops(scenes, tmp_path)
     assert num == len(read_annotations(scenes.annotations)["annotations"])

@@ -13,18 +13,6 @@ TURNED = 6  # EXIF: the first row of the file is the right side of the picture
 
 
 @pytest.fixture
-def save_image():
-    """Write a picture, 100 wide and 50 high, as the image that `write_coco` names."""
-
-    def save(coco, size_wh=(100, 50), name="a.png", pixels=None):
-        picture = Image.new("RGB", size_wh) if pixels is None else Image.fromarray(pixels)
-        picture.save(coco.images / name)
-        return coco
-
-    return save
-
-
-@pytest.fixture
 def copied(scenes, tmp_path):
     """Return a copy of the generated set that a test may change."""
     shutil.copytree(scenes.annotations.parent, tmp_path / "scenes")
