@@ -159,7 +159,7 @@ def _target(side: int) -> dict[str, Tensor]:
 def _mmdet(name: str, side: int) -> ZooModel:
     from classify.backbones import Architecture
     from detect import DetectorSettings, new_detector
-    from detect.pruning import TracedDetector
+    from detect.traced import TracedDetector
 
     classes = tuple(f"class {i}" for i in range(80))
     detector, _ = new_detector(Architecture(name, 1), classes, DetectorSettings(), 0)

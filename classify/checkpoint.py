@@ -30,6 +30,7 @@ __all__ = [
     "Side",
     "check_classes",
     "check_weights",
+    "has_card",
     "load_classifier",
     "load_weights",
     "read_card",
@@ -76,13 +77,13 @@ class ModelCard:
 
     kind: Literal["classifier", "detector"]
     backbone: Architecture
-    """Its name is empty where a foreign detector has a backbone that espalier does not know."""
+    """Its name is empty for a foreign detector: mmdet's config says which backbone it has."""
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     preprocessing: Preprocessing = Preprocessing((224, 224))
     settings: Mapping[str, Any] | None = None
     """Arguments of `detect.model.DetectorSettings`, for detectors."""
     widths: Widths = field(default_factory=dict)
-    """(inputs, outputs) of the layers outside the backbone that a slim detector has narrower."""
+    """(inputs, outputs) of a slim detector's narrower layers outside the backbone; of all those of a foreign one."""
     spec: Mapping[str, Any] | None = None
     """The PruneSpec that made it slim, or None. The backbone's layers have the classifier's names."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +93,11 @@ class ModelCard:
     def prune_spec(self) -> PruneSpec | None:
         """The spec as an object."""
         return None if self.spec is None else PruneSpec.from_json(json.dumps(self.spec))
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a detector of mmdet's own parts, which is opened with mmdet's config."""
+        return not self.backbone.name
 
     @property
     def is_slim(self) -> bool:
@@ -144,6 +150,17 @@ def read_card(path: str | Path) -> ModelCard:
             f"{path}: its card is damaged, {where} {fault['msg']}, got {fault['input']!r:.200}; "
             "expected a file written by espalier"
         ) from error
+
+
+def has_card(path: Path) -> bool:
+    """Return whether a file is a model file of this project, whatever its version."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return _KEY in (file.metadata() or {})
+    except safetensors.SafetensorError:
+        return False
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

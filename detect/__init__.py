@@ -8,23 +8,14 @@ from typing import TYPE_CHECKING
 from command.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from detect.model import (
-        DetectorSettings,
-        build_detector,
-        detector_config,
-        load_detector,
-        mmdet_config,
-        new_detector,
-        save_detector,
-        transfer,
-    )
+    from detect.detector_file import load_detector, save_detector
+    from detect.model import DetectorSettings, build_detector, detector_config, mmdet_config, new_detector, transfer
     from detect.pruning import prune_detector
-    from detect.slim import SlimFasterRCNN
+    from detect.slim import slim_detector
     from detect.trunk import TrunkBackbone
 
 __all__ = [
     "DetectorSettings",
-    "SlimFasterRCNN",
     "TrunkBackbone",
     "build_detector",
     "detector_config",
@@ -33,6 +24,7 @@ __all__ = [
     "new_detector",
     "prune_detector",
     "save_detector",
+    "slim_detector",
     "transfer",
 ]
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from command.extras import loading
 from command.options import AsJson, Force, OutFile, Overrides, closing, model_output, refuse_existing, show
 from deploy.runtime_option import RuntimeName
+from detect.mmdet_option import MmdetConfig
 
 __all__ = ["app", "evaluate", "predict", "train"]
 
@@ -32,7 +33,7 @@ def train(
         from command.config import read_config
         from detect.commands import train_to_file
         from detect.config import DetectorTraining
-        from detect.model import files_at_risk
+        from detect.detector_file import files_at_risk
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
     refuse_existing(force, *files_at_risk(out))
@@ -40,18 +41,33 @@ def train(
     closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", ["espalier", "deploy", "export", out])
 
 
+def mmdet(
+    tool: Annotated[str | None, typer.Argument(help="As test, train or get_flops; or a Python file.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="The tool's own.")] = None,
+) -> None:
+    """Run one of mmdet's own tools on its configs and ours; without one, list them."""
+    with loading("torch and mmdet"):
+        from detect.mmdet_tools import mmdet_tools, run_tool
+    if tool in (None, "--help"):
+        typer.echo("usage: espalier mmdet TOOL [ARGUMENTS...], with one of mmdet's tools, or a Python file:")
+        typer.echo("\n".join(f"  {name}" for name in mmdet_tools()))
+        return
+    raise typer.Exit(run_tool(tool, arguments or []))
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file of a detector.")],
     annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
     images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
+    mmdet: MmdetConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a detector's COCO mAP."""
     with loading("torch and mmdet"):
         from detect.commands import evaluate_file
     with Console(stderr=True).status("Evaluating ..."):
-        figures = evaluate_file(model, annotations, images)
+        figures = evaluate_file(model, annotations, images, mmdet)
     show(figures, as_json)
     closing(f"evaluated {model}", ["espalier", "deploy", "export", model])
 
@@ -68,13 +84,14 @@ def predict(
     ),
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are left out.")] = 0.3,
     runtime: RuntimeName = None,
+    mmdet: MmdetConfig = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw the boxes that a detector finds in images and videos."""
     with loading("the detector"):
         from detect.drawing import found_text, predict_files
-    rows, next_command = predict_files(model, inputs, out, min_score, runtime, force, Console(stderr=True))
+    rows, next_command = predict_files(model, inputs, out, min_score, runtime, force, Console(stderr=True), mmdet)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:

@@ -10,16 +10,17 @@ from torch import nn
 
 from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, check_classes, load_classifier, read_weights
-from classify.config import Dense, Finetune
+from classify.config import Dense
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES
 from classify.train import using_threads
 from command.folders import generated, training_folder
 from command.progress import RunProgress
-from detect.config import CocoData, DetectorTraining, ScenesData
+from detect.config import CocoData, DetectorTraining, FinetuneDetector, ScenesData
 from detect.data import CocoSet, check_coco, fingerprint
+from detect.detector_file import load_detector, save_detector
 from detect.evaluate import coco_figures, found_by_detector
-from detect.model import load_detector, new_detector, save_detector, transfer
+from detect.model import new_detector, transfer
 from detect.synthetic import write_scenes
 from detect.train import train_detector
 
@@ -47,18 +48,19 @@ def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: C
             found = found_by_detector(detector, card, val, work / "evaluation")
         figures = coco_figures(val.annotations, found)
         data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
-        save_detector(out, detector, replace(card, provenance={**made_from, **data_prints, **outcome(figures)}))
+        mmdet = settings.start.mmdet if isinstance(settings.start, FinetuneDetector) else None
+        save_detector(out, detector, replace(card, provenance={**made_from, **data_prints, **outcome(figures)}), mmdet)
     return figures
 
 
-def evaluate_file(model: Path, annotations: Path, images: Path) -> dict[str, Any]:
-    """Return the figures of a detector file on a COCO set, those of `coco_figures`.
+def evaluate_file(model: Path, annotations: Path, images: Path, mmdet: Path | None = None) -> dict[str, Any]:
+    """Return the figures of a detector file on a COCO set, those of `coco_figures`; see `load_detector`.
 
     Raises:
         MissingFileError: If a file is missing.
         RequestError: If the set is invalid, or its classes differ from the model's.
     """
-    detector, card = load_detector(model)
+    detector, card = load_detector(model, mmdet)
     coco = CocoSet(annotations, images)
     check_classes(model, card, check_coco(coco))
     with tempfile.TemporaryDirectory() as folder:
@@ -79,8 +81,8 @@ def _sets(data: ScenesData | CocoData, size_hw: tuple[int, int], beside: Path) -
 
 def _start(settings: DetectorTraining, classes: tuple[str, ...]) -> tuple[nn.Module, ModelCard]:
     start = settings.start
-    if isinstance(start, Finetune):
-        detector, card = load_detector(start.file)
+    if isinstance(start, FinetuneDetector):
+        detector, card = load_detector(start.file, start.mmdet)
         check_classes(start.file, card, classes)
         return detector, card
     if isinstance(start, Dense):

@@ -73,10 +73,17 @@ class Transfer(Part):
     """Model file of a (slim) classifier; its head is not used."""
 
 
+class FinetuneDetector(Finetune):
+    """Start from the weights of a detector, slim or dense."""
+
+    mmdet: Path | None = None
+    """mmdet's config, for a checkpoint of mmdet or a model file of mmdet's own parts."""
+
+
 class DetectorTraining(Part):
     """Config of `espalier detect train`."""
 
-    start: Annotated[Transfer | Finetune | Dense, Field(discriminator="type")]
+    start: Annotated[Transfer | FinetuneDetector | Dense, Field(discriminator="type")]
     """Source of the architecture and weights of the backbone, or of the whole detector."""
     data: Annotated[ScenesData | CocoData, Field(discriminator="type")]
     model: DetectorSettings = DetectorSettings()

@@ -19,10 +19,9 @@ from command.options import AsJson, Force, Overrides, check_file_name, closing, 
 from deploy.runtime_option import MOST_ROUNDS, RuntimeName, Threads
 from deploy.runtimes.module import OpenModel
 from deploy.runtimes.registry import ENGINE, MODEL, ONNX, RUNTIMES
+from detect.mmdet_option import MmdetConfig
 
 __all__ = ["bench", "evaluate", "export"]
-
-Mmdet = Annotated[Path | None, typer.Option(help="mmdet's config, for a checkpoint (.pth) of mmdet.")]
 
 
 def export(
@@ -34,7 +33,7 @@ def export(
         Path | None, typer.Option(help="Config: a name, such as fp16, or a file; default: fp32 for every engine.")
     ] = None,
     overrides: Overrides = None,
-    mmdet: Mmdet = None,
+    mmdet: MmdetConfig = None,
     force: Force = False,
 ) -> None:
     """Write a model file as ONNX with fixed shapes, and `deploy.json`, which describes its inputs and outputs."""
@@ -63,7 +62,7 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Option(help="Model file it was exported from; default: searched beside the folder.")
     ] = None,
-    mmdet: Mmdet = None,
+    mmdet: MmdetConfig = None,
     runtime: RuntimeName = None,
     limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Use only the first N images.")] = None,
     as_json: AsJson = False,

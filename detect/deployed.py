@@ -26,9 +26,8 @@ from deploy.text import printable
 from detect.annotations import read_annotations
 from detect.bootstrap import difference_interval
 from detect.data import CocoSet, check_coco, coco_subset
+from detect.detector_file import load_detector
 from detect.evaluate import averages, coco_evaluation, detected_rows, found_by_detector
-from detect.foreign import load_foreign
-from detect.model import load_detector
 
 __all__ = ["Evaluated", "evaluate_deployed"]
 
@@ -157,7 +156,7 @@ def _check_same_classes(deployed: Deployed, coco: CocoSet, classes: tuple[str, .
 
 def _framework(deployed: Deployed, model: Path, mmdet: Path | None) -> tuple[nn.Module, ModelCard]:
     """Return the detector in PyTorch, and its card with the graph's shape."""
-    detector, card = load_foreign(mmdet, model) if mmdet else load_detector(model)
+    detector, card = load_detector(model, mmdet)
     check_classes(model, card, deployed.deployment.classes)
     return detector, replace(card, preprocessing=replace(card.preprocessing, image_hw=deployed.network_hw))
 

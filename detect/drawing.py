@@ -39,6 +39,7 @@ def predict_files(
     runtime: str | None,
     force: bool,
     console: Console,
+    mmdet: Path | None = None,
 ) -> tuple[list[dict[str, Any]], str]:
     """Write an image or video with boxes into `out` for every input, all of them or none.
 
@@ -50,6 +51,7 @@ def predict_files(
         runtime: A name in `deploy.runtimes.registry.RUNTIMES`; default: the one for this kind of file.
         force: Whether files in `out` may be replaced.
         console: Shows progress.
+        mmdet: mmdet's config, for a detector of mmdet's own parts.
 
     Returns:
         The detections of each file as JSON values, and the command to run next.
@@ -60,7 +62,7 @@ def predict_files(
             f"--out {out}: would overwrite inputs, got the folder of the images; expected another folder"
         )
     refuse_existing(force, *(out / picture_name(file) for file in files))
-    find, command = _finder(model, min_score, runtime)
+    find, command = _finder(model, min_score, runtime, mmdet)
     progress = RunProgress(console, [1.0])
     with progress.stage("predict"), filled_folder(out) as work:
         return _rows(find, files, work, progress), command
@@ -74,7 +76,7 @@ def found_text(row: dict[str, Any]) -> str:
     return f"{printable(row['file'])}: {text}" + (f" in {len(row['frames'])} frames" if "frames" in row else "")
 
 
-def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, str]:
+def _finder(model: Path, min_score: float, runtime: str | None, mmdet: Path | None) -> tuple[_Find, str]:
     """Return a function that finds objects in images, and the command to run next."""
     if model.is_dir() or model.suffix in (ONNX, ENGINE):
         found = partial(Detector.load(model, runtime).stream, min_score=min_score)
@@ -85,10 +87,10 @@ def _finder(model: Path, min_score: float, runtime: str | None) -> tuple[_Find, 
             f"espalier deploy export {model}"
         )
     with loading("torch and mmdet", "a model file needs"):
-        from detect.model import load_detector
+        from detect.detector_file import load_detector
         from detect.predict import predict
 
-    detector, card = load_detector(model)
+    detector, card = load_detector(model, mmdet)
     return lambda images: predict(detector, card, images, min_score), f"espalier deploy export {model}"
 
 

@@ -19,11 +19,10 @@ from deploy.precision import quantized_onnx
 from deploy.ranges import check_finite, check_range
 from deploy.writing import Comparison, Origin, write_deployment
 from detect.data import check_coco
+from detect.detector_file import load_detector
 from detect.evaluate import fitted_images
 from detect.export_config import FOR_DETECTORS, ExportConfig, Pictures
-from detect.fixed_shape import FixedShapeDetector
-from detect.foreign import load_foreign
-from detect.model import load_detector
+from detect.fixed_shape import FixedShapeDetector, check_parts
 from detect.networks import NetworkOutputs
 from detect.reference import Reference, reference_of
 from detect.scaling import ScalingDetector
@@ -79,7 +78,8 @@ def export_file(
         check_coco(settings.pictures.coco)
     if kind == "classifier":
         return _export_classifier(model, settings, folder)
-    detector, card = load_foreign(Path(mmdet), model) if mmdet else load_detector(model)
+    detector, card = load_detector(model, mmdet)
+    check_parts(detector)
     if settings.size_hw:
         card = replace(card, preprocessing=replace(card.preprocessing, image_hw=settings.size_hw))
     return _export_detector(detector, card, model, settings, folder, Path(mmdet).name if mmdet else None)

@@ -1,4 +1,4 @@
-"""Loads mmdet's own detectors: a config of mmdet and a checkpoint trained with it."""
+"""Detectors of mmdet's own parts: a config of mmdet, and a checkpoint trained with it or a model file."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,15 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from classify.backbones import Architecture
-from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_weights
+from classify.checkpoint import ModelCard, Preprocessing, has_card, load_weights, read_card, read_weights
 from command.config import read_yaml_as_data
 from command.errors import MissingFileError, RequestError
-from detect.fixed_shape import check_parts
 from detect.model import DetectorSettings, build_detector
 from detect.openmmlab import DetDataPreprocessor, RoIAlign
+from detect.slim import SLIM_DETECTOR
+from prune.cut.surgery import narrowed_model
 
-__all__ = ["load_foreign"]
+__all__ = ["dense_of", "load_foreign", "slim_config"]
 
 
 class _Log:
@@ -48,48 +49,109 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
 
     Args:
         config: Config of mmdet. It is Python code and is run, as in mmdet.
-        checkpoint: PyTorch file of weights by name, alone or as `state_dict`. Nothing in it is executed.
+        checkpoint: PyTorch file of weights by name, alone or as `state_dict`; or a model file that was made with such a
+            config, dense or slim. Nothing in it is executed.
 
     Raises:
         MissingFileError: If a file is missing.
-        RequestError: If no detector can be built from the config, FixedShapeDetector does not support one of its parts,
-            or the checkpoint does not fit it or would execute code.
+        RequestError: If no detector can be built from the config, the checkpoint does not fit it, or it would execute
+            code.
     """
     detector, settings = _built(config)
-    check_parts(detector)
     _check_normalises(config, detector.data_preprocessor)
-    preprocessing = _preprocessing(settings, detector)
-    with torch.serialization.safe_globals(_LOGS):
-        weights = read_weights(checkpoint)
-        meta = _meta(checkpoint)
-    load_weights(detector, weights, str(checkpoint))
     for layer in detector.modules():
         if isinstance(layer, RoIAlign):
             layer.use_torchvision = True
-    classes = _class_names(checkpoint, meta, detector.roi_head.bbox_head.num_classes)
-    return detector.eval(), ModelCard("detector", Architecture("", len(classes)), classes, preprocessing)
+    if has_card(checkpoint):
+        card = read_card(checkpoint)
+        if not card.is_foreign:
+            raise RequestError(f"{checkpoint}: of Espalier's own parts, got a config of mmdet; leave --mmdet out")
+        if not _is_slim(settings):
+            detector = narrowed_model(detector, card.widths)
+        weights = read_weights(checkpoint)
+    else:
+        with torch.serialization.safe_globals(_LOGS):
+            weights, meta = read_weights(checkpoint), _meta(checkpoint)
+        classes = _class_names(checkpoint, meta, _num_classes(config, detector))
+        preprocessing = _preprocessing(settings, detector)
+        card = ModelCard("detector", Architecture("", len(classes)), classes, preprocessing)
+    load_weights(detector, weights, str(checkpoint))
+    return detector.eval(), card
 
 
-def _built(config: Path) -> tuple[Any, Config]:
+def slim_config(config: Path, card: ModelCard) -> Config:
+    """Return mmdet's config with the widths of a card's detector, and without weights to start from."""
+    settings = _read(config)
+    settings.model = _without_pretrained(settings.model)
+    if card.widths:
+        widths = {name: list(width) for name, width in card.widths.items()}
+        dense_type = settings.model.get("dense_type", settings.model["type"])
+        settings.model |= {"type": SLIM_DETECTOR, "dense_type": dense_type, "widths": widths}
+    known = settings.get("custom_imports", {})
+    imports = [*dict.fromkeys([*known.get("imports", ()), "detect.register"])]
+    settings.custom_imports = {**known, "imports": imports}
+    settings.load_from = None
+    return settings
+
+
+def dense_of(config: Path) -> nn.Module:
+    """Return the dense detector of mmdet's config, also of a slim one's, with random weights."""
+    return _built(config, is_dense=True)[0].eval()
+
+
+def _is_slim(settings: Config) -> bool:
+    return bool(settings.model["type"] == SLIM_DETECTOR)
+
+
+def _num_classes(config: Path, detector: Any) -> int:
+    head: Any = getattr(getattr(detector, "roi_head", detector), "bbox_head", None)
+    try:
+        first: Any = head[0] if isinstance(head, nn.ModuleList) else head
+        return int(first.num_classes)
+    except (AttributeError, TypeError) as error:
+        raise RequestError(
+            f"{config}: not a detector of boxes, got {type(detector).__name__} without a box head; expected another one"
+        ) from error
+
+
+def _built(config: Path, is_dense: bool = False) -> tuple[Any, Config]:
+    settings = _read(config)
+    try:
+        model = _without_pretrained(settings.model)
+        if is_dense and _is_slim(settings):
+            model = {key: value for key, value in model.items() if key != "widths"} | {"type": model["dense_type"]}
+            del model["dense_type"]
+        return revert_sync_batchnorm(build_detector(model, is_loaded_next=True)), settings
+    except Exception as error:
+        raise _not_built(config, error) from error
+
+
+def _read(config: Path) -> Config:
     if not config.is_file():
         raise MissingFileError(f"{config}: no such file; expected a config of mmdet")
     if config.suffix != ".py":
         raise RequestError(f"{config}: not a config, got the ending {config.suffix!r}; expected a Python file, .py")
     read_yaml_as_data()
     try:
-        settings = Config.fromfile(config)
-        detector = build_detector(_without_pretrained(settings.model), is_loaded_next=True)
-        return revert_sync_batchnorm(detector), settings
+        return Config.fromfile(config)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet") from error
+        raise _not_built(config, error) from error
+
+
+def _not_built(config: Path, error: Exception) -> RequestError:
+    reason = " ".join(str(error).split())
+    return RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet")
 
 
 def _without_pretrained(part: Any) -> Any:
     """Return a config without pretrained weights, which some backbones download when they are built."""
     if isinstance(part, Mapping):
-        return {key: _without_pretrained(value) for key, value in part.items() if key != "pretrained"}
+        return {key: _without_pretrained(value) for key, value in part.items() if not _is_pretrained(key, value)}
     return [_without_pretrained(value) for value in part] if isinstance(part, list) else part
+
+
+def _is_pretrained(key: str, value: Any) -> bool:
+    return key == "pretrained" or (key == "init_cfg" and isinstance(value, Mapping) and _name(value) == "Pretrained")
 
 
 def _check_normalises(config: Path, preprocessor: nn.Module) -> None:
@@ -106,7 +168,8 @@ def _preprocessing(settings: Config, detector: Any) -> Preprocessing:
     scale = scaling.get("scale", scaling.get("img_scale"))
     if scale is None:
         return Preprocessing(DetectorSettings.image_size_hw)
-    step = max(detector.data_preprocessor.pad_size_divisor, *detector.roi_head.bbox_roi_extractor.featmap_strides)
+    strides = (stride for part in detector.modules() for stride in getattr(part, "featmap_strides", ()))
+    step = max(detector.data_preprocessor.pad_size_divisor, *strides)
     sides = np.resize(scale, 2).tolist()  # one number is used for both sides; of several pairs the first
     keep_ratio = scaling.get("keep_ratio", "img_scale" in scaling)  # the defaults of mmdet 3 and 2
     height, width = (math.ceil(side / step) * step for side in sorted(sides))

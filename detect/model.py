@@ -1,7 +1,6 @@
-"""Faster R-CNN with our backbones: mmdet's stock config with a few changes, and its model files."""
+"""Faster R-CNN with our backbones: mmdet's stock config with a few changes."""
 
 import copy
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,21 +15,12 @@ from pydantic import TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
 from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes, weightless
-from classify.checkpoint import (
-    ModelCard,
-    Preprocessing,
-    check_weights,
-    load_weights,
-    read_card,
-    read_weights,
-    save_model,
-)
+from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights
 from classify.train import silent
 from command.bounds import Bounds
 from command.errors import RequestError
-from command.files import written_atomically
 from detect.openmmlab import MODELS, STOCK_FASTER_RCNN, DefaultScope, register_all_modules
-from detect.slim import SlimFasterRCNN
+from detect.slim import SLIM_DETECTOR
 from detect.trunk import TrunkBackbone
 
 __all__ = [
@@ -38,18 +28,14 @@ __all__ = [
     "build_detector",
     "config_of",
     "detector_config",
-    "files_at_risk",
-    "load_detector",
     "load_from_model_file",
     "mmdet_config",
+    "model_part",
     "new_detector",
-    "save_detector",
     "settings_of",
+    "test_part",
     "transfer",
 ]
-
-_SEAL = "# Written by Espalier; SHA-256 of what follows: "
-"""Begins the config beside a model file."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +156,7 @@ def config_of(card: ModelCard) -> dict[str, Any]:
     config["data_preprocessor"].update(mean=list(seen.mean_rgb), std=list(seen.std_rgb))
     if card.widths:
         widths = {name: list(width) for name, width in card.widths.items()}
-        config |= {"type": SlimFasterRCNN.__name__, "widths": widths}
+        config |= {"type": SLIM_DETECTOR, "widths": widths}
     return config
 
 
@@ -185,71 +171,33 @@ def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subj
     load_weights(backbone.net, weights, subject)
 
 
-def save_detector(path: str | Path, detector: nn.Module, card: ModelCard) -> None:
-    """Write the model file, and beside it `<name>.py`, the config with which mmdet's own tools open it."""
-    text = mmdet_config(card).pretty_text
-    with written_atomically(Path(path).with_suffix(".py")) as beside:  # first: the model file completes the pair
-        beside.write_text(f"{_SEAL}{_sha256(text)}\n{text}", "utf-8")
-    save_model(path, detector, card)
-
-
-def files_at_risk(path: Path) -> tuple[Path, ...]:
-    """Return the files that `save_detector` replaces.
-
-    A config as it was written, with no model file beside it, is not among them: it was left by a process that was
-    killed between the two.
-    """
-    config = path.with_suffix(".py")
-    is_left = not path.exists() and config.is_file() and _is_sealed(config.read_bytes())
-    return (path,) if is_left else (path, config)
-
-
-def _is_sealed(content: bytes) -> bool:
-    head, _, text = content.decode("utf-8", "replace").partition("\n")
-    return head == f"{_SEAL}{_sha256(text)}"
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def load_detector(path: str | Path) -> tuple[nn.Module, ModelCard]:
-    """Rebuild a detector from its file alone, in eval mode.
-
-    Raises:
-        RequestError: If the file is not a detector.
-    """
-    card = read_card(path)
-    if card.kind != "detector":
-        raise RequestError(f"{path}: not a detector, got a {card.kind}; expected a detector")
-    config, weights = config_of(card), read_weights(path)
-    check_weights(lambda: build_detector(config, is_loaded_next=True), weights, str(path))
-    detector = build_detector(config)
-    load_weights(detector, weights, str(path))
-    return detector.eval(), card
-
-
 def mmdet_config(card: ModelCard) -> Config:
-    """Return the config with which `mmdet.apis.init_detector` opens the model file.
+    """Return the config with which `mmdet.apis.init_detector` opens the model file."""
+    return Config({**model_part(card), **test_part(card)})
+
+
+def model_part(card: ModelCard) -> dict[str, Any]:
+    """Return the part of mmdet's config that a list `_base_` takes beside mmdet's own data sets and schedules.
 
     In a class name, `{{` is written as `{ {`: mmengine fills in what is between two pairs of braces, with regular
     expressions made of it, whenever it reads a config or a copy that a tool has written. The model file has the name.
     """
+    return {
+        "custom_imports": {"imports": ["detect.register"], "allow_failed_imports": False},
+        "model": config_of(card),
+        "metainfo": {"classes": [re.sub(r"\{(?=\{)", "{ ", name) for name in card.classes]},
+    }
+
+
+def test_part(card: ModelCard) -> dict[str, Any]:
+    """Return the part of mmdet's config that says how images are read, which `mmdet.apis` needs."""
     height, width = card.preprocessing.image_hw
     pipeline = [
         {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": (width, height), "keep_ratio": True},
+        {"type": "Resize", "scale": (width, height), "keep_ratio": card.preprocessing.keep_ratio},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
     ]
-    return Config(
-        {
-            "default_scope": "mmdet",
-            "custom_imports": {"imports": ["detect.register"], "allow_failed_imports": False},
-            "model": config_of(card),
-            "metainfo": {"classes": [re.sub(r"\{(?=\{)", "{ ", name) for name in card.classes]},
-            "test_dataloader": {"dataset": {"type": "CocoDataset", "pipeline": pipeline}},
-        }
-    )
+    return {"default_scope": "mmdet", "test_dataloader": {"dataset": {"type": "CocoDataset", "pipeline": pipeline}}}
 
 
 @CheckpointLoader.register_scheme(prefixes=r".*\.safetensors$", force=True)

@@ -5,25 +5,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from classify.checkpoint import ModelCard
 from command.errors import RequestError
-from detect.model import build_detector, config_of, settings_of
+from detect.model import build_detector, config_of
+from detect.traced import PARTS, TracedDetector, detector_cost, example_images
 from prune.choose.criteria import Criterion
 from prune.choose.recipe import Recipe, resolved
-from prune.cost import Cost, cost_of
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model
 from prune.pruning import Pruned, prune_model
 
-__all__ = ["PARTS", "TracedDetector", "in_detector", "prune_detector"]
+__all__ = ["in_detector", "prune_detector"]
 
-PARTS = ("backbone", "neck", "rpn_head", "roi_head")
-"""Parts of a Faster R-CNN that can be cut."""
-
-_BACKBONE = "backbone.net."
+_OWN_BACKBONE, _BACKBONE = "backbone.net.", "backbone."
 
 
 def prune_detector(
@@ -43,7 +39,7 @@ def prune_detector(
     that prune a classifier.
 
     Args:
-        detector: mmdet's Faster R-CNN around a `TrunkBackbone`, dense or slim.
+        detector: mmdet's two-stage detector, dense or slim.
         card: Its card.
         recipe: What to cut; a number is the `prune_ratio` of a recipe whose other fields are given by name. Patterns
             use the classifier's names for the backbone's layers, and the detector's for others (`neck.*`). A limit is
@@ -61,13 +57,14 @@ def prune_detector(
             raise RequestError(f"parts: unknown, got {name!r}; expected any of {list(PARTS)}")
     whole = [f"{part}.*" for part in PARTS if part not in parts]
     given, measured = resolved(recipe, criterion, fields)
-    recipe = in_detector(given, parts)
+    recipe = in_detector(given, parts, card)
+    traced = TracedDetector(detector)
     pruned = prune_model(
-        TracedDetector(detector),
-        (torch.zeros(1, 3, 64, 64),),
-        recipe,
+        traced,
+        example_images(),
+        replace(recipe, unused=(*recipe.unused, *(f"{head}.*" for head in traced.left_out))),
         criterion=measured,
-        dense_cost=_cost(detector, card) if recipe.limit else None,
+        dense_cost=detector_cost(detector, card) if recipe.limit else None,
         verify=verify,
     )
     untouched = {
@@ -78,80 +75,50 @@ def prune_detector(
     return (*_rebuilt(detector, card, pruned), pruned)
 
 
-class TracedDetector(nn.Module):
-    """A detector's layers without its boxes, under the same names: for tracing, and for counting costs.
-
-    Boxes depend on the data, so here every RoI reads the sum of the levels, pooled to the extractor's size; channels
-    are coupled exactly as in the detector.
-
-    Args:
-        detector: mmdet's Faster R-CNN; its modules are shared.
-        num_proposals: RoIs that the head computes.
-    """
-
-    def __init__(self, detector: Any, num_proposals: int = 1) -> None:
-        super().__init__()
-        self.backbone, self.neck = detector.backbone, detector.neck
-        self.rpn_head, self.roi_head = detector.rpn_head, detector.roi_head
-        self.num_proposals = num_proposals
-
-    def forward(self, images: Tensor) -> list[Any]:
-        """Return the outputs of the heads for images (1, 3, H, W)."""
-        maps = self.neck(self.backbone(images))
-        extractor: Any = self.roi_head.bbox_roi_extractor
-        side = extractor.roi_layers[0].output_size
-        pooled = [nn.functional.adaptive_avg_pool2d(m, side) for m in maps[: extractor.num_inputs]]
-        features = torch.stack(pooled).sum(0).expand(self.num_proposals, -1, -1, -1)
-        return [self.rpn_head(maps), self.roi_head.get_submodule("bbox_head")(features)]
-
-
-def in_detector(recipe: Recipe, parts: Sequence[str]) -> Recipe:
+def in_detector(recipe: Recipe, parts: Sequence[str], card: ModelCard) -> Recipe:
     """Return a recipe with its patterns in the detector's names, which skips the parts that are not cut.
 
     Raises:
         RequestError: If the recipe has a ratio or width for a layer in a part that is not cut.
     """
     for key in ("ratios", "widths"):
-        for pattern in map(_layer_in_detector, getattr(recipe, key)):
+        for pattern in (_layer_in_detector(pattern, card) for pattern in getattr(recipe, key)):
             part = pattern.split(".")[0]
             if part not in parts:
                 raise RequestError(f"{key}[{pattern!r}]: in a part that is not cut, got {part}; add it to parts")
     whole = (f"{part}.*" for part in PARTS if part not in parts)
     return replace(
         recipe,
-        skip=(*map(_layer_in_detector, recipe.skip), *whole),
-        ratios={_layer_in_detector(pattern): ratio for pattern, ratio in recipe.ratios.items()},
-        widths={_layer_in_detector(pattern): width for pattern, width in recipe.widths.items()},
+        skip=(*(_layer_in_detector(pattern, card) for pattern in recipe.skip), *whole),
+        ratios={_layer_in_detector(pattern, card): ratio for pattern, ratio in recipe.ratios.items()},
+        widths={_layer_in_detector(pattern, card): width for pattern, width in recipe.widths.items()},
     )
 
 
-def _layer_in_detector(pattern: str) -> str:
+def _layer_in_detector(pattern: str, card: ModelCard) -> str:
     """Return a pattern in the detector's names; one without a part as prefix is for the backbone's network."""
-    return pattern if pattern.startswith(tuple(f"{part}." for part in PARTS)) else _BACKBONE + pattern
-
-
-def _cost(detector: nn.Module, card: ModelCard) -> Cost:
-    settings = settings_of(card)
-    image = torch.zeros(1, 3, *settings.image_size_hw)
-    return cost_of(TracedDetector(detector, settings.num_proposals), (image,))
+    is_whole = pattern.startswith(tuple(f"{part}." for part in PARTS))
+    return pattern if is_whole else (_BACKBONE if card.is_foreign else _OWN_BACKBONE) + pattern
 
 
 def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard]:
-    """Return the slim detector, built from its config, and its card, whose spec counts from the dense detector."""
-    spec = pruned.spec.after(_spec_in_detector(card))
-    in_backbone = spec.under(_BACKBONE)
+    """Return the slim detector and its card, whose spec counts from the dense detector."""
+    slim, spec = slim_model(detector, pruned.spec), pruned.spec.after(_spec_in_detector(card))
+    if card.is_foreign:
+        return slim.eval(), replace(card, widths=spec.widths(), spec=json.loads(spec.to_json()))
+    in_backbone = spec.under(_OWN_BACKBONE)
     backbone = replace(card.backbone, widths=in_backbone.widths())
-    outside = {name: cut for name, cut in spec.layers.items() if not name.startswith(_BACKBONE)}
+    outside = {name: cut for name, cut in spec.layers.items() if not name.startswith(_OWN_BACKBONE)}
     if all(cut.kept_out is None for cut in outside.values()):
         outside = {}  # the neck's inputs follow the backbone
     written = json.loads(PruneSpec({**in_backbone.layers, **outside}).to_json())
     slim_card = replace(card, backbone=backbone, widths=PruneSpec(outside).widths(), spec=written)
-    slim = build_detector(config_of(slim_card))
-    slim.load_state_dict(slim_model(detector, pruned.spec).state_dict())
-    return slim, slim_card
+    built = build_detector(config_of(slim_card))
+    built.load_state_dict(slim.state_dict())
+    return built, slim_card
 
 
 def _spec_in_detector(card: ModelCard) -> PruneSpec:
     """Return what made the detector slim, in its own names; empty for a dense one."""
     layers = card.prune_spec.layers if card.prune_spec else {}
-    return PruneSpec({_layer_in_detector(name): cut for name, cut in layers.items()})
+    return PruneSpec({_layer_in_detector(name, card): cut for name, cut in layers.items()})

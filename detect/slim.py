@@ -1,27 +1,29 @@
-"""A Faster R-CNN with slim neck and heads: the config has their widths, and mmdet builds it."""
+"""A detector with layers narrower than its parts' configs say: mmdet's config has their widths."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from detect.openmmlab import MODELS, FasterRCNN
+from torch import nn
+
+from detect.openmmlab import MODELS
 from prune.cut.surgery import narrowed_model
 
-__all__ = ["SlimFasterRCNN"]
+__all__ = ["SLIM_DETECTOR", "slim_detector"]
+
+SLIM_DETECTOR = "SlimDetector"
+"""Its name in mmdet's registry."""
 
 
-@MODELS.register_module()
-class SlimFasterRCNN(FasterRCNN):
-    """mmdet's Faster R-CNN with narrower layers outside the backbone, whose config has its own widths.
+@MODELS.register_module(name=SLIM_DETECTOR)
+def slim_detector(widths: Mapping[str, tuple[int, int]], dense_type: str = "FasterRCNN", **parts: Any) -> nn.Module:
+    """Return mmdet's detector with narrower layers.
 
     Args:
         widths: Layer of the detector -> (inputs, outputs); other layers have the widths in the parts' configs.
-        parts: As for mmdet's FasterRCNN.
-    """
+        dense_type: mmdet's class of the dense detector.
+        parts: As for that class.
 
-    def __init__(self, *, widths: Mapping[str, tuple[int, int]], **parts: Any) -> None:
-        super().__init__(**parts)
-        for part in ("neck", "rpn_head", "roi_head"):
-            own = {name.removeprefix(f"{part}."): w for name, w in widths.items() if name.startswith(f"{part}.")}
-            setattr(self, part, narrowed_model(getattr(self, part), own))
-        # the extractor allocates a tensor with this many channels
-        self.roi_head.bbox_roi_extractor.out_channels = self.neck.fpn_convs[0].conv.out_channels
+    Raises:
+        RequestError: If a layer is missing or narrower than its width.
+    """
+    return narrowed_model(MODELS.build({"type": dense_type, **parts}), widths)

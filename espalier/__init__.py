@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from deploy.runtimes.registry import RUNTIMES, runner_for
     from deploy.tensors import random_inputs
     from deploy.triton.package import package_detector
-    from detect.model import DetectorSettings, load_detector, new_detector, save_detector
+    from detect.detector_file import load_detector, save_detector
+    from detect.model import DetectorSettings, new_detector
     from detect.pruning import prune_detector
     from prune.choose.presets import PRESETS
     from prune.choose.recipe import Recipe

@@ -20,6 +20,7 @@ from command.errors import RequestError, exit_code_of
 from command.extras import loading
 from command.options import AsJson, Force, Overrides, closing, refuse_existing
 from detect.cli import app as detect_app
+from detect.cli import mmdet
 from experiment.deploy_cli import app as deploy_app
 from experiment.import_cli import bring
 from experiment.prune_cli import app as prune_app
@@ -36,6 +37,7 @@ app.add_typer(classify_app, name="classify")
 app.add_typer(prune_app, name="prune")
 app.add_typer(detect_app, name="detect")
 app.add_typer(deploy_app, name="deploy")
+app.command("mmdet", context_settings={"ignore_unknown_options": True, "help_option_names": []})(mmdet)
 configs_app = typer.Typer(help="List the configs that come with Espalier, or copy one to edit.")
 app.add_typer(configs_app, name="configs")
 

@@ -14,8 +14,10 @@ from classify.checkpoint import ModelCard, load_classifier, read_card, save_mode
 from classify.provenance import provenance
 from command.errors import RequestError
 from deploy.text import printable
-from detect.fixed_shape import FixedShapeDetector
-from detect.model import build_detector, config_of, load_detector, save_detector
+from detect.detector_file import load_detector, save_detector
+from detect.foreign import dense_of
+from detect.model import build_detector, config_of
+from detect.traced import detector_cost
 from experiment.config import PruneConfig
 from experiment.cutting import cut_by_config
 from prune.choose.presets import PRESETS
@@ -25,8 +27,14 @@ from prune.pruning import Decision
 __all__ = ["prune_file", "prune_table"]
 
 
-def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
+def prune_file(model: Path, config: PruneConfig, out: Path, mmdet: Path | None = None) -> dict[str, Any]:
     """Write the slim model file.
+
+    Args:
+        model: Model file, or with `mmdet` a checkpoint of mmdet.
+        config: What to cut.
+        out: Written.
+        mmdet: mmdet's config, for a detector of mmdet's own parts.
 
     Raises:
         MissingFileError: If the model, or the data that its criterion measures on, is missing.
@@ -36,19 +44,21 @@ def prune_file(model: Path, config: PruneConfig, out: Path) -> dict[str, Any]:
         `kind`; `macs`, `params` and `activations` with those of the dense architecture; `num_rounded`, the channels
         that rounding to `round_to` added; and `groups`: layers, channels and reason of each.
     """
-    card = read_card(model)
+    is_detector = mmdet is not None or read_card(model).kind == "detector"
+    given, card = load_detector(model, mmdet) if is_detector else load_classifier(model)
     _check_fits(model, card, config)
-    is_detector = card.kind == "detector"
-    given, card = load_detector(model) if is_detector else load_classifier(model)
     (slim, slim_card, pruned), data = cut_by_config(given, card, config, model)
-    dense = _dense(card) if card.is_slim else given
+    dense = _dense(card, mmdet) if card.is_slim else given
     figures = {
         **_costs(_cost(dense, card), _cost(slim, slim_card)),
         "round_to": config.recipe.round_to,
         "num_rounded": pruned.num_rounded,
     }
-    save = save_detector if is_detector else save_model
-    save(out, slim, replace(slim_card, provenance={**provenance(config, model, figures), "data": list(data)}))
+    slim_card = replace(slim_card, provenance={**provenance(config, model, figures), "data": list(data)})
+    if is_detector:
+        save_detector(out, slim, slim_card, mmdet)
+    else:
+        save_model(out, slim, slim_card)
     return {"kind": card.kind, **figures, "groups": [_described(d, config.preset) for d in pruned.decisions]}
 
 
@@ -108,15 +118,16 @@ def _costs(dense: Cost, slim: Cost) -> dict[str, Any]:
     }
 
 
-def _dense(card: ModelCard) -> nn.Module:
+def _dense(card: ModelCard, mmdet: Path | None) -> nn.Module:
     """Return the dense network of the architecture, with random weights."""
+    if mmdet:
+        return dense_of(mmdet)
     card = replace(card, backbone=replace(card.backbone, widths={}), widths={})
     return build_detector(config_of(card)) if card.kind == "detector" else build_classifier(card.backbone)
 
 
 def _cost(model: nn.Module, card: ModelCard) -> Cost:
     if card.kind == "detector":
-        graph = FixedShapeDetector(model, card.preprocessing.image_hw)
-        return cost_of(graph, graph.example_inputs())
+        return detector_cost(model, card)
     side = card.preprocessing.image_hw[0]
     return cost_of(model, (torch.zeros(1, 3, side, side),))

@@ -16,7 +16,7 @@ from command.errors import RequestError
 from detect.config import CocoData, ScenesData
 from detect.model import DetectorSettings
 from detect.orderings import ORDERINGS
-from detect.pruning import PARTS
+from detect.traced import PARTS
 from prune.choose.criteria import CRITERIA, DataDriven
 from prune.choose.presets import PRESETS
 from prune.choose.recipe import Recipe, check_ratio

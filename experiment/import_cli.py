@@ -23,7 +23,7 @@ def bring(
         typer.Option(help="How many, a text file of names, or an image folder; ImageNet's if there are 1000."),
     ] = None,
     mmdet: Annotated[
-        Path | None, typer.Option(help="mmdet's config, for a checkpoint of its Faster R-CNN on a ResNet.")
+        Path | None, typer.Option(help="mmdet's config, for a checkpoint of its two-stage detectors; it is run.")
     ] = None,
     detector: Annotated[bool, typer.Option("--detector", help="Put a Faster R-CNN around it.")] = False,
     size_hw: Annotated[
@@ -38,8 +38,8 @@ def bring(
     with loading("torch and mmdet"):
         from classify.checkpoint import save_model
         from classify.importing import class_list, import_classifier
+        from detect.detector_file import files_at_risk, save_detector
         from detect.imported import detector_around, detector_from_mmdet
-        from detect.model import files_at_risk, save_detector
     is_detector = detector or mmdet is not None
     stem = Path(name).stem if mmdet else name
     out = model_output(out, Path(f"{stem}-detector.safetensors" if is_detector else f"{stem}.safetensors"))
@@ -47,17 +47,24 @@ def bring(
     if given and out.resolve() == given.resolve():
         raise RequestError(f"--out {out}: is the given file itself; expected another one")
     refuse_existing(force, *(files_at_risk(out) if is_detector else [out]))
+    next_command: list[str | Path] = ["espalier", "prune", "l1_half", out]
     if mmdet:
         if file or classes or size_hw:
             raise RequestError("--mmdet: the config says all, got further weights, classes or a size; leave them out")
-        save_detector(out, *detector_from_mmdet(mmdet, Path(name)))
+        found, card = detector_from_mmdet(mmdet, Path(name))
+        save_detector(out, found, card, mmdet if card.is_foreign else None)
+        if card.is_foreign:
+            config = out.with_suffix(".py")
+            typer.echo(
+                f"note: kept as mmdet's own parts, whose config is {config}: give both to every command", err=True
+            )
+            next_command += ["--mmdet", config]
     elif detector:
         classifier, card = import_classifier(name, file, seed=seed)
-        found = detector_around(classifier, card, class_list(classes, 80), size_hw or (800, 1344), seed)
-        save_detector(out, *found)
+        save_detector(out, *detector_around(classifier, card, class_list(classes, 80), size_hw or (800, 1344), seed))
     else:
         height, width = size_hw or (224, 224)
         if height != width or height not in range(1, 16_385):
             raise RequestError(f"--size-hw: not square, got {height} {width}; expected two equal sides up to 16384")
         save_model(out, *import_classifier(name, file, classes, height, seed))
-    closing(f"wrote {out}", ["espalier", "prune", "l1_half", out])
+    closing(f"wrote {out}", next_command)

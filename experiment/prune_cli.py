@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from command.errors import RequestError
 from command.extras import loading
 from command.options import AsJson, Force, OutFile, Overrides, check_file_name, closing, model_output, refuse_existing
+from detect.mmdet_option import MmdetConfig
 
 __all__ = ["app", "apply", "sensitivity", "show"]
 
@@ -43,13 +44,14 @@ def apply(
     model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector, dense or slim.")],
     overrides: Overrides = None,
     out: OutFile = None,
+    mmdet: MmdetConfig = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Cut channels from a classifier or a detector; `apply` may be left out."""
     with loading("torch and mmdet"):
         from command.config import read_config
-        from detect.model import files_at_risk
+        from detect.detector_file import files_at_risk
         from experiment.commands import prune_file, prune_table
         from experiment.config import PruneConfig
     settings = read_config(config, overrides or (), PruneConfig)
@@ -58,12 +60,16 @@ def apply(
     if out.resolve() == model.resolve():
         raise RequestError(f"--out {out}: is the given model itself; expected another file")
     refuse_existing(force, *files_at_risk(out))
-    figures = prune_file(model, settings, out)
+    figures = prune_file(model, settings, out, mmdet)
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
     else:
         Console().print(prune_table(figures))
-    closing(f"wrote {out}", f"espalier {_FINETUNE[figures['kind']]} --set {shlex.quote(f'start.file={out}')}")
+    start = [f"start.file={out}", *([f"start.mmdet={out.with_suffix('.py')}"] if mmdet else [])]
+    closing(
+        f"wrote {out}",
+        " ".join([f"espalier {_FINETUNE[figures['kind']]}", *(f"--set {shlex.quote(s)}" for s in start)]),
+    )
 
 
 @app.command()
@@ -77,12 +83,13 @@ def show(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Network that a PruneSpec belongs to, as resnet34.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of that network.")] = None,
+    mmdet: MmdetConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a pruning did to each layer, and which layers will not run faster on a GPU."""
     with loading("torch and mmdet"):
         from experiment.prune_show import report_of, report_text
-    report = report_of(subject, image_size, backbone, num_classes)
+    report = report_of(subject, image_size, backbone, num_classes, mmdet)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
     else:
@@ -99,6 +106,7 @@ def sensitivity(
         Path | None,
         typer.Option(file_okay=False, help="Folder to write; the model's name with .sensitivity unless given."),
     ] = None,
+    mmdet: MmdetConfig = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another study in that folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +117,7 @@ def sensitivity(
         from experiment.sensitivity import sensitivity_table as table
     settings = read_config(config, overrides or (), SensitivityConfig)
     out = out or model.with_suffix(".sensitivity")
-    figures = measure_sensitivity(model, settings, out, force, Console(stderr=True))
+    figures = measure_sensitivity(model, settings, out, force, Console(stderr=True), mmdet)
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
     else:

@@ -18,8 +18,10 @@ from torch import nn
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, read_card
 from command.errors import MissingFileError, RequestError
+from detect.detector_file import load_detector
+from detect.foreign import dense_of
 from detect.model import build_detector, config_of, settings_of
-from detect.pruning import TracedDetector
+from detect.traced import TracedDetector
 from prune.choose.presets import PRESETS, Preset, preset
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model
@@ -86,7 +88,9 @@ class _Options:
         return Architecture(backbone, self.num_classes or num_classes), self.image_side or side
 
 
-def report_of(subject: str, image_side: int | None, backbone: str | None, num_classes: int | None) -> PruningReport:
+def report_of(
+    subject: str, image_side: int | None, backbone: str | None, num_classes: int | None, mmdet: Path | None = None
+) -> PruningReport:
     """Explain a pruning.
 
     Args:
@@ -94,6 +98,7 @@ def report_of(subject: str, image_side: int | None, backbone: str | None, num_cl
         image_side: Height and width of the image, or None for the one of the preset or model.
         backbone: The dense network that a PruneSpec belongs to, which the spec itself does not name.
         num_classes: Of that network, or of the preset's.
+        mmdet: mmdet's config, for a detector of mmdet's own parts.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -110,7 +115,7 @@ def report_of(subject: str, image_side: int | None, backbone: str | None, num_cl
         return _of_preset(preset(subject), options)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a model file, a PruneSpec or the name of a preset")
-    return _of_spec(path, options) if is_spec else _of_file(path, options)
+    return _of_spec(path, options) if is_spec else _of_file(path, options, mmdet)
 
 
 def _of_preset(entry: Preset, options: _Options) -> PruningReport:
@@ -137,17 +142,21 @@ def _of_spec(path: Path, options: _Options) -> PruningReport:
     return PruningReport(str(path), arch.name, (side, side), explanation)
 
 
-def _of_file(path: Path, options: _Options) -> PruningReport:
-    card = read_card(path)
+def _of_file(path: Path, options: _Options, mmdet: Path | None) -> PruningReport:
+    detector, card = load_detector(path, mmdet) if mmdet else (None, read_card(path))
     if options.num_classes:
         raise RequestError(
             f"--num-classes: not used with a model file, got {path}; expected none, as the file has its own"
         )
-    dense, slim, image_hw = (_detectors if card.kind == "detector" else _classifiers)(card, options.image_side)
+    if mmdet:
+        dense, slim, image_hw = _foreign(mmdet, detector, card, options.image_side)
+    else:
+        dense, slim, image_hw = (_detectors if card.kind == "detector" else _classifiers)(card, options.image_side)
     otherwise = "not cut when it was pruned" if card.is_slim else "not pruned yet"
     small = (64, 64) if card.kind == "detector" else image_hw  # channels meet in the same way at any size
     explanation = _explained(dense, slim, torch.zeros(1, 3, *small), otherwise, image_hw)
     name = card.backbone.name if card.kind == "classifier" else f"Faster R-CNN with {card.backbone.name}"
+    name = f"mmdet's {mmdet.name}" if mmdet else name
     return PruningReport(str(path), name, image_hw, explanation, file=path)
 
 
@@ -164,6 +173,14 @@ def _detectors(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.M
     dense_card = replace(card, backbone=replace(card.backbone, widths={}), widths={})
     dense, slim = (TracedDetector(build_detector(config_of(one)), settings.num_proposals) for one in (dense_card, card))
     return dense, slim, (settings.image_size_hw[0], settings.image_size_hw[1])
+
+
+def _foreign(
+    mmdet: Path, slim: Any, card: ModelCard, image_side: int | None
+) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
+    num_proposals = slim.rpn_head.test_cfg.max_per_img
+    dense, traced = (TracedDetector(detector, num_proposals) for detector in (dense_of(mmdet), slim))
+    return dense, traced, (image_side, image_side) if image_side else card.preprocessing.image_hw
 
 
 def _explained(

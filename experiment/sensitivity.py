@@ -25,7 +25,7 @@ from command.errors import RequestError
 from command.files import model_from_json, write_json, written_atomically
 from command.folders import locked
 from command.progress import RunProgress
-from detect.pruning import PARTS
+from detect.traced import PARTS
 from experiment.config import Ratio
 from experiment.cutting import ModelData
 from experiment.sensitivity_plot import METRICS, sensitivity_plot
@@ -86,7 +86,12 @@ class SensitivityConfig(Part):
 
 
 def measure_sensitivity(
-    model: Path, config: SensitivityConfig, folder: Path, force: bool, console: Console
+    model: Path,
+    config: SensitivityConfig,
+    folder: Path,
+    force: bool,
+    console: Console,
+    mmdet: Path | None = None,
 ) -> dict[str, Any]:
     """Measure all missing points; write figures and picture into `folder`, and return the figures.
 
@@ -97,7 +102,7 @@ def measure_sensitivity(
         WorkError: If a score is not a finite number.
     """
     with console.status("Checking model and data ..."):
-        subject = _subject(model, config)
+        subject = _subject(model, config, mmdet)
     made_from = _made_from(model, config, subject)
     _check_ours(folder)
     with locked(folder):
@@ -159,8 +164,8 @@ def _captions(figures: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"not measured: {', '.join(groups)} ({reason})" for reason, groups in reasons.items())
 
 
-def _subject(model: Path, config: SensitivityConfig) -> Subject:
-    return subject_of(model, config.data, config.num_images, config.recipes, config.parts)
+def _subject(model: Path, config: SensitivityConfig, mmdet: Path | None) -> Subject:
+    return subject_of(model, config.data, config.num_images, config.recipes, config.parts, mmdet)
 
 
 def _made_from(model: Path, config: SensitivityConfig, subject: Subject) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from classify.losses import classifier_losses
 from classify.provenance import provenance
 from classify.schedule import Schedule
 from classify.train import train_classifier
+from detect.detector_file import load_detector, save_detector
 from detect.evaluate import evaluate_detector
 from detect.losses import detector_losses
-from detect.model import load_detector, new_detector, save_detector, transfer
+from detect.model import new_detector, transfer
 from detect.train import train_detector
 from experiment.config import ExperimentConfig, Pruning
 from experiment.cutting import cut_model

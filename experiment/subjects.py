@@ -19,18 +19,19 @@ from classify.config import FolderData, ShapesData
 from classify.data import check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.synthetic import SHAPES, write_shapes
+from command.files import sha256_of
 from command.folders import generated
 from detect.annotations import read_annotations
 from detect.config import CocoData, ScenesData
 from detect.data import CocoSet, check_coco, coco_subset
 from detect.data import fingerprint as coco_fingerprint
+from detect.detector_file import load_detector
 from detect.evaluate import evaluate_detector
-from detect.model import load_detector, settings_of
-from detect.pruning import PARTS, TracedDetector, in_detector
+from detect.pruning import in_detector
 from detect.synthetic import write_scenes
+from detect.traced import PARTS, TracedDetector, detector_cost, example_images
 from experiment.cutting import ModelData, check_data_kind
 from prune.choose.recipe import Recipe
-from prune.cost import cost_of
 from prune.sensitivity import Evaluate, Trials
 
 __all__ = ["DATA_FOLDER", "Subject", "subject_of"]
@@ -61,6 +62,7 @@ def subject_of(
     num_images: int | None,
     recipes: Sequence[Recipe],
     parts: Sequence[str],
+    mmdet: Path | None = None,
 ) -> Subject:
     """Return the trials of a model file and how they are evaluated.
 
@@ -70,17 +72,18 @@ def subject_of(
         num_images: How many of them, evenly spread over the set; None for all.
         recipes: Those to try on every group alone; layers of a detector's backbone have the classifier's names.
         parts: Those of a detector that are cut.
+        mmdet: mmdet's config, for a detector of mmdet's own parts.
 
     Raises:
         MissingFileError: If the model file or data is missing.
         RequestError: If model, data and options do not fit each other.
     """
-    card = read_card(model)
+    card = load_detector(model, mmdet)[1] if mmdet else read_card(model)
     card.check_dense(model)
     check_data_kind(model, card, data)
     if isinstance(data, ShapesData | FolderData):
         return _classifier(model, data, num_images, recipes)
-    return _detector(model, data, num_images, [in_detector(recipe, parts) for recipe in recipes])
+    return _detector(model, mmdet, data, num_images, [in_detector(recipe, parts, card) for recipe in recipes])
 
 
 def _classifier(
@@ -119,21 +122,25 @@ def _some_images(dataset: Any, num_images: int | None, side: int) -> Any:
     return [images[i] for i in range(len(places))] if len(places) * 3 * side**2 <= _HELD_BYTES else images
 
 
-def _detector(model: Path, data: ScenesData | CocoData, num_images: int | None, recipes: Sequence[Recipe]) -> Subject:
+def _detector(
+    model: Path,
+    mmdet: Path | None,
+    data: ScenesData | CocoData,
+    num_images: int | None,
+    recipes: Sequence[Recipe],
+) -> Subject:
     classes = check_coco(data.val) if isinstance(data, CocoData) else SHAPES
     if isinstance(data, CocoData):
         with tempfile.TemporaryDirectory() as unused:  # refused now rather than after the study began
             _some_scenes(data.val, num_images, Path(unused))
-    detector, card = load_detector(model)
+    detector, card = load_detector(model, mmdet)
     check_classes(model, card, classes)
-    settings = settings_of(card)
-    height, width = settings.image_size_hw
-    cost = cost_of(TracedDetector(detector, settings.num_proposals), (torch.zeros(1, 3, height, width),))
-    example = (torch.zeros(1, 3, 64, 64),)  # costs are counted at the real size; channels are coupled alike at any size
-    trials = Trials(TracedDetector(detector), example, recipes, dense_cost=cost)
+    given = (sha256_of(mmdet),) if mmdet else ()
+    cost = detector_cost(detector, card)
+    trials = Trials(TracedDetector(detector), example_images(), recipes, dense_cost=cost)
 
     def evaluator(folder: Path) -> tuple[Evaluate, int]:
-        coco, num = _some_scenes(_scenes(data, folder, (height, width)), num_images, folder)
+        coco, num = _some_scenes(_scenes(data, folder, card.preprocessing.image_hw), num_images, folder)
 
         def evaluate(slim: nn.Module) -> float:
             with _workplace() as work:
@@ -141,7 +148,7 @@ def _detector(model: Path, data: ScenesData | CocoData, num_images: int | None, 
 
         return evaluate, num
 
-    prints = (coco_fingerprint(data.val),) if isinstance(data, CocoData) else ()
+    prints = (*((coco_fingerprint(data.val),) if isinstance(data, CocoData) else ()), *given)
     return Subject("detector", "map", trials, prints, evaluator)
 
 
@@ -158,11 +165,8 @@ def _workplace() -> Iterator[Path]:
 
 def _assembled(detector: nn.Module, slim: Any) -> nn.Module:
     """Return the detector around the parts of its slim `TracedDetector`."""
-    rest = {id(detector.get_submodule(part)): getattr(slim, part) for part in PARTS}
-    whole: Any = copy.deepcopy(detector, rest)
-    # the extractor makes a tensor of this size, regardless of the levels
-    whole.roi_head.bbox_roi_extractor.out_channels = whole.neck.fpn_convs[0].conv.out_channels
-    return whole
+    held = dict(detector.named_children())
+    return copy.deepcopy(detector, {id(held[part]): getattr(slim, part) for part in PARTS if part in held})
 
 
 def _scenes(data: ScenesData | CocoData, folder: Path, size_hw: tuple[int, int]) -> CocoSet:

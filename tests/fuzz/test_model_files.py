@@ -29,7 +29,8 @@ from classify.resume import _read
 from classify.schedule import Schedule
 from classify.train import train_classifier
 from command.files import sha256_of
-from detect.model import DetectorSettings, load_detector, load_from_model_file, new_detector, settings_of
+from detect.detector_file import load_detector
+from detect.model import DetectorSettings, load_from_model_file, new_detector, settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch, as odd tensors are made
 

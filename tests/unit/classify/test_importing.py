@@ -9,7 +9,7 @@ from classify.checkpoint import load_classifier, load_weights, read_weights
 from classify.importing import class_list, import_classifier
 from classify.naming import IN_TIMM
 from command.errors import RequestError
-from detect.model import load_detector
+from detect.detector_file import load_detector
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 
 from classify.checkpoint import read_card
+from detect.detector_file import load_detector
 from detect.imported import detector_from_mmdet
-from detect.model import load_detector
 
 STOCK = Path(mmdet.__file__).parent / ".mim/configs"
 SMALL = """

@@ -10,7 +10,8 @@ from torch import nn
 from detect import load_detector, save_detector
 from detect.evaluate import evaluate_detector
 from detect.fixed_shape import FixedShapeDetector
-from detect.pruning import PARTS, TracedDetector, prune_detector
+from detect.pruning import prune_detector
+from detect.traced import PARTS, TracedDetector
 from detect.train import train_detector
 from prune import cost_of, masked_model
 

@@ -8,7 +8,8 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, save_model
 from classify.pruning import prune_classifier
 from detect import DetectorSettings, new_detector, save_detector
-from detect.pruning import TracedDetector, prune_detector
+from detect.pruning import prune_detector
+from detect.traced import TracedDetector
 from experiment.cli import app
 from prune import cost_of, prune_model
 from prune.choose.presets import PRESETS

@@ -1,0 +1,107 @@
+"""A detector's layers without its boxes: what pruning follows, and what costs are counted of."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from classify.checkpoint import ModelCard
+from command.errors import RequestError
+from prune.cost import Cost, cost_of
+from prune.modes import FORWARD_ERRORS, evaluating
+
+__all__ = ["PARTS", "TracedDetector", "detector_cost", "example_images"]
+
+PARTS = ("backbone", "neck", "rpn_head", "roi_head")
+"""Parts of a two-stage detector that can be cut."""
+
+
+def example_images() -> tuple[Tensor]:
+    """Return the smallest images on which channels are followed: they are coupled alike at any size."""
+    return (torch.zeros(1, 3, 64, 64),)
+
+
+class TracedDetector(nn.Module):
+    """A detector's layers without its boxes, under the same names.
+
+    Boxes depend on the data, so here every RoI reads the sum of the levels, pooled to the extractor's size; channels
+    are coupled exactly as in the detector. A head that cannot be run so is left out: the maps that it reads are
+    outputs, which keep their channels.
+
+    Args:
+        detector: mmdet's two-stage detector; its modules are shared.
+        num_proposals: RoIs that the heads compute.
+
+    Raises:
+        RequestError: If the detector is of another kind.
+    """
+
+    def __init__(self, detector: Any, num_proposals: int = 1) -> None:
+        super().__init__()
+        for part in PARTS:
+            if part != "neck" and not isinstance(getattr(detector, part, None), nn.Module):
+                raise RequestError(
+                    f"detector: cannot be followed, got {type(detector).__name__} without {part}; expected mmdet's "
+                    f"two-stage detectors, such as FasterRCNN or CascadeRCNN"
+                )
+        self.backbone, self.rpn_head, self.roi_head = detector.backbone, detector.rpn_head, detector.roi_head
+        self.neck = getattr(detector, "neck", None) or nn.Identity()
+        self.num_proposals = num_proposals
+        self.left_out = tuple(name for name, run in self._heads.items() if not self._runs_whole(name, run))
+        """Heads that are not run."""
+
+    def forward(self, images: Tensor) -> list[Any]:
+        """Return the outputs of the heads, and the maps that other heads read, for images (1, 3, H, W)."""
+        maps = self.neck(self.backbone(images))
+        outputs = [output for name, run in self._heads.items() if name not in self.left_out for output in run(maps)]
+        return [*outputs, maps] if self.left_out else outputs
+
+    @property
+    def _heads(self) -> dict[str, Callable[[Any], list[Any]]]:
+        return {"rpn_head": lambda maps: [self.rpn_head(maps)], "roi_head": self._of_regions}
+
+    def _of_regions(self, maps: Any) -> list[Any]:
+        return [head(self._regions(maps, extractor)) for extractor, head in _stages(self.roi_head)]
+
+    def _regions(self, maps: Any, extractor: Any) -> Tensor:
+        side = extractor.roi_layers[0].output_size
+        pooled = [nn.functional.adaptive_avg_pool2d(m, side) for m in maps[: extractor.num_inputs]]
+        # the extractor makes a tensor of its own width, which is cut with the maps
+        regions = torch.stack(pooled).sum(0).reshape(1, extractor.out_channels, *side)
+        regions = regions.expand(self.num_proposals, -1, -1, -1)
+        return self.roi_head.shared_head(regions) if self.roi_head.with_shared_head else regions
+
+    def _runs_whole(self, name: str, run: Callable[[Any], list[Any]]) -> bool:
+        """Return whether a head runs on maps alone, and reaches all of its layers."""
+        reached: set[nn.Module] = set()
+        head = self.get_submodule(name)
+        hooks = [module.register_forward_hook(lambda module, *_: reached.add(module)) for module in head.modules()]
+        try:
+            with torch.no_grad(), evaluating(self):
+                run(self.neck(self.backbone(*example_images())))
+        except FORWARD_ERRORS:
+            return False
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return all(module in reached for module in head.modules() if [*module.parameters(recurse=False)])
+
+
+def _stages(roi_head: Any) -> Iterator[tuple[Any, nn.Module]]:
+    """Yield every head of boxes or masks, with the extractor that feeds it."""
+    for kind in ("bbox", "mask"):
+        heads = getattr(roi_head, f"{kind}_head", None)
+        extractors = getattr(roi_head, f"{kind}_roi_extractor", None) or roi_head.bbox_roi_extractor
+        if heads is not None:
+            yield from zip(_listed(extractors), _listed(heads), strict=True)
+
+
+def _listed(part: nn.Module) -> Iterable[nn.Module]:
+    return part if isinstance(part, nn.ModuleList) else [part]
+
+
+def detector_cost(detector: Any, card: ModelCard) -> Cost:
+    """Return the cost of a detector for one image of its size."""
+    num_proposals = detector.rpn_head.test_cfg.max_per_img
+    return cost_of(TracedDetector(detector, num_proposals), (torch.zeros(1, 3, *card.preprocessing.image_hw),))
