@@ -8,7 +8,7 @@ Scratch-E and Scratch-B).
 
 from command.errors import RequestError
 
-__all__ = ["ORDERINGS", "steps"]
+__all__ = ["CONTROLS", "ORDERINGS", "steps"]
 
 ORDERINGS: dict[str, tuple[str, ...]] = {
     "dense": ("train_classifier", "transfer", "train_detector"),
@@ -18,13 +18,18 @@ ORDERINGS: dict[str, tuple[str, ...]] = {
 }
 """Ordering -> its steps. In `scratch_transfer` pruning sets only the architecture; its weights are drawn again."""
 
+CONTROLS: dict[str, tuple[str, ...]] = {"dense_longer": ORDERINGS["dense"]}
+"""What orderings are compared with besides `dense` -> its steps. The one training of the detector of `dense_longer` has
+as many epochs as both of `transfer_prune`."""
+
 
 def steps(ordering: str) -> tuple[str, ...]:
-    """Return the steps of an ordering.
+    """Return the steps of an ordering or a control.
 
     Raises:
         RequestError: If there is no such ordering.
     """
-    if ordering not in ORDERINGS:
-        raise RequestError(f"ordering: unknown, got {ordering!r}; expected one of {sorted(ORDERINGS)}")
-    return ORDERINGS[ordering]
+    known = ORDERINGS | CONTROLS
+    if ordering not in known:
+        raise RequestError(f"ordering: unknown, got {ordering!r}; expected one of {sorted(known)}")
+    return known[ordering]

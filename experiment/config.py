@@ -7,7 +7,7 @@ at the current folder.
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, with_config
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, with_config
 
 from classify.config import Backbone, FolderData, ShapesData
 from classify.schedule import Schedule
@@ -27,6 +27,7 @@ __all__ = [
     "Calibration",
     "Classification",
     "CocoData",
+    "Control",
     "CropsData",
     "Cut",
     "Detection",
@@ -42,6 +43,8 @@ __all__ = [
 
 Budget = Literal["scratch_e", "scratch_b"]
 """How long `scratch_transfer` trains its classifier."""
+Control = Literal["dense_longer"]
+"""What is trained besides, so that a difference is not taken for the effect of pruning."""
 
 
 def _in_range(ratio: float) -> float:
@@ -211,6 +214,9 @@ class ExperimentConfig(Part):
     latency: Timing = Timing()
     orderings: Annotated[tuple[str, ...], AfterValidator(_check_once)] = tuple(ORDERINGS)
     """The dense reference is always run."""
+    controls: Annotated[tuple[Control, ...], AfterValidator(_check_once)] = ()
+    """`dense_longer`: the dense detector, trained once for the epochs of `detection.train` and `detection.finetune`
+    together, as many as `transfer_prune` has. The schedule is that of `detection.train`, stretched."""
     budgets: Annotated[tuple[Budget, ...], AfterValidator(_check_once)] = ("scratch_e", "scratch_b")
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_check_once)] = Field((0,), min_length=1)
     num_threads: Threads = 1
@@ -220,3 +226,19 @@ class ExperimentConfig(Part):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_name(name, ORDERINGS) for name in names)
+
+    @field_validator("controls")
+    @classmethod
+    def _differ_from_dense(cls, controls: tuple[Control, ...], info: ValidationInfo) -> tuple[Control, ...]:
+        if controls and "transfer_prune" not in info.data.get("orderings", ORDERINGS):
+            raise RequestError(
+                f"not used without transfer_prune, which alone trains its detector longer than dense, got {controls}; "
+                "expected none, or transfer_prune among orderings"
+            )
+        return controls
+
+    def with_longer_training(self) -> "ExperimentConfig":
+        """Return the experiment that `dense_longer` is the dense row of."""
+        detection = self.detection
+        train = replace(detection.train, epochs=detection.train.epochs + detection.finetune.epochs)
+        return self.model_copy(update={"detection": detection.model_copy(update={"train": train})})

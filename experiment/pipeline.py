@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from deploy.record import cpu_model, installed_versions
-from detect.orderings import ORDERINGS, steps
+from detect.orderings import CONTROLS, ORDERINGS, steps
 from experiment.config import ExperimentConfig
 from experiment.data import Data, Part, plan_data
 from experiment.measuring import export, measure_latency
@@ -59,16 +59,16 @@ class Plan:
 def make_plan(config: ExperimentConfig, store: StageStore) -> Plan:
     """Plan the experiment; nothing is written. Given data is fingerprinted, so it must exist."""
     planner = _Planner(config, store, plan_data(config, store))
-    leaves = tuple(planner.grown(leaf) for leaf in _bare_leaves(config))
+    leaves = tuple(planner.of(leaf).grown(leaf) for leaf in _bare_leaves(config))
     latency = planner.latency(leaves)
     stages = {stage.hash: stage for leaf in leaves for stage in leaf.stages}
     return Plan(planner.data, (*planner.data.stages, *stages.values(), latency), leaves, latency)
 
 
 def _bare_leaves(config: ExperimentConfig) -> Iterable[Leaf]:
-    """Yield the planned rows, the dense references first."""
-    for seed in config.seeds:
-        yield Leaf(_row_name(config, "dense", None, 0.0, seed), "dense", None, 0.0, seed)
+    """Yield the planned rows, the dense references first, then their controls."""
+    for ordering, seed in itertools.product(("dense", *config.controls), config.seeds):
+        yield Leaf(_row_name(config, ordering, None, 0.0, seed), ordering, None, 0.0, seed)
     for seed, ratio in itertools.product(config.seeds, config.pruning.prune_ratios):
         for ordering in (name for name in ORDERINGS if name in config.orderings and name != "dense"):
             for budget in config.budgets if ordering == "scratch_transfer" else ("finetune",):
@@ -77,7 +77,7 @@ def _bare_leaves(config: ExperimentConfig) -> Iterable[Leaf]:
 
 def _row_name(config: ExperimentConfig, ordering: str, budget: str | None, ratio: float, seed: int) -> str:
     parts = [ordering, *([budget] if budget else [])]
-    if len(config.pruning.prune_ratios) > 1 and ordering != "dense":
+    if len(config.pruning.prune_ratios) > 1 and budget:
         parts.append(f"{ratio:g}")
     if len(config.seeds) > 1:
         parts.append(f"seed{seed}")
@@ -94,6 +94,10 @@ class _Planner:
     def _weights_sha256(self) -> str | None:
         weights = self.config.backbone.weights
         return sha256_of(weights) if weights else None
+
+    def of(self, leaf: Leaf) -> "_Planner":
+        """Return the leaf's planner: a control is the dense row of an experiment with other settings."""
+        return replace(self, config=self.config.with_longer_training()) if leaf.ordering in CONTROLS else self
 
     def grown(self, leaf: Leaf) -> Leaf:
         """Return the leaf with its stages."""

@@ -25,6 +25,7 @@ INK = "#010203"
 # Okabe and Ito's colours, distinct for colour-blind readers; the shape differs as well.
 STYLE = {
     "dense": (INK, "D"),
+    "dense_longer": (INK, "d"),
     "prune_transfer": ("#0080c8", "o"),
     "transfer_prune": ("#d55e00", "s"),
     "scratch_transfer": ("#009e73", "^"),
@@ -73,16 +74,16 @@ def accuracy_plot(points: list[Point]) -> Markup:
 
 
 def speedup_plot(points: list[Point]) -> Markup:
-    """Return measured speedup and MAC reduction of each slim detector as SVG, empty where there is none."""
-    slim = [point for point in points if point.ordering != "dense"]
-    if not slim:
+    """Return measured speedup and MAC reduction of each detector but dense as SVG, empty where there is none."""
+    others = [point for point in points if point.ordering != "dense"]
+    if not others:
         return Markup("")
-    figure, axes = _figure(height_inches=1.2 + 0.55 * len(slim))
-    for y, point in enumerate(slim):
+    figure, axes = _figure(height_inches=1.2 + 0.55 * len(others))
+    for y, point in enumerate(others):
         _draw_pair(axes, y, point)
     axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.margins(x=0.15)
-    axes.set_ylim(len(slim) - 0.5, -0.7)
+    axes.set_ylim(len(others) - 0.5, -0.7)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("times better than dense (x); the dashed line is dense")

@@ -23,6 +23,7 @@ from rich.text import Text
 from command.errors import RequestError
 from command.files import written_atomically
 from deploy.text import markdown, printable
+from detect.orderings import CONTROLS
 from experiment import plots, report_pictures
 from experiment.results import RESULTS, read_results
 
@@ -33,6 +34,8 @@ UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
 # So that the table fits a terminal of 80 columns; every word has its own line there.
 SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "MAC reduction (x)": "MACs cut (x)"}
 _EPOCHS = "epochs"
+_UNCUT = ("dense", *CONTROLS)
+"""Orderings of the dense network, in the order of their lines."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Beginnings of a text that spreadsheets would run as a formula."""
 
@@ -47,6 +50,12 @@ class _Line:
     @property
     def is_dense(self) -> bool:
         return bool(self.first("ordering") == "dense")
+
+    @property
+    def place(self) -> int:
+        """Place in the table: the dense detectors first."""
+        ordering = self.first("ordering")
+        return _UNCUT.index(ordering) if ordering in _UNCUT else len(_UNCUT)
 
     def first(self, key: str) -> Any:
         """Return the value of the key in the first row."""
@@ -133,21 +142,21 @@ def table_markdown(results: dict[str, Any]) -> str:
 
 
 def _lines(rows: list[Row]) -> list[_Line]:
-    """Gather rows that differ only by seed, dense first."""
+    """Gather rows that differ only by seed, dense first, then its controls."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["ordering"], row["budget"], row["prune_ratio"]), []).append(row)
     lines = [_Line(_label(group[0], _has_ratios(rows)), group) for group in groups.values()]
-    return sorted(lines, key=lambda line: not line.is_dense)
+    return sorted(lines, key=lambda line: line.place)
 
 
 def _has_ratios(rows: list[Row]) -> bool:
-    return len({row["prune_ratio"] for row in rows if row["ordering"] != "dense"}) > 1
+    return len({row["prune_ratio"] for row in rows if row["ordering"] not in _UNCUT}) > 1
 
 
 def _label(row: Row, has_ratios: bool) -> str:
     ratio = f", {row['prune_ratio']}" if has_ratios else ""
-    return "dense" if row["ordering"] == "dense" else f"{row['ordering']} ({row['budget']}{ratio})"
+    return row["ordering"] if row["ordering"] in _UNCUT else f"{row['ordering']} ({row['budget']}{ratio})"
 
 
 def _columns(lines: list[_Line]) -> list[_Column]:
@@ -191,8 +200,8 @@ def _device_sentence(results: Mapping[str, Any]) -> str:
 
 
 def _finding(lines: list[_Line]) -> str:
-    """Return sentences: the slim detector with the highest mAP, its speedup, and which differences are noise."""
-    dense, *slim = lines
+    """Return sentences: the slim detector with the highest mAP, its speedup, the control, and what is noise."""
+    dense, slim = lines[0], [line for line in lines if line.place == len(_UNCUT)]
     if not slim:
         return "Only the dense detector was run."
     best = max(slim, key=lambda line: (line.mean("map"), line.mean("speedup")))
@@ -203,7 +212,8 @@ def _finding(lines: list[_Line]) -> str:
     noise = "One seed: differences smaller than the noise between seeds, which one seed cannot show, mean nothing."
     if len(best.rows) > 1:
         noise = f"Means over {len(best.rows)} seeds ± sample standard deviation: differences of that size mean nothing."
-    return f"{_unequal(lines, best)}{accuracy} at {gain}, with {best.number('mac_reduction', 2)}x fewer MACs. {noise}"
+    finding = f"{accuracy} at {gain}, with {best.number('mac_reduction', 2)}x fewer MACs. "
+    return f"{_unequal(lines, best)}{finding}{_control(lines)}{noise}"
 
 
 def _unequal(lines: list[_Line], best: _Line) -> str:
@@ -213,6 +223,17 @@ def _unequal(lines: list[_Line], best: _Line) -> str:
         return ""
     dense = f"{lines[0].label} {epochs[0]}, {best.label} {best.epochs('detector')}"
     return f"Detectors were trained for {min(epochs)} to {max(epochs)} epochs ({dense}), which alone can change mAP. "
+
+
+def _control(lines: list[_Line]) -> str:
+    """Return a sentence on the dense detector that was trained longer, or nothing."""
+    for line in lines:
+        if line.first("ordering") == "dense_longer":
+            return (
+                f"Dense trained for {line.epochs('detector')} epochs (dense_longer) reaches {line.number('map', 3)} "
+                f"mAP; its speedup, {line.number('speedup', 2)}x, owes nothing to pruning. "
+            )
+    return ""
 
 
 def _csv_text(rows: list[Row]) -> str:

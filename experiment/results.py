@@ -47,7 +47,7 @@ class _Row(_Checked):
 
     __pydantic_extra__: dict[str, str | _Count | float | None] = Field(init=False)
     name: str
-    ordering: Literal["dense", "prune_transfer", "transfer_prune", "scratch_transfer"]
+    ordering: Literal["dense", "dense_longer", "prune_transfer", "transfer_prune", "scratch_transfer"]
     budget: Literal["finetune", "scratch_e", "scratch_b"] | None
     method: str | None
     prune_ratio: Annotated[float, Field(ge=0, lt=1)]

@@ -169,12 +169,11 @@ def _row(
     assert leaf.export is not None
     exported = store.figures(leaf.export)
     figures = {stage.name: store.figures(stage) for stage in (*leaf.chain, *leaf.evaluations)}
-    is_dense = leaf.ordering == "dense"
     return {
         "name": leaf.name,
         "ordering": leaf.ordering,
         "budget": leaf.budget,
-        "method": None if is_dense else config.pruning.criterion,
+        "method": config.pruning.criterion if leaf.budget else None,
         "prune_ratio": leaf.prune_ratio,
         "seed": leaf.seed,
         "map": exported["map"],

@@ -1,4 +1,4 @@
-"""The whole path, small: generated data, a narrow ResNet-18, five detectors.
+"""The whole path, small: generated data, a narrow ResNet-18, six detectors.
 
 Run:     espalier run quickstart
 Needs:   no download, no GPU
@@ -31,6 +31,8 @@ detection = dict(
 )
 
 pruning = dict(prune_ratios=(0.5,), criterion="l1", round_to=8)
+
+controls = ("dense_longer",)  # dense, trained for as many epochs as transfer_prune: 6 + 4
 
 latency = dict(warmup=5, rounds=50, num_threads=1)
 

@@ -15,11 +15,11 @@ def dense_figures(folder):
 
 def test_a_run_killed_while_training_resumes_to_the_same_result(finished, tiny_run, tmp_path):
     killed, (whole, _) = tmp_path / "killed", finished
-    only_dense = "orderings=()"
-    first = tiny_run(killed, only_dense, kill_when=(killed, "stages/train_detector-*.partial/checkpoints/epoch_1.pth"))
+    only_dense = ("orderings=()", "controls=()")
+    first = tiny_run(killed, *only_dense, kill_when=(killed, "stages/train_detector-*.partial/checkpoints/epoch_1.pth"))
     assert first.returncode == -9
     assert not (killed / "results.json").exists()
-    done = tiny_run(killed, only_dense)
+    done = tiny_run(killed, *only_dense)
     assert done.returncode == 0, done.stderr
     assert dense_figures(killed) == dense_figures(whole)
     (model,) = killed.glob("stages/train_detector-*/model.safetensors")

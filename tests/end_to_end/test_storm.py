@@ -100,7 +100,7 @@ def command(files, tiny_arguments):
 
     def arguments(kind, out):
         return {
-            "run": tiny_arguments(out / "run", "orderings=()"),
+            "run": tiny_arguments(out / "run", "orderings=()", "controls=()"),
             "train": ["classify", "train", files / "train.py", "--out", out / "net.safetensors"],
             "prune": ["prune", "l1_half", files / "net.safetensors", "--out", out / "slim.safetensors"],
             "prune_detector": ["prune", "l1_half", files / "detector.safetensors", "--out", out / "slim.safetensors"],

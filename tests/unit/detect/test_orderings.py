@@ -38,6 +38,10 @@ def test_the_dense_reference_is_never_pruned():
     assert not [name for name in steps("dense") if "prune" in name]
 
 
+def test_the_longer_control_takes_the_steps_of_dense():
+    assert steps("dense_longer") == steps("dense")
+
+
 def test_an_unknown_ordering_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"ordering: unknown, got 'prune'; expected one of .*'prune_transfer'"):
         steps("prune")

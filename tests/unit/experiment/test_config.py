@@ -27,6 +27,10 @@ def test_quickstart_runs_all_orderings():
     assert read_config(QUICKSTART, (), ExperimentConfig).orderings == tuple(ORDERINGS)
 
 
+def test_no_control_is_trained_unless_asked_for():
+    assert ExperimentConfig.model_fields["controls"].default == ()
+
+
 def test_overrides_reach_every_depth():
     config = read_config(QUICKSTART, ["seeds=(0,1)", "detection.model.fpn_channels=32"], ExperimentConfig)
     assert config.seeds == (0, 1)
@@ -55,6 +59,12 @@ def test_an_unknown_key_lists_the_nearest_keys_of_its_level(override, message):
         ("pruning.max_macs=5", "pruning.max_macs: not used in an experiment, got 5; give prune_ratios"),
         ("pruning.criterion=l9", "pruning.criterion: unknown, got 'l9'; expected one of"),
         ("orderings=('prune',)", "orderings: unknown, got 'prune'; expected one of dense, prune_transfer,"),
+        ("controls=('longer',)", "controls.0: Input should be 'dense_longer', got 'longer'"),
+        (
+            "orderings=('prune_transfer',)",
+            "controls: not used without transfer_prune, which alone trains its detector longer than dense, got "
+            "('dense_longer',); expected none, or transfer_prune among orderings",
+        ),
         ("budgets=('scratch',)", "budgets.0: Input should be 'scratch_e' or 'scratch_b', got 'scratch'"),
         ("seeds=()", "seeds: Tuple should have at least 1 item"),
         (

@@ -40,7 +40,7 @@ def changed(*overrides, before=()):
 def test_orderings_share_what_they_have_in_common():
     # 4 of data; 1 dense classifier; 1 pruning of it; 3 slim classifiers; 4 transfers, each with its training;
     # 1 pruned detector and its fine-tuning; 4 classifiers and 5 detectors evaluated; 5 exports; 1 measurement
-    stages = names(plan().stages)
+    stages = names(plan("controls=()").stages)
     assert len(stages) == 4 + 1 + 1 + 3 + 2 * 4 + 2 + 4 + 5 + 5 + 1
     assert stages.count("train_classifier") == 1
     assert stages.count("train_detector") == 4
@@ -54,15 +54,34 @@ def test_every_stage_comes_after_its_inputs():
 
 
 def test_the_dense_reference_comes_first_and_is_always_there():
-    assert names(plan("orderings=()").leaves) == ["dense"]
+    assert names(plan("orderings=()", "controls=()").leaves) == ["dense"]
     assert names(plan().leaves)[0] == "dense"
 
 
 def test_rows_are_named_apart_by_ratio_and_seed():
-    leaves = names(plan("pruning.prune_ratios=(0.3,0.5)", "seeds=(0,1)", "orderings=('prune_transfer',)").leaves)
-    assert leaves[:2] == ["dense-seed0", "dense-seed1"]
-    assert "prune_transfer-finetune-0.3-seed1" in leaves
-    assert len(leaves) == len(set(leaves)) == 2 + 2 * 2
+    leaves = names(plan("pruning.prune_ratios=(0.3,0.5)", "seeds=(0,1)", "orderings=('transfer_prune',)").leaves)
+    assert leaves[:4] == ["dense-seed0", "dense-seed1", "dense_longer-seed0", "dense_longer-seed1"]
+    assert "transfer_prune-finetune-0.3-seed1" in leaves
+    assert len(leaves) == len(set(leaves)) == 2 + 2 + 2 * 2
+
+
+def test_the_control_is_dense_with_the_epochs_of_both_detector_trainings():
+    dense, longer = (leaf.chain[-1].settings for leaf in plan().leaves[:2])
+    assert (dense["schedule"]["epochs"], longer["schedule"]["epochs"]) == (6, 6 + 4)
+    assert dense | {"schedule": dense["schedule"] | {"epochs": 10}} == longer
+
+
+def test_the_control_shares_all_that_comes_before_the_detector():
+    dense, longer = plan().leaves[:2]
+    assert [stage.name for stage in longer.chain] == ["train_classifier", "transfer", "train_detector"]
+    assert [a.hash == b.hash for a, b in zip(dense.chain, longer.chain, strict=True)] == [True, True, False]
+    assert [a.hash == b.hash for a, b in zip(dense.evaluations, longer.evaluations, strict=True)] == [True, False]
+
+
+def test_a_control_repeats_nothing_of_the_other_rows():
+    added = {"train_detector", *DETECTED}
+    assert changed("controls=('dense_longer',)", before=["controls=()"]) == added
+    assert len(plan().stages) == len(plan("controls=()").stages) + len(added - {"latency"})
 
 
 DETECTED = {"evaluate_detector", "export", "latency"}
@@ -76,7 +95,11 @@ ALL_CLASSIFIERS = {"train_classifier", "prune_classifier", *SLIM, "evaluate_clas
 @pytest.mark.parametrize(
     ("override", "again"),
     [
-        ("detection.finetune.epochs=9", {"finetune_detector", *DETECTED}),
+        ("detection.finetune.lr=1.0", {"finetune_detector", *DETECTED}),
+        (
+            "detection.finetune.epochs=9",
+            {"finetune_detector", "train_detector", *DETECTED},
+        ),  # the latter of the control
         ("detection.train.lr=0.1", TRAINED - {"transfer"}),
         ("detection.model.roi_samples=16", TRAINED),
         (

@@ -39,6 +39,11 @@ DENSE = make_row("dense", None) | {
     "train_epochs": {"train_classifier": 10, "train_detector": 12},
 }
 SLIM = make_row("transfer_prune", "finetune")
+LONGER = DENSE | {
+    "name": "dense_longer", "ordering": "dense_longer", "map": 0.68,
+    "speedup": 1.01, "speedup_low": 0.99, "speedup_high": 1.03,
+    "train_epochs": {"train_classifier": 10, "train_detector": 20},
+}
 
 
 def make_results(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -224,6 +229,35 @@ def test_the_epochs_of_both_stages_stand_below_the_table() -> None:
     assert finding([SLIM, DENSE]).endswith(
         "Epochs of classification and detection: dense 10+12; transfer_prune (finetune) 0+20."
     )
+
+
+def test_finding_adds_one_sentence_on_the_longer_control() -> None:
+    assert finding([SLIM, DENSE, LONGER]).startswith(
+        "Detectors were trained for 12 to 20 epochs (dense 12, transfer_prune (finetune) 20), which alone can change "
+        "mAP. transfer_prune (finetune) reaches 0.600 mAP (dense: 0.660) at 1.50x measured speedup (95% interval "
+        "1.40-1.60), with 3.00x fewer MACs. Dense trained for 20 epochs (dense_longer) reaches 0.680 mAP; its speedup, "
+        "1.01x, owes nothing to pruning. One seed: "
+    )
+    assert "dense_longer" not in finding([SLIM, DENSE])
+
+
+def test_the_control_has_a_line_of_its_own_between_dense_and_slim() -> None:
+    # means 0.66 and 0.68 stay apart; the control's ratio of 0 is no second ratio
+    rows = [row | {"seed": seed} for seed in (0, 1) for row in (SLIM, LONGER, DENSE)]
+    header, _, *lines = cells_of(report.table_markdown(make_results(rows)))
+    assert header[:5] == ["ordering", "budget", "seeds", "epochs", "mAP"]
+    assert [line[:5] for line in lines] == [
+        ["dense", "-", "0, 1", "10+12", "0.660"],
+        ["dense_longer", "-", "0, 1", "10+20", "0.680"],
+        ["transfer_prune", "finetune", "0, 1", "0+20", "0.600"],
+    ]
+
+
+def test_the_page_names_the_control_in_words_and_plots(tmp_path: Path) -> None:
+    page = report.write_report(make_results([DENSE, LONGER, SLIM]), tmp_path).read_text("utf-8")
+    assert "<dt>dense_longer</dt><dd>as dense, but learns to detect for as many epochs as transfer_prune" in page
+    plotted = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert ["dense_longer" in svg for svg in plotted] == [True, True]
 
 
 @pytest.mark.parametrize(("low", "is_doubted"), [(0.97, True), (1.01, False)])

@@ -56,6 +56,16 @@ def test_keys_of_a_later_version_are_kept(results, tmp_path):
     assert (read["num_threads"], read["rows"][0]["energy_j"]) == (1, -1.5)
 
 
+def test_a_control_s_row_is_read(results, tmp_path):
+    control = results["rows"][0] | {"name": "dense_longer", "ordering": "dense_longer"}
+    (tmp_path / "results.json").write_text(json.dumps(results | {"rows": [*results["rows"], control]}))
+    assert read_results(tmp_path / "results.json")["rows"][-1] == control
+
+
+def test_a_control_alone_is_no_reference(refused, results):
+    assert "no dense row" in refused(changed(results, "rows.0.ordering", "dense_longer"))
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", '{"a": "é"}'.encode("latin-1"), b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"],
