@@ -5,7 +5,7 @@ PYTHON ?= python3
 .PHONY: help install demo quick test fuzz check format clean
 
 # One thread per process: two busy pools of threads on the same cores slow each other tenfold.
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --maxprocesses 4 --dist worksteal
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10

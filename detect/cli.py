@@ -15,7 +15,7 @@ from command.options import AsJson, Force, OutFile, Overrides, closing, model_ou
 from deploy.runtime_option import RuntimeName
 from detect.mmdet_option import MmdetConfig
 
-__all__ = ["app", "evaluate", "predict", "train"]
+__all__ = ["app", "evaluate", "mmdet", "predict", "train"]
 
 app = typer.Typer(help="Train, evaluate and run detectors.", no_args_is_help=True)
 

@@ -12,7 +12,7 @@ from command.errors import MissingFileError, RequestError
 from detect.data import CocoSet, check_coco
 from detect.model import DetectorSettings
 
-__all__ = ["CocoData", "DetectorTraining", "ScenesData", "Transfer"]
+__all__ = ["CocoData", "DetectorTraining", "FinetuneDetector", "ScenesData", "Transfer"]
 
 
 class ScenesData(Part):

@@ -12,15 +12,19 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import detect.register  # noqa: F401  # operators first, and all that a config may name
 from command.errors import MissingFileError, RequestError
+from detect.openmmlab import TOOLS
 
-__all__ = ["mmdet_tools", "run_tool"]
+__all__ = ["PROGRAM_ERRORS", "mmdet_tools", "run_tool"]
+
+PROGRAM_ERRORS = (Exception,)
+"""What a program of another may raise."""
 
 
 def mmdet_tools() -> dict[str, Path]:
     """Return the programs that come with mmdet, by name, with the folder of those that are not in the main one."""
-    folder = _folder()
-    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.py"))}
+    return {str(path.relative_to(TOOLS).with_suffix("")): path for path in sorted(TOOLS.rglob("*.py"))}
 
 
 def run_tool(name: str, arguments: Sequence[str]) -> int:
@@ -35,13 +39,11 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
         RequestError: If mmdet has no such program.
     """
     path = _found(name)
-    from detect import register  # noqa: F401  # operators first, then all that a config may name
-
     sys.argv = [str(path), *arguments]
     sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a program
     try:
         runpy.run_path(str(path), run_name="__main__")
-    except Exception:  # noqa: BLE001  # of the program: its own traceback is what its users know
+    except PROGRAM_ERRORS:  # its own traceback is what its users know
         traceback.print_exc()
         return 1
     return 0
@@ -58,9 +60,3 @@ def _found(name: str) -> Path:
         near = difflib.get_close_matches(name, [Path(tool).name for tool in tools], n=3, cutoff=0)
         raise RequestError(f"{name}: no program of mmdet; expected a .py file, or one such as {', '.join(near)}")
     return tools[min(matches, key=lambda tool: tool.count("/"))]
-
-
-def _folder() -> Path:
-    import mmdet
-
-    return Path(mmdet.__file__).parent / ".mim/tools"

@@ -31,6 +31,7 @@ __all__ = [
     "DATASETS",
     "MODELS",
     "STOCK_FASTER_RCNN",
+    "TOOLS",
     "TRANSFORMS",
     "CocoDataset",
     "DefaultScope",
@@ -44,5 +45,8 @@ __all__ = [
     "register_all_modules",
 ]
 
-STOCK_FASTER_RCNN = Path(mmdet.__file__).parent / ".mim/configs/_base_/models/faster-rcnn_r50_fpn.py"
+_SHIPPED = Path(mmdet.__file__).parent / ".mim"
+STOCK_FASTER_RCNN = _SHIPPED / "configs/_base_/models/faster-rcnn_r50_fpn.py"
 """mmdet's own config of Faster R-CNN's parts."""
+TOOLS = _SHIPPED / "tools"
+"""The folder of mmdet's programs."""

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mmdet
 import pytest
 
 from classify.backbones import Architecture
@@ -16,17 +15,16 @@ from detect import DetectorSettings, new_detector, prune_detector, save_detector
 from detect.synthetic import write_scenes
 
 TRAINED = Path(__file__).parents[1] / "data/small_detector.safetensors"
-STOCK = Path(mmdet.__file__).parent / ".mim/configs/_base_"
 SETTINGS = {"fpn_channels": 16, "head_channels": 32, "num_proposals": 50, "roi_samples": 16, "anchor_scale": 4}
-CONFIG = f"""
+CONFIG = """
 _base_ = [
     "slim_base.py",
-    "{STOCK}/datasets/coco_detection.py",
-    "{STOCK}/schedules/schedule_1x.py",
-    "{STOCK}/default_runtime.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "mmdet::_base_/schedules/schedule_1x.py",
+    "mmdet::_base_/default_runtime.py",
 ]
 load_from = "slim.safetensors"
-metainfo = {{{{_base_.metainfo}}}}
+metainfo = {{_base_.metainfo}}
 resize = dict(type="Resize", scale=(128, 128), keep_ratio=True)
 pack = dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"))
 pipeline = [dict(type="LoadImageFromFile"), resize, dict(type="LoadAnnotations", with_bbox=True), pack]
