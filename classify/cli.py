@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from command.extras import loading
-from command.options import AsJson, Force, OutFile, Overrides, closing, model_output, refuse_existing, show
+from command.options import AsJson, Force, Overrides, closing, model_output, out_file, refuse_existing, show
 
 __all__ = ["app", "evaluate", "train"]
 
@@ -21,7 +21,7 @@ app = typer.Typer(help="Train and evaluate classifiers.", no_args_is_help=True)
 def train(
     config: Annotated[Path, typer.Argument(help="Config: a name, as resnet18_shapes, or a file.")],
     overrides: Overrides = None,
-    out: OutFile = None,
+    out: Annotated[Path | None, out_file("runs/classify/<config>.safetensors")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -29,12 +29,13 @@ def train(
     with loading():
         from classify.commands import train_to_file
         from classify.config import ClassifierTraining
+        from classify.curve import curve_at_risk, curve_file
         from command.config import read_config
     settings = read_config(config, overrides or (), ClassifierTraining)
     out = model_output(out, Path("runs/classify") / f"{config.stem}.safetensors")
-    refuse_existing(force, out)
+    refuse_existing(force, out, *curve_at_risk(out))
     show(train_to_file(settings, out, force, Console(stderr=True)), as_json)
-    closing(f"wrote {out}", ["espalier", "prune", "l1_half", out])
+    closing(f"wrote {out}, and {curve_file(out)}", ["espalier", "prune", "l1_half", out])
 
 
 @app.command("eval")

@@ -20,6 +20,7 @@ from classify.checkpoint import (
     save_model,
 )
 from classify.config import ClassifierTraining, Dense, FolderData, Scratch, ShapesData
+from classify.curve import curve_file, save_curve
 from classify.data import check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.provenance import origin, outcome
@@ -33,7 +34,7 @@ __all__ = ["evaluate_file", "train_to_file"]
 
 
 def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console: Console) -> dict[str, Any]:
-    """Check the data, train, evaluate and write the model file `out`; return its figures.
+    """Check the data, train, evaluate and write the model file `out` and its curve; return its figures.
 
     Raises:
         MissingFileError: If data or weights are missing.
@@ -49,9 +50,10 @@ def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console:
         progress = RunProgress(console, [settings.schedule.epochs, 0.2])
         with progress.stage("train"):
             train = image_folder(images, "train", side)
-            train_classifier(net, train, settings.schedule, work, settings.seed, progress)
+            curve = train_classifier(net, train, settings.schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
             figures = evaluate_classifier(net, image_folder(images, "val", side), work / "evaluation")
+        save_curve(curve.evaluated(figures), curve_file(out))
         save_model(out, net, replace(card, provenance={**made_from, **outcome(figures)}))
     return figures
 

@@ -8,6 +8,7 @@ import copy
 import io
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from classify.curve import Curve, Epoch, Iteration
 from classify.data import MEAN, STD
 from classify.resume import ResumableRunner, newest_checkpoint
 from classify.schedule import Schedule
@@ -38,6 +40,9 @@ __all__ = [
 
 _NUMBERS = itertools.count()
 """Numbers the Runners of this process: mmengine gives two with the same name and second the same log."""
+
+_CURVE, _KEPT_PER_EPOCH = "curve", 20
+"""The curve's name in a checkpoint; how many iterations of an epoch it has, at most."""
 
 Progress = Callable[[int, int], None]
 """Called after every iteration with (iterations done, iterations in all)."""
@@ -65,7 +70,7 @@ def train_classifier(
     work_dir: Path,
     seed: int,
     progress: Progress | None = None,
-) -> None:
+) -> Curve:
     """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted.
 
     A last batch of a single image, which BatchNorm may refuse, is left out.
@@ -78,7 +83,7 @@ def train_classifier(
     check_batch_size(net, side, min(schedule.batch_size, num_images))
     is_last_alone = num_images % schedule.batch_size == 1 < schedule.batch_size
     loader = {"dataset": dataset, "collate_fn": collate, "drop_last": is_last_alone and not _learns_from_one(net, side)}
-    fit(ClassifierModel(net), loader, schedule, work_dir, seed, progress)
+    return fit(ClassifierModel(net), loader, schedule, work_dir, seed, progress)
 
 
 def check_batch_size(net: nn.Module, image_size: int, batch_size: int) -> None:
@@ -103,8 +108,8 @@ def fit(
     seed: int,
     progress: Progress | None = None,
     scope: str = "mmengine",
-) -> None:
-    """Train `model` in place.
+) -> Curve:
+    """Train `model` in place, and return its curve.
 
     Every epoch starts from its own seed, so a run resumed at the last complete epoch equals an uninterrupted one.
 
@@ -126,6 +131,7 @@ def fit(
         "sampler": {"type": "DefaultSampler", "shuffle": True},
         **loader,
     }
+    keeper = _CurveKeeper()
     runner = make_runner(
         model,
         work_dir,
@@ -135,7 +141,7 @@ def fit(
         train_cfg={"by_epoch": True, "max_epochs": schedule.epochs},
         optim_wrapper=_optim_wrapper(schedule),
         param_scheduler=_param_scheduler(schedule),
-        custom_hooks=[_EpochSeed(seed), _Watch(progress)],
+        custom_hooks=[_EpochSeed(seed), _Watch(progress), keeper],
         **_resumption(work_dir),
     )
     with silent():
@@ -144,6 +150,7 @@ def fit(
         except WorkError as error:  # with the trace in its message, if it comes from a process that loads data
             raise WorkError(str(error).splitlines()[-1].removeprefix("command.errors.WorkError: ")) from error
     model.cpu().eval()
+    return keeper.curve
 
 
 def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "mmengine", **settings: Any) -> Runner:
@@ -204,6 +211,37 @@ class _EpochSeed(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         set_random_seed((self.seed * 100_003 + runner.epoch) % 2**32)
+
+
+class _CurveKeeper(Hook):
+    """Gathers the curve; whole epochs are in the checkpoints, so that a resumed training has each of them once."""
+
+    curve = Curve()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.sums: Counter[str] = Counter()
+        self.kept: list[Iteration] = []
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
+    ) -> None:
+        losses = {name: value.item() for name, value in (outputs or {}).items() if "loss" in name}
+        self.sums.update(losses)
+        self.lr = runner.optim_wrapper.get_lr()["lr"][0]  # of this step: schedules go on after this hook
+        if batch_idx % math.ceil(len(runner.train_dataloader) / _KEPT_PER_EPOCH) == 0:
+            self.kept.append(Iteration(iteration=runner.iter + 1, loss=losses["loss"], lr=self.lr))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        means = {name: total / len(runner.train_dataloader) for name, total in self.sums.items()}
+        epoch = Epoch(epoch=runner.epoch + 1, lr=self.lr, losses=means)
+        iterations = (*self.curve.iterations, *self.kept)
+        self.curve = Curve(epochs=(*self.curve.epochs, epoch), iterations=iterations)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_CURVE] = self.curve.model_dump(mode="json")
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.curve = Curve.model_validate(checkpoint.get(_CURVE, {}))  # none in those of earlier versions
 
 
 class _Watch(Hook):

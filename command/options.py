@@ -14,24 +14,29 @@ from command.files import shown
 __all__ = [
     "AsJson",
     "Force",
-    "OutFile",
     "Overrides",
     "check_file_name",
     "closing",
     "model_output",
+    "out_file",
     "refuse_existing",
+    "setting",
     "show",
 ]
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a config key, as a.b=value; may be repeated.")
-]
-OutFile = Annotated[
-    Path | None,
-    typer.Option(dir_okay=False, help="Model file to write; named after what it is made from unless given."),
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a config key, as a.b=value; may be repeated.", show_default="the config's own"
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the figures on standard output, as JSON.")]
+
+
+def out_file(default: str) -> Any:
+    """Return the option of the model file that a command writes; its help shows the default."""
+    return typer.Option(dir_okay=False, help="Model file to write.", show_default=default)
 
 
 def model_output(out: Path | None, default: Path) -> Path:
@@ -82,6 +87,19 @@ def _figure_text(figure: float | None) -> str:
     if figure is None:
         return "none"
     return f"{figure:,.4f}" if isinstance(figure, float) else f"{figure:,}"
+
+
+def setting(name: str, value: Any) -> str:
+    """Return the argument of `--set` that gives a key a value, in double quotes, which the shell's single ones hold."""
+    return f"{name}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)}: {_literal(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))},)"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def closing(done: str, next_command: str | Sequence[str | Path]) -> None:

@@ -1,6 +1,8 @@
 """The commands of `espalier deploy` that need only deployed files: `build`, `package`, `explain`."""
 
 import json
+import shlex
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ from rich.console import Console
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import AsJson, Force, check_file_name, closing, refuse_existing
+from command.options import AsJson, Force, check_file_name, closing, refuse_existing, setting
 from deploy.runtime_option import MOST_ROUNDS, Threads
 from deploy.runtimes.registry import ENGINE
 
@@ -20,7 +22,10 @@ def build(
     onnx: Annotated[Path, typer.Argument(help="ONNX file with fixed shapes.")],
     backend: Annotated[str, typer.Option(help="Builder: tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
     compute_capability: Annotated[
-        list[str] | None, typer.Option(help="GPU generation to build for, such as 8.6; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="GPU generation to build for, such as 8.6; may be repeated.", show_default="the builder's own choice"
+        ),
     ] = None,
     repeat: Annotated[
         int,
@@ -29,14 +34,20 @@ def build(
         ),
     ] = 1,
     workspace_mib: Annotated[
-        int | None, typer.Option(help="Limit of a layer's scratch memory.", min=1, max=2**20)
+        int | None,
+        typer.Option(help="Limit of a layer's scratch memory.", show_default="the builder's own", min=1, max=2**20),
     ] = None,
-    optimization_level: Annotated[int | None, typer.Option(help="Builder effort, 0 to 5.", min=0, max=5)] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="Builder effort, 0 to 5.", show_default="the builder's own", min=0, max=5)
+    ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="File of kernel times from earlier builds, created or updated; tensorrt only.")
+        Path | None,
+        typer.Option(
+            help="File of kernel times from earlier builds, created or updated; tensorrt only.", show_default="none"
+        ),
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Allow tf32 (TensorFloat-32) in fp32 products.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Engine to write; default: beside the ONNX file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Engine to write.", show_default="beside the ONNX file")] = None,
     force: Force = False,
 ) -> None:
     """Build an engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
@@ -63,18 +74,18 @@ def build(
         )
         mib = engine.stat().st_size / 1024**2
         typer.echo(f"wrote {engine}: {info.precision}, {mib:.1f} MiB, built in {info.build_s:.1f} s")
-    typer.echo(f"next, on a GPU: espalier deploy bench {' '.join(map(str, engines))}")
+    typer.echo(f"next, on a GPU: {shlex.join(['espalier', 'deploy', 'bench', *map(str, engines)])}")
 
 
 def package(
     folder: Annotated[Path, typer.Argument(help="Folder that deploy export wrote, or the ONNX file in it.")],
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Model repository to write; default: the folder's name with .triton."),
+        typer.Option(file_okay=False, help="Model repository to write.", show_default="the folder's name with .triton"),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model; default: the folder's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the folder's name")] = None,
     engine: Annotated[
-        Path | None, typer.Option(help="Engine built by TensorRT; default: the one in the folder that fits.")
+        Path | None, typer.Option(help="Engine built by TensorRT.", show_default="the one in the folder that fits")
     ] = None,
     force: Force = False,
 ) -> None:
@@ -109,7 +120,10 @@ def explain(
         console = Console()
         console.width = console.width if console.is_terminal else WIDTH
         console.print(explained_text(explained))
-    closing(f"explained {slim}", "espalier deploy sweep sweep_resnet18")
+    conditions = {"runtime": explained.rows[1]["runtime"], "latency.num_threads": threads}
+    default = {"runtime": "onnxruntime", "latency.num_threads": 1}
+    settings = [["--set", setting(name, value)] for name, value in conditions.items() if value != default[name]]
+    closing(f"explained {slim}", ["espalier", "deploy", "sweep", "sweep_resnet18", *chain(*settings)])
 
 
 def _engine_names(out: Path, repeat: int) -> list[Path]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from command.extras import loading
-from command.options import AsJson, Force, OutFile, Overrides, closing, model_output, refuse_existing, show
+from command.options import AsJson, Force, Overrides, closing, model_output, out_file, refuse_existing, show
 from deploy.runtime_option import RuntimeName
 from detect.mmdet_option import MmdetConfig
 
@@ -24,21 +24,23 @@ app = typer.Typer(help="Train, evaluate and run detectors.", no_args_is_help=Tru
 def train(
     config: Annotated[Path, typer.Argument(help="Config: a name, such as faster_rcnn_scenes, or a file.")],
     overrides: Overrides = None,
-    out: OutFile = None,
+    out: Annotated[Path | None, out_file("runs/detect/<config>.safetensors")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a Faster R-CNN, from a classifier's backbone or from a (slim) detector."""
     with loading("torch and mmdet"):
+        from classify.curve import curve_at_risk, curve_file
         from command.config import read_config
         from detect.commands import train_to_file
         from detect.config import DetectorTraining
         from detect.detector_file import files_at_risk
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
-    refuse_existing(force, *files_at_risk(out))
+    refuse_existing(force, *files_at_risk(out), *curve_at_risk(out))
     show(train_to_file(settings, out, force, Console(stderr=True)), as_json)
-    closing(f"wrote {out}, and {out.with_suffix('.py')} for mmdet's tools", ["espalier", "deploy", "export", out])
+    written = f"wrote {out}, {curve_file(out)}, and {out.with_suffix('.py')} for mmdet's tools"
+    closing(written, ["espalier", "deploy", "export", out])
 
 
 def mmdet(

@@ -11,6 +11,7 @@ from torch import nn
 from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, check_classes, load_classifier, read_weights
 from classify.config import Dense
+from classify.curve import curve_file, save_curve
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES
 from classify.train import using_threads
@@ -28,7 +29,10 @@ __all__ = ["evaluate_file", "train_to_file"]
 
 
 def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: Console) -> dict[str, Any]:
-    """Check the data, train, evaluate and write the model file `out`; return its figures, those of `coco_figures`.
+    """Check the data, train, evaluate and write the model file `out` and its curve.
+
+    Returns:
+        Its figures, those of `coco_figures`.
 
     Raises:
         MissingFileError: If data or the file to start from is missing.
@@ -43,11 +47,12 @@ def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: C
     with training_folder(out, made_from, force) as work, using_threads(settings.num_threads):
         train, val = _sets(data, card.preprocessing.image_hw, out.parent)
         with progress.stage("train"):
-            train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
+            curve = train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
             found = found_by_detector(detector, card, val, work / "evaluation")
         figures = coco_figures(val.annotations, found)
         data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
+        save_curve(curve.evaluated(figures), curve_file(out))
         mmdet = settings.start.mmdet if isinstance(settings.start, FinetuneDetector) else None
         save_detector(out, detector, replace(card, provenance={**made_from, **data_prints, **outcome(figures)}), mmdet)
     return figures

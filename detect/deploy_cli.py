@@ -27,10 +27,12 @@ __all__ = ["bench", "evaluate", "export"]
 def export(
     model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector; with --mmdet, a checkpoint.")],
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder to write; default: the model's name with .deploy.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder to write.", show_default="the model's name with .deploy"),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Config: a name, such as fp16, or a file; default: fp32 for every engine.")
+        Path | None,
+        typer.Option(help="Config: a name, such as fp16, or a file.", show_default="none: fp32 for every engine"),
     ] = None,
     overrides: Overrides = None,
     mmdet: MmdetConfig = None,
@@ -60,11 +62,13 @@ def evaluate(
     annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
     images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
     model: Annotated[
-        Path | None, typer.Option(help="Model file it was exported from; default: searched beside the folder.")
+        Path | None, typer.Option(help="Model file it was exported from.", show_default="searched beside the folder")
     ] = None,
     mmdet: MmdetConfig = None,
     runtime: RuntimeName = None,
-    limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Use only the first N images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Use only the first N images.", show_default="all")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the COCO mAP of a deployed file, and that of its model in PyTorch."""
@@ -81,7 +85,8 @@ def evaluate(
         typer.echo(note, err=True)
     if found.warning:
         typer.secho(found.warning, fg="red", bold=True, err=True)
-    closing(f"evaluated {found.file}", ["espalier", "deploy", "bench", found.file])
+    in_runtime = ["--runtime", runtime] if runtime else []
+    closing(f"evaluated {found.file}", ["espalier", "deploy", "bench", found.file, *in_runtime])
 
 
 def bench(
@@ -95,8 +100,8 @@ def bench(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One of {', '.join(RUNTIMES)}; runs the files of its kind; may be repeated. Default: onnxruntime "
-            "for ONNX files, the builder's runtime for engines, torch for model files."
+            help=f"One of {', '.join(RUNTIMES)}; runs the files of its kind; may be repeated.",
+            show_default="onnxruntime for ONNX files, the builder's for engines, torch for model files",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1, max=MOST_ROUNDS)] = 100,
@@ -104,11 +109,14 @@ def bench(
     threads: Threads = 1,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Sizes of an input with free dimensions, as image=1,3,224,224; may be repeated."),
+        typer.Option(
+            help="Sizes of an input with free dimensions, as image=1,3,224,224; may be repeated.",
+            show_default="the file's own",
+        ),
     ] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print only the figures on standard output, as CSV.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Record to write; default: latency-TIME.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Record to write.", show_default="latency-<time>.json")] = None,
     force: Force = False,
 ) -> None:
     """Measure files against each other, in alternating order, on the same random inputs; or compare two records.
@@ -148,8 +156,19 @@ def bench(
         typer.echo(json.dumps(figures_from_record(record), indent=1) if as_json else table_from_record(record))
     if (as_json or as_csv) and record.gpu and record.gpu.warning:
         typer.echo(record.gpu.warning, err=True)
-    files = [path.with_suffix(ONNX) for path in models if path.suffix in (ONNX, ENGINE)] or [Path("MODEL.onnx")]
-    closing(f"wrote {out}", ["espalier", "deploy", "build", files[-1]])
+    longer = str(min(10 * rounds, MOST_ROUNDS))
+    options = {"--runtime": runtime or [], "--threads": [str(threads)], "--shape": shape or [], "--rounds": [longer]}
+    again = [word for name, values in options.items() for value in values for word in (name, value)]
+    closing(f"wrote {out}", ["espalier", "deploy", *(_missing_step(models, shape) or ["bench", *models, *again])])
+
+
+def _missing_step(models: list[Path], shape: list[str] | None) -> list[str | Path]:
+    """Return the words of the step that a measured file lacks: an engine of an ONNX file, an export of a model file."""
+    onnx = [path for path in models if path.suffix == ONNX and not path.with_suffix(ENGINE).exists()]
+    if onnx and not shape:  # engines have fixed shapes
+        return ["build", onnx[-1]]
+    files = [path for path in models if path.suffix == MODEL and not path.with_suffix(".deploy").exists()]
+    return ["export", files[-1]] if files else []
 
 
 def _compare(records: list[Path], as_json: bool) -> None:

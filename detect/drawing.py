@@ -1,6 +1,7 @@
 """Draws the boxes that a detector finds into images and videos: a model file in PyTorch, or a deployed detector."""
 
 import itertools
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -40,7 +41,7 @@ def predict_files(
     force: bool,
     console: Console,
     mmdet: Path | None = None,
-) -> tuple[list[dict[str, Any]], str]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Write an image or video with boxes into `out` for every input, all of them or none.
 
     Args:
@@ -54,7 +55,7 @@ def predict_files(
         mmdet: mmdet's config, for a detector of mmdet's own parts.
 
     Returns:
-        The detections of each file as JSON values, and the command to run next.
+        The detections of each file as JSON values, and the words of the command to run next.
     """
     files = input_files(inputs)
     if out.resolve() in {file.resolve().parent for file in files}:
@@ -76,22 +77,22 @@ def found_text(row: dict[str, Any]) -> str:
     return f"{printable(row['file'])}: {text}" + (f" in {len(row['frames'])} frames" if "frames" in row else "")
 
 
-def _finder(model: Path, min_score: float, runtime: str | None, mmdet: Path | None) -> tuple[_Find, str]:
-    """Return a function that finds objects in images, and the command to run next."""
+def _finder(model: Path, min_score: float, runtime: str | None, mmdet: Path | None) -> tuple[_Find, list[str]]:
+    """Return a function that finds objects in images, and the words of the command to run next."""
     if model.is_dir() or model.suffix in (ONNX, ENGINE):
         found = partial(Detector.load(model, runtime).stream, min_score=min_score)
-        return found, f"espalier deploy package {model if model.is_dir() else model.parent}"
+        return found, ["espalier", "deploy", "package", str(model if model.is_dir() else model.parent)]
+    export = ["espalier", "deploy", "export", str(model), *(["--mmdet", str(mmdet)] if mmdet else [])]
     if runtime:
         raise RequestError(
-            f"--runtime {runtime}: not used with a model file, got {model}; export it first: "
-            f"espalier deploy export {model}"
+            f"--runtime {runtime}: not used with a model file, got {model}; export it first: {shlex.join(export)}"
         )
     with loading("torch and mmdet", "a model file needs"):
         from detect.detector_file import load_detector
         from detect.predict import predict
 
     detector, card = load_detector(model, mmdet)
-    return lambda images: predict(detector, card, images, min_score), f"espalier deploy export {model}"
+    return lambda images: predict(detector, card, images, min_score), export
 
 
 def _rows(find: _Find, files: Sequence[Path], folder: Path, progress: RunProgress) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ __all__ = ["MmdetConfig"]
 MmdetConfig = Annotated[
     Path | None,
     typer.Option(
-        "--mmdet", help="mmdet's config, for a checkpoint (.pth) of mmdet or a model file of its own parts; it is run."
+        "--mmdet",
+        help="mmdet's config, for a checkpoint (.pth) of mmdet or a model file of its own parts; it is run.",
+        show_default="none",
     ),
 ]

@@ -7,6 +7,7 @@ import cv2
 from torch import nn
 
 from classify.checkpoint import ModelCard
+from classify.curve import Curve
 from classify.schedule import Schedule
 from classify.train import Progress, fit
 from command.errors import WorkError
@@ -49,10 +50,10 @@ def train_detector(
     work_dir: Path,
     seed: int,
     progress: Progress | None = None,
-) -> None:
+) -> Curve:
     """Train mmdet's detector in place, with random flips; continues from `work_dir` if it was interrupted."""
     loader = {"dataset": _dataset(card, coco, is_train=True)}
-    fit(detector, loader, schedule, work_dir, seed, progress, scope="mmdet")
+    return fit(detector, loader, schedule, work_dir, seed, progress, scope="mmdet")
 
 
 def coco_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -99,7 +99,9 @@ def _command_with(source: Path, target: Path) -> str:
 def run(
     config: Annotated[Path, typer.Argument(help="Config: a name, as quickstart, or a file.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> unless given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/<name>, the name in the config")
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Trust finished stages whose files have the recorded size and time."),
@@ -142,7 +144,14 @@ def report(
         print(table_markdown(results))
     else:
         Console().print(table_text(results))
-    closing(f"wrote {written}", f"espalier deploy bench {shlex.quote(str(folder))}/stages/export-*/model.onnx")
+    closing(f"wrote {written}", _bench(results["rows"], folder))
+
+
+def _bench(rows: list[dict[str, Any]], folder: Path) -> list[str]:
+    """Return the words of the command that times the first seed's detectors again, the dense one first."""
+    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    files = {folder / row["onnx"]: None for row in sorted(first, key=lambda row: row["ordering"] != "dense")}
+    return ["espalier", "deploy", "bench", *map(str, files)]
 
 
 @app.command()

@@ -22,7 +22,7 @@ def sweep(
     config: Annotated[Path, typer.Argument(help="Config: a name, as sweep_resnet18, or a file.")],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder to write; runs/deploy/<config> unless given.")
+        Path | None, typer.Option(file_okay=False, help="Folder to write.", show_default="runs/deploy/<config>")
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -39,7 +39,9 @@ def sweep(
         typer.echo(json.dumps(figures, indent=1))
     else:
         Console().print(sweep_table(figures))
-    closing(f"wrote {out / PICTURE}, and its figures beside it", "espalier prune l1_half MODEL")
+    size_hw = ("--size-hw", str(settings.image_size), str(settings.image_size))
+    network = ["espalier", "import", settings.backbone, "--classes", str(settings.num_classes), *size_hw]
+    closing(f"wrote {out / PICTURE}, and its figures beside it", network)
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {

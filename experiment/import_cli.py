@@ -7,7 +7,7 @@ import typer
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import Force, OutFile, closing, model_output, refuse_existing
+from command.options import Force, closing, model_output, out_file, refuse_existing
 
 __all__ = ["bring"]
 
@@ -16,22 +16,30 @@ def bring(
     name: Annotated[str, typer.Argument(help="Network, as resnet50; with --mmdet, a checkpoint.")],
     file: Annotated[
         Path | None,
-        typer.Argument(help="Its weights from torchvision, timm or mmpretrain (.pth, .safetensors); random without."),
+        typer.Argument(
+            help="Its weights from torchvision, timm or mmpretrain (.pth, .safetensors).", show_default="random ones"
+        ),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="How many, a text file of names, or an image folder; ImageNet's if there are 1000."),
+        typer.Option(
+            help="How many, a text file of names, or an image folder; ImageNet's if there are 1000.",
+            show_default="as many as the weights have, else 1000, of a detector 80",
+        ),
     ] = None,
     mmdet: Annotated[
-        Path | None, typer.Option(help="mmdet's config, for a checkpoint of its two-stage detectors; it is run.")
+        Path | None,
+        typer.Option(
+            help="mmdet's config, for a checkpoint of its two-stage detectors; it is run.", show_default="none"
+        ),
     ] = None,
     detector: Annotated[bool, typer.Option("--detector", help="Put a Faster R-CNN around it.")] = False,
     size_hw: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="Height and width of its images: 224 224, of a detector 800 1344 unless given."),
+        typer.Option(help="Height and width of its images.", show_default="224 224, of a detector 800 1344"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of random weights.")] = 0,
-    out: OutFile = None,
+    out: Annotated[Path | None, out_file("<network>.safetensors, or <network>-detector.safetensors")] = None,
     force: Force = False,
 ) -> None:
     """Make a model file of a network that was not trained here, or not at all."""

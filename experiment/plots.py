@@ -1,4 +1,4 @@
-"""The report's two figures as inline SVG. They get figures and labels only, not files or models."""
+"""The report's figures as inline SVG. They get figures and labels only, not files or models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from experiment.labels import drawable
 
-__all__ = ["FIGURES", "Point", "accuracy_plot", "speedup_plot"]
+__all__ = ["FIGURES", "LossCurve", "Point", "accuracy_plot", "loss_plot", "speedup_plot"]
 
 FIGURES = ("map", "latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction")
 
@@ -30,6 +31,8 @@ STYLE = {
     "transfer_prune": ("#d55e00", "s"),
     "scratch_transfer": ("#009e73", "^"),
 }
+# Of lines that have a colour in common.
+DASHES = ("-", "--", ":", "-.")
 # Possible places of a label around its marker: beside it first, which is easiest to read.
 DIRECTIONS = [(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)]
 
@@ -48,6 +51,16 @@ class Point:
     speedup_low: float
     speedup_high: float
     mac_reduction: float
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The training loss of one ordering by epoch; epochs of what it goes on from are counted, too."""
+
+    label: str
+    ordering: str
+    epochs: tuple[int, ...]
+    losses: tuple[float, ...]
 
 
 def accuracy_plot(points: list[Point]) -> Markup:
@@ -90,6 +103,26 @@ def speedup_plot(points: list[Point]) -> Markup:
     axes.plot([], [], "o", color=INK, label="measured speedup")
     axes.plot([], [], "o", color=INK, markerfacecolor="none", label="MAC reduction")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, handletextpad=0.2)
+    return _svg(figure)
+
+
+def loss_plot(curves: list[LossCurve], unit: str) -> Markup:
+    """Return loss against epoch as SVG, empty where there is none."""
+    if not curves:
+        return Markup("")
+    figure, axes = _figure(height_inches=3.2 + 0.2 * len(curves))
+    dashes = {ordering: itertools.cycle(DASHES) for ordering in STYLE}
+    for curve in curves:
+        colour, marker = STYLE[curve.ordering]
+        (line,) = axes.plot(curve.epochs, curve.losses, marker=marker, markersize=4, color=colour)
+        line.set(label=drawable(curve.label, 48), linestyle=next(dashes[curve.ordering]))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"training loss ({unit})")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.grid(color=INK, alpha=0.12)
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=INK)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _svg(figure)
 
 
@@ -167,7 +200,7 @@ def _svg(figure: Figure) -> Markup:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "espalier"}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     _, start, rest = file.getvalue().partition("<svg")
-    # Two figures share the page, and matplotlib gives their groups the same ids.
+    # The figures share the page, and matplotlib gives their groups the same ids.
     return Markup(re.sub(r'<g id="[^"]*"', "<g", start + rest).replace(INK, "currentColor"))
 
 

@@ -1,7 +1,6 @@
 """The commands `espalier prune CONFIG MODEL`, `prune show` and `prune sensitivity`."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +10,10 @@ from typer.core import TyperGroup
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import AsJson, Force, OutFile, Overrides, check_file_name, closing, model_output, refuse_existing
+from command.options import AsJson, Force, Overrides, check_file_name, closing, model_output, out_file, refuse_existing
 from detect.mmdet_option import MmdetConfig
 
 __all__ = ["app", "apply", "sensitivity", "show"]
-
-_FINETUNE = {
-    "classifier": "classify train resnet18_shapes_finetune",
-    "detector": "detect train faster_rcnn_scenes_finetune",
-}
 
 
 class _ApplyByDefault(TyperGroup):
@@ -43,7 +37,7 @@ def apply(
     config: Annotated[Path, typer.Argument(help="Config: a name, as l1_half, or a file.")],
     model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector, dense or slim.")],
     overrides: Overrides = None,
-    out: OutFile = None,
+    out: Annotated[Path | None, out_file("<model>-<criterion>-<amount>.safetensors")] = None,
     mmdet: MmdetConfig = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -54,6 +48,7 @@ def apply(
         from detect.detector_file import files_at_risk
         from experiment.commands import prune_file, prune_table
         from experiment.config import PruneConfig
+        from experiment.retraining import retraining_command
     settings = read_config(config, overrides or (), PruneConfig)
     check_file_name(model)
     out = model_output(out, model.with_name(f"{model.stem}-{settings.label}.safetensors"))
@@ -65,11 +60,7 @@ def apply(
         typer.echo(json.dumps(figures, indent=1))
     else:
         Console().print(prune_table(figures))
-    start = [f"start.file={out}", *([f"start.mmdet={out.with_suffix('.py')}"] if mmdet else [])]
-    closing(
-        f"wrote {out}",
-        " ".join([f"espalier {_FINETUNE[figures['kind']]}", *(f"--set {shlex.quote(s)}" for s in start)]),
-    )
+    closing(f"wrote {out}", retraining_command(model, settings, out, mmdet is not None))
 
 
 @app.command()
@@ -79,10 +70,15 @@ def show(
         typer.Argument(metavar="NAME_OR_FILE", help="Preset, as resnet34-A; model file; or PruneSpec (.json)."),
     ],
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of the image; the model's or preset's own unless given.")
+        int | None,
+        typer.Option(min=1, help="Height and width of the image.", show_default="the model's or preset's own"),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Network that a PruneSpec belongs to, as resnet34.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of that network.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Network that a PruneSpec belongs to, as resnet34.", show_default="none")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of that network.", show_default="1000, for CIFAR's images 10")
+    ] = None,
     mmdet: MmdetConfig = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,7 +100,7 @@ def sensitivity(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder to write; the model's name with .sensitivity unless given."),
+        typer.Option(file_okay=False, help="Folder to write.", show_default="the model's name with .sensitivity"),
     ] = None,
     mmdet: MmdetConfig = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another study in that folder.")] = False,

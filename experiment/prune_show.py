@@ -54,13 +54,17 @@ class PruningReport:
     preset: Preset | None = None
     file: Path | None = None
     """The model file, if the subject is one."""
+    num_classes: int | None = None
+    """Those of the network, if it is no file."""
 
     @property
     def next_command(self) -> str:
         """What to run next."""
-        if self.file and any(row.sides_cut for row in self.explanation.layers):
-            return f"espalier deploy export {shlex.quote(str(self.file))}"
-        return f"espalier prune l1_half {shlex.quote(str(self.file or 'MODEL.safetensors'))}"
+        if not self.file:
+            height, width = self.image_hw
+            return f"espalier import {self.architecture} --classes {self.num_classes} --size-hw {height} {width}"
+        is_cut = any(row.sides_cut for row in self.explanation.layers)
+        return shlex.join(["espalier", *(["deploy", "export"] if is_cut else ["prune", "l1_half"]), str(self.file)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON types; `published` is null except for presets."""
@@ -123,7 +127,7 @@ def _of_preset(entry: Preset, options: _Options) -> PruningReport:
     dense, image = build_classifier(arch), torch.zeros(1, 3, side, side)
     slim = prune_model(dense, (image,), 0.0, widths=entry.kept).model
     explanation = _explained(dense, slim, image, f"{entry.name} does not cut it")
-    return PruningReport(entry.name, arch.name, (side, side), explanation, entry)
+    return PruningReport(entry.name, arch.name, (side, side), explanation, entry, num_classes=arch.num_classes)
 
 
 def _of_spec(path: Path, options: _Options) -> PruningReport:
@@ -139,7 +143,7 @@ def _of_spec(path: Path, options: _Options) -> PruningReport:
         explanation = _explained(dense, slim_model(dense, spec), image, "the spec does not cut it")
     except (RequestError, RuntimeError) as error:  # torch's own, where widths do not fit together
         raise RequestError(f"{path}: not for {arch.name} with {arch.num_classes} classes, {error}") from error
-    return PruningReport(str(path), arch.name, (side, side), explanation)
+    return PruningReport(str(path), arch.name, (side, side), explanation, num_classes=arch.num_classes)
 
 
 def _of_file(path: Path, options: _Options, mmdet: Path | None) -> PruningReport:

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from command.files import written_atomically
 from deploy.text import markdown, printable
 from detect.orderings import CONTROLS
 from experiment import plots, report_pictures
+from experiment.loss_curves import Drawn, loss_curves
 from experiment.results import RESULTS, read_results
 
 __all__ = ["read_results", "table_markdown", "table_text", "write_report"]
@@ -101,7 +103,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     The results are what `results.json` holds; relative paths in them are relative to the folder.
 
     Raises:
-        RequestError: If a picture is there, but is not the image that the results describe.
+        RequestError: If a picture is there, but is not the image that the results describe, or a curve is damaged.
     """
     for name, text in (("results.csv", _csv_text(results["rows"])), ("report.html", _page(results, folder))):
         with written_atomically(folder / name) as partial:
@@ -260,6 +262,9 @@ def _page(results: dict[str, Any], folder: Path) -> str:
     names, classes = [row["name"] for line in lines for row in line.rows], results["dataset"]["classes"]
     drawn = [_picture(i, picture, classes, names, folder) for i, picture in enumerate(results["pictures"])]
     points = [_point(line) for line in lines]
+    losses = partial(
+        loss_curves, lines=[_drawn(line) for line in lines], files=results.get("curves", {}), folder=folder
+    )
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         results=results,
@@ -269,6 +274,8 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         lines=lines,
         accuracy_plot=plots.accuracy_plot(points),
         speedup_plot=plots.speedup_plot(points),
+        classifier_plot=plots.loss_plot(losses("classifier"), "nats"),
+        detector_plot=plots.loss_plot(losses("detector"), "no unit"),
         pictures=drawn,
         legend=report_pictures.legend(drawn),
         least_score=report_pictures.LEAST_SCORE,
@@ -282,6 +289,10 @@ def _picture(i: int, picture: Row, classes: list[str], names: list[str], folder:
         return report_pictures.prepare(picture, classes, names, folder)
     except (RequestError, OSError) as error:  # a name that is too long for the system, no permission
         raise RequestError(f"{folder / RESULTS}: pictures.{i}.file: {error!s:.500}") from error
+
+
+def _drawn(line: _Line) -> Drawn:
+    return line.label, line.first("ordering"), [row["name"] for row in line.rows]
 
 
 def _point(line: _Line) -> plots.Point:

@@ -124,6 +124,8 @@ class Results(_Checked):
     latency: _Latency
     pictures: list[_Picture]
     notes: list[str]
+    curves: dict[str, dict[str, _Inside]] = {}
+    """Row's name -> training's name -> its curve; earlier versions had none."""
 
     @field_validator("rows")
     @classmethod

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
+from classify.curve import CURVE
 from classify.train import check_batch_size, using_threads
 from command.errors import RequestError, WorkError
 from command.files import write_json
@@ -160,6 +161,7 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
         "latency": _conditions(record),
         "pictures": _pictures(plan, store, folder),
         "notes": _notes(plan, store),
+        "curves": {leaf.name: _curves(leaf, store, folder) for leaf in plan.leaves},
     }
 
 
@@ -235,6 +237,12 @@ def _boxes(rows: list[dict[str, Any]], image_id: int, labels: Mapping[int, int])
             box = {"box_xyxy": [x, y, x + w, y + h], "label": labels[row["category_id"]]}
             boxes.append({**box, "score": row["score"]} if "score" in row else box)
     return boxes
+
+
+def _curves(leaf: Leaf, store: StageStore, folder: Path) -> dict[str, str]:
+    """Return the curve files of its trainings; stages of earlier versions have none."""
+    files = {stage.name: store.folder(stage) / CURVE for stage in leaf.chain}
+    return {name: file.relative_to(folder).as_posix() for name, file in files.items() if file.is_file()}
 
 
 def _notes(plan: Plan, store: StageStore) -> list[str]:

@@ -24,6 +24,7 @@ from command.config import Part, check_name
 from command.errors import RequestError
 from command.files import model_from_json, write_json, written_atomically
 from command.folders import locked
+from command.options import setting
 from command.progress import RunProgress
 from detect.traced import PARTS
 from experiment.config import Ratio
@@ -126,8 +127,8 @@ def next_command(model: Path, config: SensitivityConfig, figures: Mapping[str, A
     skip = (*config.skip, *figures["recommendation"]["skip"])
     if skip:
         changes["skip"] = skip
-    settings = [f"--set {shlex.quote(f'{name}={_literal(value)}')}" for name, value in changes.items()]
-    return " ".join(["espalier prune l1_half", shlex.quote(str(model)), *settings])
+    settings = [word for name, value in changes.items() for word in ("--set", setting(name, value))]
+    return shlex.join(["espalier", "prune", "l1_half", str(model), *settings])
 
 
 def sensitivity_table(figures: Mapping[str, Any]) -> Table:
@@ -264,9 +265,3 @@ def _measure(subject: Subject, evaluate: Evaluate, points: _Points, model: Path,
 def _check_learned(model: Path, metric: str, score: float) -> None:
     if score <= 0:
         raise RequestError(f"{model}: has no accuracy to lose, got {metric} {score:g}; expected a trained model")
-
-
-def _literal(value: Any) -> str:
-    """Return Python text with double quotes, which the shell's single quotes can hold."""
-    text = json.dumps(value)
-    return f"({text[1:-1]},)" if isinstance(value, tuple) else text

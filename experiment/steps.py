@@ -16,6 +16,7 @@ from torch import nn
 from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
+from classify.curve import CURVE, save_curve
 from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 from classify.losses import classifier_losses
@@ -197,7 +198,8 @@ def _trained_classifier(
     job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
     images = image_folder(job.data.train_images.place, "train", job.config.classification.image_size)
-    train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
+    curve = train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
+    save_curve(curve, folder / CURVE)
     return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card)}
 
 
@@ -212,7 +214,9 @@ def _saved_classifier(job: Job, folder: Path, net: nn.Module, card: ModelCard) -
 def _trained_detector(
     job: Job, folder: Path, detector: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    train_detector(detector, card, job.data.train_boxes.place, schedule, folder / CHECKPOINTS, job.seed, progress)
+    place = job.data.train_boxes.place
+    curve = train_detector(detector, card, place, schedule, folder / CHECKPOINTS, job.seed, progress)
+    save_curve(curve, folder / CURVE)
     save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, {})))
     return {"epochs": schedule.epochs}
 

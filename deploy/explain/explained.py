@@ -3,6 +3,7 @@
 `causes` pairs the layers and finds the causes; `advice` suggests what to try and prints the report.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -204,7 +205,7 @@ def _subject(path: Path) -> _Subject:
     if sha256_of(onnx) != info.onnx_sha256:
         raise RequestError(
             f"{onnx}: changed since {path.name} was built from it, got another sha256; "
-            f"rebuild it with: espalier deploy build {onnx}"
+            f"rebuild it with: espalier deploy build {shlex.quote(str(onnx))}"
         )
     return _Subject(path, info.backend, _graph(onnx))
 

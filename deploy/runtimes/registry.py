@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -60,7 +61,8 @@ def _pytorch(*, on_gpu: bool = False, compiled: bool = False) -> Runtime:
     def runner(path: Path, options: _Options) -> ModelFileRunner:
         if options.open_model is None:
             raise RequestError(
-                f"{path}: runs only in PyTorch, got a model file; export it first: espalier deploy export {path}"
+                f"{path}: runs only in PyTorch, got a model file; export it first: "
+                f"espalier deploy export {shlex.quote(str(path))}"
             )
         return ModelFileRunner(
             path, options.open_model, num_threads=options.num_threads, device=device, compiled=compiled

@@ -1,6 +1,7 @@
 """A deployed detector as a model repository of Triton Inference Server."""
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def _only_engine(onnx: Path) -> tuple[Path | None, list[str]]:
 def _checked(engine: Path, onnx: Path) -> Path:
     """Return an engine; raises RequestError unless TensorRT built it from that ONNX file."""
     info = read_engine_info(engine)
-    remedy = f"build one with: espalier deploy build {onnx} --backend tensorrt"
+    remedy = f"build one with: espalier deploy build {shlex.quote(str(onnx))} --backend tensorrt"
     if info.backend != "tensorrt":
         raise RequestError(f"{engine}: not for Triton, got an engine for {info.backend}; {remedy}")
     if info.onnx_sha256 != (expected := sha256_of(onnx)):

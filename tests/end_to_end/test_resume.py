@@ -25,6 +25,8 @@ def test_a_run_killed_while_training_resumes_to_the_same_result(finished, tiny_r
     (model,) = killed.glob("stages/train_detector-*/model.safetensors")
     expected = load_file(whole / model.relative_to(killed))
     assert all(tensor.equal(expected[name]) for name, tensor in load_file(model).items())
+    curve = model.with_name("curve.json")
+    assert curve.read_bytes() == (whole / curve.relative_to(killed)).read_bytes()
 
 
 def test_no_partial_folder_is_left(finished):

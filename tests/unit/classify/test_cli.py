@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from classify.checkpoint import load_classifier, read_card, read_weights, save_model
 from classify.cli import app
 from classify.config import ClassifierTraining, ShapesData
+from classify.curve import read_curve
 from classify.data import fingerprint
 from classify.provenance import origin
 from command.config import read_config
@@ -51,7 +52,8 @@ def test_train_writes_a_model_file_and_prints_the_next_command(trained):
     net, card = load_classifier(out)
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "top5"]
-    assert result.stderr.endswith(f"wrote {out}\nnext: espalier prune l1_half {out}\n")
+    curve = out.with_suffix(".curve.json")
+    assert result.stderr.endswith(f"wrote {out}, and {curve}\nnext: espalier prune l1_half {out}\n")
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 6)
     assert card.preprocessing.image_hw == (32, 32)
 
@@ -69,9 +71,22 @@ def test_the_model_records_what_it_was_made_from(trained):
 
 def test_train_leaves_the_model_and_the_generated_images_alone(trained):
     assert sorted(path.name for path in trained[0].parent.iterdir()) == [
+        "net.curve.json",
         "net.safetensors",
         "shapes2-32px-12-6-seed0",
     ]
+
+
+def test_train_keeps_its_curve_with_its_figures(trained):
+    (epoch,) = read_curve(trained[0].with_suffix(".curve.json")).epochs
+    assert epoch.losses.keys() == {"loss"}
+    assert epoch.figures == read_card(trained[0]).provenance["metrics"]
+
+
+def test_a_file_that_is_no_curve_is_not_replaced(config, tmp_path):
+    (tmp_path / "net.curve.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"net\.curve\.json: exists already; give another --out, or --force"):
+        invoke("train", config, "--out", tmp_path / "net.safetensors")
 
 
 def test_the_default_place_is_the_configs_name_below_runs(config, tmp_path, monkeypatch):

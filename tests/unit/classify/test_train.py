@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from classify.curve import save_curve
 from classify.data import MEAN, STD, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.schedule import Schedule
@@ -65,20 +66,25 @@ def test_tiny_net_learns_its_images(shapes, tiny_net, tmp_path):
 def test_killed_and_resumed_equals_never_killed(shapes, tiny_net, tmp_path, iteration):
     data, schedule = image_folder(shapes, "train", 24), Schedule(3, 12, 0.01, warmup_iters=4)
     whole, killed, resumed = tiny_net(), tiny_net(), tiny_net()
-    train_classifier(whole, data, schedule, tmp_path / "whole", seed=1)
+    curve = train_classifier(whole, data, schedule, tmp_path / "whole", seed=1)
     with pytest.raises(KilledError, match="killed"):
         train_classifier(killed, data, schedule, tmp_path / "killed", seed=1, progress=stop_at(iteration))
-    train_classifier(resumed, data, schedule, tmp_path / "killed", seed=1)
+    again = train_classifier(resumed, data, schedule, tmp_path / "killed", seed=1)
     assert not equal_weights(killed, whole)
     assert equal_weights(resumed, whole)
+    for name, one in (("whole", curve), ("resumed", again)):
+        save_curve(one, tmp_path / name / "curve.json")
+    assert (tmp_path / "resumed/curve.json").read_bytes() == (tmp_path / "whole/curve.json").read_bytes()
+    assert [point.epoch for point in again.epochs] == [1, 2, 3]
 
 
 def test_finished_training_called_again_gives_its_weights_at_once(shapes, tiny_net, tmp_path):
     data, schedule = image_folder(shapes, "train", 24), Schedule(1, 12, 0.01)
     first, again, calls = tiny_net(), tiny_net(), []
-    train_classifier(first, data, schedule, tmp_path, seed=1)
-    train_classifier(again, data, schedule, tmp_path, seed=1, progress=lambda *done: calls.append(done))
+    curve = train_classifier(first, data, schedule, tmp_path, seed=1)
+    same = train_classifier(again, data, schedule, tmp_path, seed=1, progress=lambda *done: calls.append(done))
     assert equal_weights(first, again)
+    assert same == curve
     assert calls == []
 
 
@@ -186,6 +192,40 @@ def test_batch_holds_images_and_labels():
     assert batch["data_samples"].tolist() == [4, 2]
 
 
+@pytest.fixture
+def curve_of(pairs, tmp_path):
+    """Train weights of zero, which learn nothing at this rate, on so many images by a schedule; return the curve."""
+
+    def train(num_images, schedule):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+        for parameter in net.parameters():
+            nn.init.zeros_(parameter)
+        data = pairs(torch.zeros(num_images, 3, 8, 8, dtype=torch.uint8), [i % 4 for i in range(num_images)])
+        return train_classifier(net, data, schedule, tmp_path, 0)
+
+    return train
+
+
+def test_the_curve_has_the_loss_and_the_rate_of_every_epoch(curve_of):
+    curve = curve_of(4, Schedule(2, 2, 1e-12, "SGD", warmup_iters=3, milestones=(0.5,)))
+    assert [epoch.epoch for epoch in curve.epochs] == [1, 2]
+    # four classes alike: ln 4
+    assert [epoch.losses for epoch in curve.epochs] == [{"loss": pytest.approx(1.386294)}] * 2
+    # warm-up over iterations 1 to 3: 1 %, 50.5 %, all; a tenth after half of the epochs, of two iterations each
+    rates = [1e-14, 5.05e-13]
+    assert [point.lr for point in curve.iterations[:2]] == pytest.approx(rates, abs=0)
+    assert curve.epochs[0].lr == curve.iterations[1].lr
+    assert curve.epochs[1].lr == pytest.approx(1e-13, abs=0)
+    assert [point.iteration for point in curve.iterations] == [1, 2, 3, 4]
+    assert curve.epochs[0].figures == {}
+
+
+def test_the_curve_has_at_most_twenty_iterations_of_an_epoch(curve_of):
+    curve = curve_of(41, Schedule(2, 1, 1e-12, "SGD", warmup_iters=0))
+    # 41 iterations: every third of them is 14
+    assert [point.iteration for point in curve.iterations] == [*range(1, 42, 3), *range(42, 83, 3)]
+
+
 def test_settings_without_effect_do_not_count():
     schedule = Schedule(1, 1, 0.1, "AdamW", warmup_iters=0)
     assert schedule.effective() == replace(schedule, momentum=0.5, warmup_iters=1).effective()
@@ -233,13 +273,24 @@ def in_scheduler(checkpoint, payload, text):
     return {**checkpoint, "param_schedulers": [{"step": text, "optimizer": text}]}
 
 
+def in_curve(checkpoint, payload, text):
+    return {**checkpoint, "curve": {"epochs": [{"epoch": text, "lr": text, "losses": text}]}}
+
+
 def in_weights(checkpoint, payload, text):
     return {**checkpoint, "state_dict": {text: torch.zeros(1)}}
 
 
 @pytest.mark.parametrize(
     ("plant", "is_refused"),
-    [(in_pickle, True), (in_config, False), (in_optimizer, True), (in_scheduler, True), (in_weights, True)],
+    [
+        (in_pickle, True),
+        (in_config, False),
+        (in_optimizer, True),
+        (in_scheduler, True),
+        (in_curve, True),
+        (in_weights, True),
+    ],
 )
 def test_a_foreign_checkpoint_runs_nothing_when_a_training_resumes(shapes, tiny_net, tmp_path, plant, is_refused):
     data, schedule, net = image_folder(shapes, "train", 24), Schedule(2, 12, 0.01), tiny_net()

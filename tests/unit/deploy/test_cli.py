@@ -3,6 +3,8 @@ import hashlib
 import io
 import json
 import re
+import shlex
+import shutil
 
 import pytest
 import torch
@@ -18,6 +20,27 @@ def test_bench_prints_the_records_table_and_what_to_do_next(invoke, onnx_files, 
     assert record.conditions.rounds == 4
     assert result.stdout.startswith("measured on a CPU (")
     assert result.stderr.endswith(f"wrote {tmp_path / 'r.json'}\nnext: espalier deploy build {onnx_files[1]}\n")
+
+
+@pytest.fixture
+def next_after_bench(invoke, tmp_path):
+    """Measure files and return the words of the command that is printed."""
+
+    def run(*arguments):
+        result = invoke("deploy", "bench", *arguments, "--rounds", 2, "--out", tmp_path / "r.json", "--force")
+        return shlex.split(result.stderr.splitlines()[-1].removeprefix("next: espalier "))
+
+    return run
+
+
+def test_after_bench_comes_the_step_that_a_file_lacks(next_after_bench, onnx_files, tmp_path):
+    copies = [shutil.copy(path, tmp_path / f"my {path.name}") for path in onnx_files]
+    assert next_after_bench(*copies) == ["deploy", "build", str(copies[1])]
+    copies[1].with_suffix(".engine").touch()
+    assert next_after_bench(*copies) == ["deploy", "build", str(copies[0])]
+    copies[0].with_suffix(".engine").touch()
+    again = ["--runtime", "onnxruntime", "--threads", "1", "--rounds", "20"]
+    assert next_after_bench(*copies, "--runtime", "onnxruntime") == ["deploy", "bench", *map(str, copies), *again]
 
 
 def test_json_prints_only_figures_on_standard_output(invoke, onnx_files, tmp_path):
@@ -122,9 +145,12 @@ def test_repeated_builds_are_engines_of_their_own(invoke, onnx_files, tmp_path):
         invoke("deploy", "build", onnx_files[1], *options)
 
 
-def test_build_puts_the_engine_beside_the_file_by_default(invoke, onnx_files):
-    invoke("deploy", "build", onnx_files[1])
-    assert read_engine_info(onnx_files[1].with_suffix(".engine")).compute_capabilities == ()
+def test_build_puts_the_engine_beside_the_file_by_default(invoke, onnx_files, tmp_path):
+    file = tmp_path / "my net.onnx"
+    shutil.copy(onnx_files[1], file)
+    result = invoke("deploy", "build", file)
+    assert read_engine_info(file.with_suffix(".engine")).compute_capabilities == ()
+    assert result.stdout.endswith(f"next, on a GPU: espalier deploy bench '{file.with_suffix('.engine')}'\n")
 
 
 @pytest.mark.parametrize(

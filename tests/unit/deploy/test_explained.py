@@ -128,6 +128,11 @@ def test_the_text_begins_with_the_device_and_ends_with_what_to_try(pair):
     assert f"explained {pair[1]}\nnext: espalier deploy sweep sweep_resnet18\n" in result.stderr
 
 
+def test_the_next_command_has_the_threads_that_were_given(pair):
+    result = invoke("deploy", "explain", *pair, "--rounds", 3, "--threads", 2)
+    assert result.stderr.endswith("next: espalier deploy sweep sweep_resnet18 --set latency.num_threads=2\n")
+
+
 def test_a_file_beside_itself_was_not_pruned(pair, tmp_path):
     figures = figures_of(pair[0], shutil.copy(pair[0], tmp_path / "same.onnx"))
     assert figures["advice"] == ["prune it: both files have the same channels"]

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, read_weights, save_model
+from classify.curve import read_curve
 from classify.provenance import origin
 from classify.pruning import prune_classifier
 from classify.synthetic import SHAPES
@@ -82,6 +83,8 @@ def test_train_transfers_a_slim_classifier(config, slim_classifier, tmp_path):
     assert result.stderr.endswith(
         f"and {out.with_suffix('.py')} for mmdet's tools\nnext: espalier deploy export {out}\n"
     )
+    (epoch,) = read_curve(out.with_suffix(".curve.json")).epochs
+    assert [*epoch.figures] == bands
     assert card.spec is not None
     first = read_weights(slim_classifier)["conv1.weight"]
     torch.testing.assert_close(detector.backbone.net.conv1.weight.detach(), first, atol=1e-6, rtol=0)

@@ -103,6 +103,7 @@ def test_a_file_is_scored_in_the_runtime_that_is_named(deployed, scenes, expecte
     assert (figures["runtime"], figures["device"]) == ("openvino", "cpu")
     assert figures["map"] == pytest.approx(expected["map"], abs=1e-4)
     assert "the file in openvino done in" in err
+    assert err.endswith(f"next: espalier deploy bench {deployed}/model.onnx --runtime openvino\n")
 
 
 def test_progress_is_on_standard_error(deployed, scenes):

@@ -66,6 +66,13 @@ def test_the_next_command_goes_on_from_what_was_given(invoke, request, files, tm
     assert result.stderr.endswith(f"next: espalier deploy {following} {path}\n")
 
 
+def test_the_next_command_has_a_path_with_spaces_as_one_word(invoke, model, files, tmp_path):
+    path = tmp_path / "my model.safetensors"
+    shutil.copy(model, path)
+    result = invoke("detect", "predict", path, files[0], "--out", tmp_path / "out")
+    assert result.stderr.endswith(f"next: espalier deploy export '{path}'\n")
+
+
 def test_a_video_gets_a_video_of_the_same_length_and_rate(invoke, either, video, tmp_path):
     result = invoke("detect", "predict", either, video, "--out", tmp_path / "out", "--min-score", 0.1)
     written = open_video(tmp_path / "out/film.mp4")

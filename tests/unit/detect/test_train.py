@@ -23,11 +23,11 @@ def three_epochs(schedule):
 
 @pytest.fixture(scope="session")
 def uninterrupted(tiny, scenes, three_epochs, tmp_path_factory):
-    """The weights after three epochs of two iterations each, and the calls of `progress`."""
+    """The weights after three epochs of two iterations each, the calls of `progress`, and the curve."""
     (detector, card), calls = tiny(), []
     folder = tmp_path_factory.mktemp("uninterrupted")
-    train_detector(detector, card, scenes, three_epochs, folder, 0, lambda *counts: calls.append(counts))
-    return detector, calls
+    curve = train_detector(detector, card, scenes, three_epochs, folder, 0, lambda *counts: calls.append(counts))
+    return detector, calls, curve
 
 
 @pytest.fixture
@@ -63,9 +63,17 @@ def test_killed_and_resumed_equals_never_killed(tiny, scenes, three_epochs, unin
     with pytest.raises(KilledError, match="at step 3"):
         train_detector(*tiny(), scenes, three_epochs, tmp_path, 0, kill)
     (detector, card), calls = tiny(seed=9), []  # other weights: the checkpoint's must replace them
-    train_detector(detector, card, scenes, three_epochs, tmp_path, 0, lambda done, _: calls.append(done))
+    curve = train_detector(detector, card, scenes, three_epochs, tmp_path, 0, lambda done, _: calls.append(done))
     assert calls == [3, 4, 5, 6]
     torch.testing.assert_close(detector.state_dict(), uninterrupted[0].state_dict(), rtol=0, atol=0)
+    assert curve == uninterrupted[2]
+
+
+def test_the_curve_has_each_loss_of_a_detector_and_their_sum(uninterrupted):
+    for epoch in uninterrupted[2].epochs:
+        parts = {name: loss for name, loss in epoch.losses.items() if name != "loss"}
+        assert parts.keys() == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"}
+        assert epoch.losses["loss"] == pytest.approx(sum(parts.values()), rel=1e-5)
 
 
 def test_training_again_in_a_finished_folder_returns_its_weights(tiny, scenes, schedule, tmp_path):

@@ -6,6 +6,7 @@ import re
 import shlex
 import warnings
 from collections import Counter
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -165,11 +166,17 @@ def test_the_picture_of_a_study_can_be_drawn_with_any_name(hostile, tmp_path):
 def test_the_plots_of_the_report_can_be_drawn_with_any_label(hostile):
     figures = dict.fromkeys(plots.FIGURES, 1.0)
     points = [plots.Point(label, "transfer_prune", map_spread=0.0, **figures) for label in (hostile, "b")]
-    for plot in (plots.accuracy_plot, plots.speedup_plot):
+    curves = [plots.LossCurve(point.label, point.ordering, (1, 2), (2.0, 1.0)) for point in points]
+    drawn = (
+        (plots.accuracy_plot, points),
+        (plots.speedup_plot, points),
+        (partial(plots.loss_plot, unit="nats"), curves),
+    )
+    for plot, things in drawn:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            image = ElementTree.fromstring(plot(points))
-        assert image.get("width") == ElementTree.fromstring(plot(points[1:] * 2)).get("width")
+            image = ElementTree.fromstring(plot(things))
+        assert image.get("width") == ElementTree.fromstring(plot(things[1:] * 2)).get("width")
         assert {element.tag.rpartition("}")[2] for element in image.iter()} <= {
             *("svg", "g", "defs", "path", "use", "text", "clipPath", "rect", "style", "metadata")
         }

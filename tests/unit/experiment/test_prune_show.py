@@ -121,7 +121,7 @@ def test_the_summary_counts_layers_that_gain_nothing_or_less():
 
 def test_the_next_command_is_on_standard_error():
     assert show("resnet56-A", "--json").stderr.endswith(
-        "explained resnet56-A\nnext: espalier prune l1_half MODEL.safetensors\n"
+        "explained resnet56-A\nnext: espalier import resnet56_cifar --classes 10 --size-hw 32 32\n"
     )
 
 

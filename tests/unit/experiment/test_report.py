@@ -3,7 +3,9 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -297,6 +299,15 @@ def test_plots_are_wellformed_and_follow_the_page_colour() -> None:
 
 def test_without_slim_detectors_no_speedup_is_drawn() -> None:
     assert plots.speedup_plot([]) == ""
+
+
+def test_the_next_command_times_the_files_of_one_seed_the_dense_one_first(command: Any, tmp_path: Path) -> None:
+    rows = [SLIM, DENSE, SLIM | {"seed": 1}, DENSE | {"seed": 1}]
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run/results.json").write_text(json.dumps(make_results(rows)))
+    _, _, err = command("report", tmp_path / "my run", "--json")
+    files = [tmp_path / "my run" / row["onnx"] for row in (DENSE, SLIM)]
+    assert shlex.split(err.splitlines()[-1]) == ["next:", "espalier", "deploy", "bench", *map(str, files)]
 
 
 def test_same_results_give_the_same_page(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def test_the_command_prints_the_device_and_the_written_files(finished):
     folder, result = finished
     assert "measured on a CPU (" in result.stdout
     assert "resnet18 at 32 pixels, random weights" in result.stdout
-    assert result.stderr.splitlines()[-2] == f"wrote {folder}/sweep.png, and its figures beside it"
+    wrote, following = result.stderr.splitlines()[-2:]
+    assert wrote == f"wrote {folder}/sweep.png, and its figures beside it"
+    assert following == "next: espalier import resnet18 --classes 10 --size-hw 32 32"
     assert sorted(path.name for path in folder.iterdir()) == ["latency.json", "sweep.json", "sweep.png"]
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,0 +1,67 @@
+"""The command that trains on what was cut, with the data that is known: the pruning's own, or the model's."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from classify.checkpoint import ModelCard, read_card
+from classify.config import ClassifierTraining, FolderData, ShapesData
+from classify.synthetic import SHAPES
+from command.config import read_config
+from command.options import setting
+from detect.config import CocoData, DetectorTraining, ScenesData
+from experiment.config import PruneConfig
+from experiment.cutting import ModelData
+
+__all__ = ["retraining_command"]
+
+_TRAININGS: dict[str, tuple[str, str, Any]] = {
+    "classifier": ("classify", "resnet18_shapes_finetune", ClassifierTraining),
+    "detector": ("detect", "faster_rcnn_scenes_finetune", DetectorTraining),
+}
+"""Kind of a model -> the command that trains it, a config for it, and what the config describes."""
+_KINDS: dict[str, tuple[str, Any]] = {
+    "classifier": ("classification", Annotated[ShapesData | FolderData, Field(discriminator="type")]),
+    "detector": ("detection", Annotated[ScenesData | CocoData, Field(discriminator="type")]),
+}
+"""Kind of a model -> its part in the config of an experiment, and the data that it may be trained on."""
+_UNKNOWN = {
+    "classifier": FolderData(type="folder", root=Path("FOLDER")),
+    "detector": CocoData(type="coco", root=Path("FOLDER")),
+}
+"""Stands for data that nobody has named."""
+
+
+def retraining_command(model: Path, config: PruneConfig, out: Path, is_foreign: bool = False) -> list[str]:
+    """Return the words of the command that trains `out`, which was cut from a model file by a config.
+
+    Args:
+        model: The model file; of a foreign one it may be a checkpoint.
+        config: What was cut, and on which data that was decided.
+        out: The slim model file.
+        is_foreign: Whether it is a detector of mmdet's own parts, with its config beside it.
+    """
+    card = read_card(out if is_foreign else model)
+    room, name, kind = _TRAININGS[card.kind]
+    settings = [f"start.file={out}", *([f"start.mmdet={out.with_suffix('.py')}"] if is_foreign else [])]
+    default = read_config(Path(name), settings, kind)
+    data: Any = config.data or _trained_on(card) or (None if card.classes == SHAPES else _UNKNOWN[card.kind])
+    if data and data != default.data:
+        changed = data.model_dump(mode="json", exclude_defaults=True)
+        settings.append(setting("data", {"_delete_": True, "type": data.type, **changed}))
+    if isinstance(default, ClassifierTraining) and default.image_size != card.preprocessing.image_hw[0]:
+        settings.append(setting("image_size", card.preprocessing.image_hw[0]))
+    return ["espalier", room, "train", name, *(word for text in settings for word in ("--set", text))]
+
+
+def _trained_on(card: ModelCard) -> ModelData | None:
+    """Return the data of the training or experiment that made a model file, where the file names it and it is there."""
+    part, kinds = _KINDS[card.kind]
+    config = card.provenance.get("config")
+    config = config.get(part, config) if isinstance(config, dict) else {}
+    try:
+        data: ModelData = TypeAdapter(kinds).validate_python(config.get("data") if isinstance(config, dict) else None)
+        return data if not isinstance(data, FolderData | CocoData) or data.root.is_dir() else None
+    except (ValidationError, OSError):  # the latter of a name that is too long
+        return None
