@@ -8,12 +8,14 @@ import re
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from experiment.labels import drawable
 
@@ -80,9 +82,9 @@ def accuracy_plot(points: list[Point]) -> Markup:
     # Labels are placed in pixels, so the layout is fixed first.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    taken = [_covered(axes, point) for point in points]
+    drawn, labels = [_covered(axes, point) for point in points], list[Bbox]()
     for point in sorted(points, key=lambda point: -point.map):
-        taken.append(_place_label(axes, point, taken))
+        labels += _place_label(axes, point, drawn, labels)
     return _svg(figure)
 
 
@@ -111,11 +113,11 @@ def loss_plot(curves: list[LossCurve], unit: str) -> Markup:
     if not curves:
         return Markup("")
     figure, axes = _figure(height_inches=3.2 + 0.2 * len(curves))
-    dashes = {ordering: itertools.cycle(DASHES) for ordering in STYLE}
+    dashes = {colour: itertools.cycle(DASHES) for colour, _ in STYLE.values()}
     for curve in curves:
         colour, marker = STYLE[curve.ordering]
         (line,) = axes.plot(curve.epochs, curve.losses, marker=marker, markersize=4, color=colour)
-        line.set(label=drawable(curve.label, 48), linestyle=next(dashes[curve.ordering]))
+        line.set(label=drawable(curve.label, 48), linestyle=next(dashes[colour]))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"training loss ({unit})")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -139,10 +141,14 @@ def _draw_pair(axes: Axes, y: int, point: Point) -> None:
     _annotate(axes, point.label, (1, y - 0.4), (1, 0), 6)
 
 
-def _place_label(axes: Axes, point: Point, taken: list[Bbox]) -> Bbox:
-    """Write the label at the nearest place around its marker that covers nothing; return the pixels it takes.
+def _place_label(axes: Axes, point: Point, drawn: list[Bbox], labels: list[Bbox]) -> list[Bbox]:
+    """Write the label at the nearest place around its marker that covers nothing, with a line to it from further away.
 
-    If every place is taken the label is left out, as two overlapping labels could not be read.
+    The line may cross what is drawn, but no other label or its line. If every place is taken the label is left out, as
+    two overlapping labels could not be read.
+
+    Returns:
+        The pixels that label and line take.
     """
     at = (point.latency_ms, point.map)
     label = _annotate(axes, point.label, at, (1, 0), 8)
@@ -150,13 +156,21 @@ def _place_label(axes: Axes, point: Point, taken: list[Bbox]) -> Bbox:
         _move(label, direction, distance)
         box = label.get_window_extent().padded(2)
         is_inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
-        if is_inside and not box.count_overlaps(taken):
-            if distance > 8:
+        line = _leader(axes.transData.transform(at), direction, distance)
+        if is_inside and not box.count_overlaps(drawn) and not any(b.count_overlaps(labels) for b in (box, *line)):
+            if line:
                 leader = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "shrinkA": 0, "shrinkB": 4}
                 axes.annotate("", at, label.xyann, textcoords="offset points", arrowprops=leader)
-            return box
+            return [box, *line]
     label.remove()
-    return Bbox.null()
+    return []
+
+
+def _leader(at: NDArray[np.float64], direction: tuple[int, int], distance: int) -> list[Bbox]:
+    """Return pixels along a line from a marker's edge to a label, none to one beside it; a point is a pixel here."""
+    return [
+        Bbox([place, place]).padded(1) for place in (at + np.multiply(direction, d) for d in range(10, distance, 3))
+    ]
 
 
 def _annotate(axes: Axes, text: str, at: tuple[float, float], direction: tuple[int, int], points: float) -> Annotation:
