@@ -1,9 +1,10 @@
 """COCO annotation files: read, checked, brought into one form, and given to mmdet and pycocotools."""
 
+import math
 import reprlib
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,24 +23,26 @@ _Coco = TypeVar("_Coco", bound=COCO)
 
 
 class _Image(TypedDict):
-    id: int
-    file_name: _Text
+    id: int | str
+    file_name: NotRequired[_Text]
+    coco_url: NotRequired[str | None]
     width: int
     height: int
 
 
 class _Annotation(TypedDict):
-    id: int
-    image_id: int
-    category_id: int
+    id: int | str
+    image_id: int | str
+    category_id: int | str
     bbox: _Box
     area: NotRequired[FiniteFloat | int | None]
-    iscrowd: NotRequired[Literal[0, 1]]
-    ignore: NotRequired[Literal[0, 1]]
+    iscrowd: NotRequired[Literal[0, 1] | bool]
+    ignore: NotRequired[Literal[0, 1] | bool]
+    attributes: NotRequired[Any]
 
 
 class _Category(TypedDict):
-    id: int
+    id: int | str
     name: _Text
 
 
@@ -51,8 +54,10 @@ class _CocoFile(TypedDict):
     categories: Annotated[list[_Category], FailFast()]
 
 
+_KINDS = ("float", "int", "str", "bool", "literal[0,1]")
+"""Members of unions, which pydantic names among the fields."""
 _COCO_FILE: TypeAdapter[Any] = TypeAdapter(_CocoFile)
-_EXPECTED = "expected unique integer ids, names as text, and boxes as four numbers x, y, width, height"
+_EXPECTED = "expected unique ids, names as text, and boxes as four numbers x, y, width, height"
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,9 @@ def annotations_in(path: Path) -> Annotations:
         shared = [number for number, count in Counter(row["id"] for row in rows).items() if count > 1]
         if shared:
             raise RequestError(f"{path}: not COCO format, {name} share an id, got {shared[0]} twice; {_EXPECTED}")
-    repairs = (*_complete_areas(data["annotations"]), *_crowds(data["annotations"]), *_tell_apart(data["categories"]))
-    return Annotations(data, repairs)
+    rows, images, categories = (data[name] for name in ("annotations", "images", "categories"))
+    repairs = (*_number_texts(data), *_names_from_urls(path, images), *_unrotated(rows, images))
+    return Annotations(data, (*repairs, *_complete_areas(rows), *_crowds(rows), *_tell_apart(categories)))
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
@@ -117,6 +123,63 @@ def as_coco(kind: type[_Coco], path: str | Path) -> _Coco:
     }
     coco.createIndex()
     return coco
+
+
+def _number_texts(data: dict[str, Any]) -> list[str]:
+    """Give rows whose ids are texts numbers instead, and what refers to them, in place."""
+    repairs = []
+    for name, reference in (("images", "image_id"), ("annotations", "id"), ("categories", "category_id")):
+        if not any(isinstance(number, str) for number in _both(data, name, reference)):
+            continue
+        known = {str(row["id"]): number for number, row in enumerate(data[name], start=1)}
+        for row in data["annotations"]:
+            row[reference] = known.get(str(row[reference]), row[reference])
+        for row in data[name] if reference != "id" else ():
+            row["id"] = known[str(row["id"])]
+        repairs.append(f"ids of {name} are texts: they are numbered in their order")
+    return repairs
+
+
+def _both(data: Mapping[str, Any], name: str, reference: str) -> Iterator[int | str]:
+    yield from (row["id"] for row in data[name])
+    yield from (row[reference] for row in data["annotations"])
+
+
+def _names_from_urls(path: Path, images: list[dict[str, Any]]) -> list[str]:
+    """Give images without a file name the end of their address, as LVIS has it for COCO's images.
+
+    Raises:
+        RequestError: If one has neither.
+    """
+    nameless = [image for image in images if "file_name" not in image]
+    for image in nameless:
+        image["file_name"] = "/".join((image.get("coco_url") or "").split("/")[-2:])
+        if not image["file_name"]:
+            raise RequestError(f"{path}: not COCO format, image {image['id']} has no file_name; {_EXPECTED}")
+    return [f"{len(nameless)} images have no file name: that in coco_url is taken"] if nameless else []
+
+
+def _unrotated(rows: list[dict[str, Any]], images: list[dict[str, Any]]) -> list[str]:
+    """Replace boxes that CVAT has rotated about their centres by those around them; its `bbox` is not rotated."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    rotated = [row for row in rows if _degrees(row) and row["image_id"] in sizes]
+    for row in rotated:
+        x, y, w, h = row["bbox"]
+        turn = math.radians(_degrees(row))
+        across, up = abs(math.cos(turn)), abs(math.sin(turn))
+        width, height = w * across + h * up, w * up + h * across
+        left, top = x + (w - width) / 2, y + (h - height) / 2
+        right, bottom = map(min, (left + width, top + height), sizes[row["image_id"]])
+        row["bbox"] = [max(left, 0), max(top, 0), right - max(left, 0), bottom - max(top, 0)]
+    return (
+        [f"{len(rotated)} boxes are rotated, first {rotated[0]['id']}: those around them are taken"] if rotated else []
+    )
+
+
+def _degrees(row: Mapping[str, Any]) -> float:
+    attributes = row.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return rotation % 360 if isinstance(rotation, int | float) and math.isfinite(rotation) else 0.0
 
 
 def _complete_areas(rows: list[dict[str, Any]]) -> list[str]:
@@ -159,7 +222,7 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     if fault["type"] == "json_invalid":
         return f"not JSON, got {reprlib.repr(fault['input'])}; expected a COCO annotation file"
-    place = [part for part in fault["loc"] if part != "float"]  # "float" is the member of a union, not a field
+    place = [part for part in fault["loc"] if part not in _KINDS]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     what = "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Input ")
     return f"not COCO format, {where[1:] or 'the file'} {what}, got {reprlib.repr(fault['input'])}; {_EXPECTED}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from command.errors import MissingFileError, RequestError
-from command.files import sha256_of, write_json
+from command.files import sha256_of, shown, write_json
 from command.notes import note
 from deploy.images import image_contents
 from detect.annotations import Annotations, annotations_in, read_annotations
@@ -93,9 +93,10 @@ def fingerprint(coco: CocoSet) -> str:
 def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:
     missing = [image["file_name"] for image in images if not (coco.images / image["file_name"]).exists()]
     if missing:
+        remedy = ", with / in place of \\ in their names" if "\\" in missing[0] else ""
         raise MissingFileError(
             f"{coco.images / missing[0]}: no such image, {len(missing)} of the {len(images)} images in "
-            f"{coco.annotations} are missing; expected all of them"
+            f"{coco.annotations} are missing; expected all of them{remedy}"
         )
     if not images:
         raise RequestError(f"{coco.annotations}: has no images, got an empty list; expected at least one")
@@ -146,8 +147,15 @@ def _tell(coco: CocoSet, found: Annotations, strict: bool) -> None:
     empty = [image for image in found.data["images"] if image["id"] not in with_boxes]
     facts = [f"{_counted(crowds, 'crowd')}: neither learnt nor missed"] if crowds else []
     facts += [f"{_counted(empty, 'image')} without boxes: not trained on"] if empty else []
+    used = {row["category_id"] for row in rows}
+    unused = [category["name"] for category in found.data["categories"] if category["id"] not in used]
+    facts += [f"no boxes of {_named(unused)}"] if unused else []
     if faults or facts:
         note(f"{coco.annotations}: {'; '.join(faults + facts)}")
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} other categories" if len(names) > 3 else "")
 
 
 def _counted(rows: list[dict[str, Any]], what: str) -> str:

@@ -29,7 +29,9 @@ def checked(write_coco, capsys):
         note.cache_clear()
         coco = write_coco(**changes)
         for image in read_annotations(coco.annotations)["images"]:
-            Image.new("RGB", (100, 50)).save(coco.images / image["file_name"])
+            path = coco.images / image["file_name"]
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (100, 50)).save(path)
         check_coco(coco, strict)
         return coco, capsys.readouterr().err
 
@@ -150,3 +152,67 @@ def test_training_and_evaluation_take_such_a_set(checked, tiny, schedule, tmp_pa
 def test_what_was_repaired_is_in_words(write_coco):
     assert annotations_in(write_coco().annotations).repairs == ()
     assert json.loads(write_coco().annotations.read_text())["annotations"][0] == BOX
+
+
+def test_texts_as_ids_are_numbered_and_scored(checked, loaded):
+    rows = [{**BOX, "id": "a1", "image_id": "2007_27"}, {**BOX, "id": "b", "image_id": "8"}]
+    coco, told = checked(images=images("8", "2007_27"), annotations=rows)
+    assert "ids of images are texts: they are numbered in their order" in told
+    found = read_annotations(coco.annotations)
+    assert [row["id"] for row in found["images"]] == [1, 2]
+    assert [(row["id"], row["image_id"]) for row in found["annotations"]] == [(1, 2), (2, 1)]
+    assert coco_map(coco.annotations, perfect(coco))["map"] == pytest.approx(1)
+
+
+def test_a_reference_written_as_text_finds_its_number(checked):
+    coco, _ = checked(annotations=[{**BOX, "image_id": "7", "category_id": "3"}])
+    assert read_annotations(coco.annotations)["annotations"][0] == {**BOX, "image_id": 1, "category_id": 1}
+
+
+def test_lvis_names_its_images_by_their_address(checked):
+    image = {
+        "id": 7,
+        "width": 100,
+        "height": 50,
+        "coco_url": "http://images.cocodataset.org/train2017/000000000007.jpg",
+    }
+    coco, told = checked(images=[image])
+    assert read_annotations(coco.annotations)["images"][0]["file_name"] == "train2017/000000000007.jpg"
+    assert "1 images have no file name: that in coco_url is taken" in told
+    with pytest.raises(ValueError, match=r"a\.json: not COCO format, image 7 has no file_name; expected"):
+        checked(images=[{"id": 7, "width": 100, "height": 50}])
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [(90.0, [17.5, 12.5, 15, 30]), (-270, [17.5, 12.5, 15, 30]), (180, [10, 20, 30, 15]), (0.0, [10, 20, 30, 15])],
+)
+def test_a_box_that_cvat_rotated_is_that_around_it(checked, degrees, expected):
+    row = {**BOX, "attributes": {"occluded": False, "rotation": degrees}}
+    coco, told = checked(annotations=[row])
+    assert read_annotations(coco.annotations)["annotations"][0]["bbox"] == pytest.approx(expected)
+    assert ("1 boxes are rotated, first 1: those around them are taken" in told) == (degrees != 0)
+
+
+def test_a_rotated_box_ends_with_its_image(checked):
+    row = {**BOX, "bbox": [0, 10, 60, 30], "attributes": {"rotation": 90}}  # 30 wide, from -5 to 55
+    assert read_annotations(checked(annotations=[row])[0].annotations)["annotations"][0]["bbox"] == pytest.approx(
+        [15, 0, 30, 50]
+    )
+
+
+def test_crowds_may_be_true_or_false(checked):
+    _, told = checked(annotations=[{**BOX, "iscrowd": False}, {**BOX, "id": 2, "iscrowd": True}])
+    assert "1 crowd: neither learnt nor missed" in told
+
+
+def test_a_category_that_no_box_has_is_told(checked):
+    # Roboflow writes one for the whole set
+    _, told = checked(categories=[{"id": 0, "name": "animals", "supercategory": "none"}, {"id": 3, "name": "cat"}])
+    assert "no boxes of animals" in told
+
+
+def test_windows_names_are_explained(write_coco):
+    coco = write_coco(images=[{"id": 7, "file_name": "images\\a.png", "width": 100, "height": 50}])
+    with pytest.raises(FileNotFoundError, match=r"no such image, 1 of the 1 .* all of them, with / in place of"):
+        check_coco(coco)
