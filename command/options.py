@@ -13,6 +13,7 @@ from command.files import shown
 
 __all__ = [
     "AsJson",
+    "AsLatex",
     "Force",
     "Overrides",
     "check_file_name",
@@ -32,6 +33,8 @@ Overrides = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the figures on standard output, as JSON.")]
+
+AsLatex = Annotated[bool, typer.Option("--latex", help="Print only the table, for LaTeX with the package booktabs.")]
 
 
 def out_file(default: str) -> Any:

@@ -1,4 +1,4 @@
-"""Measures files against each other on the same random inputs, for `espalier deploy bench`."""
+"""Measures deployed folders and files against each other on the same random inputs, for `espalier deploy bench`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from command.errors import RequestError
 from command.progress import RunProgress
+from deploy.deployment import deployed_file
 from deploy.latency import measure_with_progress
 from deploy.record import Record, record_from_measurement, rows_from_record
 from deploy.runtimes.module import OpenModel
@@ -17,7 +18,9 @@ from deploy.runtimes.registry import runner_for, runtimes_of
 from deploy.runtimes.runner import FileRunner
 from deploy.tensors import Arrays, TensorSpec, random_inputs, with_shapes
 
-__all__ = ["bench_files", "figures_from_record", "shapes_from"]
+__all__ = ["bench_files", "figures_from_record"]
+
+_REMEDY = "expected a folder that espalier deploy export wrote, an ONNX file, an engine or a model file"
 
 
 def bench_files(
@@ -34,7 +37,8 @@ def bench_files(
     """Return the record of all files in their runtimes, timed in alternating order.
 
     Args:
-        models: ONNX files, engines and, with `open_model`, model files; the first of a batch is the reference.
+        models: Deployed folders (of which the ONNX file is measured), ONNX files, engines and, with `open_model`, model
+            files; the first of a batch is the reference.
         runtimes: Names in `deploy.runtimes.registry.RUNTIMES`; each runs the files of its kind. Files that none of
             them can run use the default runtime of their kind.
         warmup: Rounds that are run first and discarded.
@@ -50,26 +54,16 @@ def bench_files(
             none of the files, or inputs differ in more than their batch.
         WorkError: If a runtime needs a GPU and finds none.
     """
-    _refuse_repeated("a file", "each file once", models)
+    files = [deployed_file(path, _REMEDY) for path in models]
+    _refuse_repeated("a file", "each file once", files)
     _refuse_repeated("a runtime", "each runtime once", runtimes)
-    runners = _runners(models, runtimes, num_threads, open_model)
+    runners = _runners(dict(zip(files, models, strict=True)), runtimes, num_threads, open_model)
     inputs = _inputs({name: with_shapes(runner.inputs, shapes or {}) for name, runner in runners.items()})
     progress = RunProgress(console, [1.0])
     with progress.stage("measure"):
         measurement = measure_with_progress(runners, inputs, warmup, rounds, progress)
     config = {"models": [str(path) for path in models], "runtimes": list(runtimes), "shapes": dict(shapes or {})}
     return record_from_measurement(measurement, runners, inputs, config=config)
-
-
-def shapes_from(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in options such as `image=1,3,224,224`; raise RequestError where one is not of that form."""
-    shapes = {}
-    for option in options:
-        name, _, sizes = option.rpartition("=")
-        if not name or not all(size.strip().isdecimal() for size in sizes.split(",")):
-            raise RequestError(f"--shape {option}: not a shape; expected NAME=SIZE,SIZE,..., as image=1,3,224,224")
-        shapes[name] = tuple(int(size) for size in sizes.split(","))
-    return shapes
 
 
 def figures_from_record(record: Record) -> dict[str, Any]:
@@ -91,14 +85,16 @@ def _refuse_repeated(what: str, expected: str, got: Sequence[object]) -> None:
 
 
 def _runners(
-    models: Sequence[Path], named: Sequence[str], num_threads: int, open_model: OpenModel | None
+    files: Mapping[Path, Path], named: Sequence[str], num_threads: int, open_model: OpenModel | None
 ) -> dict[str, FileRunner]:
-    """Open every file in its runtimes; rows are named after the file, and the runtime if there are several."""
-    pairs = runtimes_of(models, named)
+    """Open every file in its runtimes; rows have the name given for the file, and the runtime if there are several."""
+    pairs = runtimes_of(list(files), named)
     is_plain = len({runtime for _, runtime in pairs}) == 1
     return {
-        str(path) if is_plain else f"{path} ({runtime})": runner_for(path, runtime, num_threads, open_model=open_model)
-        for path, runtime in pairs
+        str(files[file]) if is_plain else f"{files[file]} ({runtime})": runner_for(
+            file, runtime, num_threads, open_model=open_model
+        )
+        for file, runtime in pairs
     }
 
 

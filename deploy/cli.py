@@ -12,14 +12,16 @@ from rich.console import Console
 from command.errors import RequestError
 from command.extras import loading
 from command.options import AsJson, Force, check_file_name, closing, refuse_existing, setting
-from deploy.runtime_option import MOST_ROUNDS, Threads
+from deploy.runtime_option import MOST_ROUNDS, Shapes, Threads
 from deploy.runtimes.registry import ENGINE
+from deploy.tensors import shapes_from
 
 __all__ = ["build", "explain", "package"]
 
 
 def build(
-    onnx: Annotated[Path, typer.Argument(help="ONNX file with fixed shapes.")],
+    onnx: Annotated[Path, typer.Argument(help="ONNX file; free dimensions need --shape.")],
+    shape: Shapes = None,
     backend: Annotated[str, typer.Option(help="Builder: tensorrt_rtx or tensorrt.")] = "tensorrt_rtx",
     compute_capability: Annotated[
         list[str] | None,
@@ -71,6 +73,7 @@ def build(
             optimization_level=optimization_level,
             timing_cache=timing_cache,
             tf32=tf32,
+            shapes=shapes_from(shape or []),
         )
         mib = engine.stat().st_size / 1024**2
         typer.echo(f"wrote {engine}: {info.precision}, {mib:.1f} MiB, built in {info.build_s:.1f} s")
@@ -104,26 +107,35 @@ def package(
 
 def explain(
     dense: Annotated[Path, typer.Argument(help="Folder that deploy export wrote, its ONNX file, or an engine.")],
-    slim: Annotated[Path, typer.Argument(help="The same network, pruned; an engine where DENSE is one.")],
+    slim: Annotated[Path | None, typer.Argument(help="The same network, pruned; an engine where DENSE is one.")] = None,
     threads: Threads = 1,
+    shape: Shapes = None,
     rounds: Annotated[int, typer.Option(min=1, max=MOST_ROUNDS, help="Measured rounds.")] = 30,
     as_json: AsJson = False,
 ) -> None:
-    """Find out why a slim network is not faster: time and MACs of every layer, dense and slim."""
+    """Find out why a slim network is not faster than the dense one; or, of one network, what its time goes to."""
     with loading("ONNX Runtime"):
         from deploy.explain.advice import WIDTH, advice, explained_text
+        from deploy.explain.alone import alone_text, explain_alone
         from deploy.explain.explained import explain_deployed
-    explained = explain_deployed(dense, slim, threads, rounds, Console(stderr=True))
+    measured = threads, rounds, Console(stderr=True), shapes_from(shape or [])
+    if slim:
+        explained = explain_deployed(dense, slim, *measured)
+        figures, text = {**explained.to_dict(), "advice": advice(explained)}, explained_text(explained)
+        runtime = explained.rows[1]["runtime"]
+    else:
+        alone = explain_alone(dense, *measured)
+        figures, text, runtime = alone.to_dict(), alone_text(alone), alone.row["runtime"]
     if as_json:
-        typer.echo(json.dumps({**explained.to_dict(), "advice": advice(explained)}, indent=1))
+        typer.echo(json.dumps(figures, indent=1))
     else:
         console = Console()
         console.width = console.width if console.is_terminal else WIDTH
-        console.print(explained_text(explained))
-    conditions = {"runtime": explained.rows[1]["runtime"], "latency.num_threads": threads}
+        console.print(text)
     default = {"runtime": "onnxruntime", "latency.num_threads": 1}
+    conditions = {"runtime": runtime, "latency.num_threads": threads}
     settings = [["--set", setting(name, value)] for name, value in conditions.items() if value != default[name]]
-    closing(f"explained {slim}", ["espalier", "deploy", "sweep", "sweep_resnet18", *chain(*settings)])
+    closing(f"explained {slim or dense}", ["espalier", "deploy", "sweep", "sweep_resnet18", *chain(*settings)])
 
 
 def _engine_names(out: Path, repeat: int) -> list[Path]:

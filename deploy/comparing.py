@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from command.errors import RequestError
+from deploy.deployment import ONNX_NAME
 from deploy.latency import NUM_RESAMPLES, Speedup
 from deploy.record import Candidate, Record
-from deploy.text import markdown, printable
+from deploy.text import latex_table, markdown, printable
 
-__all__ = ["compared_rows", "compared_table"]
+__all__ = ["compared_latex", "compared_rows", "compared_table"]
+
+_HEADERS = ("name", "A, ms", "B, ms", "A / B (95 % interval)", "verdict")
 
 
 def compared_rows(first: Record, second: Record) -> list[dict[str, Any]]:
@@ -35,16 +38,34 @@ def compared_rows(first: Record, second: Record) -> list[dict[str, Any]]:
 
 def compared_table(first: Record, second: Record) -> str:
     """Return a Markdown table of `compared_rows`, below the devices."""
-    rows = compared_rows(first, second)
-    lines = [f"A: measured on {first.device.text}", "", f"B: measured on {second.device.text}", ""]
-    left = sorted((_by_name(first).keys() | _by_name(second).keys()) - {row["name"] for row in rows})
-    lines += [f"in one record only: {', '.join(left)}", ""] if left else []
-    table = ["name | A, ms | B, ms | A / B (95 % interval) | verdict", "--- | ---: | ---: | --- | ---"]
-    for row in rows:
-        ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        cells = (markdown(row["name"]), f"{row['first_ms']:.3f}", f"{row['second_ms']:.3f}", ratio, row["verdict"])
-        table.append(" | ".join(cells))
-    return "\n".join([*map(printable, lines), *(f"| {line} |" for line in table)]) + "\n"
+    lines = [part for line in _notes(first, second) for part in (printable(line), "")]
+    cells = [[markdown(cell) for cell in row] for row in _cells(first, second)]
+    table = [_HEADERS, ("---", "---:", "---:", "---", "---"), *cells]
+    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in table)]) + "\n"
+
+
+def compared_latex(first: Record, second: Record) -> str:
+    """Return the same table for LaTeX, with the devices as comments."""
+    return latex_table(_HEADERS, "lrrrl", _cells(first, second), _notes(first, second))
+
+
+def _notes(first: Record, second: Record) -> list[str]:
+    one, other = _by_name(first).keys(), _by_name(second).keys()
+    left = [f"in one record only: {', '.join(sorted(one ^ other))}"] if one != other else []
+    return [f"A: measured on {first.device.text}", f"B: measured on {second.device.text}", *left]
+
+
+def _cells(first: Record, second: Record) -> list[list[str]]:
+    return [
+        [
+            row["name"],
+            f"{row['first_ms']:.3f}",
+            f"{row['second_ms']:.3f}",
+            f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+            row["verdict"],
+        ]
+        for row in compared_rows(first, second)
+    ]
 
 
 def _by_name(record: Record) -> Mapping[str, Candidate]:
@@ -55,10 +76,11 @@ def _by_name(record: Record) -> Mapping[str, Candidate]:
 
 
 def _file_name(name: str) -> str:
-    """Return a name without folders; of a deployed folder, its name, as all its files have the same."""
+    """Return a name without folders; of a deployed folder and its ONNX file that of the folder, as files are alike."""
     path, _, runtime = name.partition(" (")
     parts = Path(path).parts
-    file = "/".join(parts[-2:]) if parts and Path(path).stem == "model" else Path(path).name
+    num = 2 if Path(path).stem == "model" else 1
+    file = "/".join(parts[-num:]).removesuffix(f"/{ONNX_NAME}")
     return f"{file} ({runtime}" if runtime else file
 
 

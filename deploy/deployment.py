@@ -16,7 +16,17 @@ from deploy.runtimes.registry import ENGINE, runner_for
 from deploy.runtimes.runner import FileRunner
 from deploy.tensors import Specs, TensorSpec
 
-__all__ = ["DEPLOYMENT", "INPUTS", "ONNX_NAME", "OUTPUTS", "Deployed", "Deployment", "Precision", "open_deployment"]
+__all__ = [
+    "DEPLOYMENT",
+    "INPUTS",
+    "ONNX_NAME",
+    "OUTPUTS",
+    "Deployed",
+    "Deployment",
+    "Precision",
+    "deployed_file",
+    "open_deployment",
+]
 
 ONNX_NAME = "model.onnx"
 DEPLOYMENT = "deploy.json"
@@ -153,6 +163,12 @@ class Deployed:
                 )
 
 
+def deployed_file(path: str | Path, remedy: str) -> Path:
+    """Return the ONNX file in a folder, or the file that is given; raise MissingFileError with `remedy` without one."""
+    path = Path(path)
+    return existing_file(path / ONNX_NAME if path.is_dir() else path, remedy)
+
+
 def open_deployment(path: str | Path, *, may_differ: bool = False) -> Deployed:
     """Return the detector in a folder; nothing is run yet.
 
@@ -164,8 +180,7 @@ def open_deployment(path: str | Path, *, may_differ: bool = False) -> Deployed:
         MissingFileError: If a file is missing.
         RequestError: If it is not a detector, does not match its `deploy.json`, or is an engine of another file.
     """
-    path = Path(path)
-    file = existing_file(path / ONNX_NAME if path.is_dir() else path, _REMEDY)
+    file = deployed_file(path, _REMEDY)
     deployment = model_from_json(Deployment, file.parent / DEPLOYMENT, _REMEDY)
     if file.suffix == ENGINE:
         info = read_engine_info(file)

@@ -17,6 +17,7 @@ from command.errors import MissingFileError, RequestError, WorkError
 from deploy.deployment import Deployed, open_deployment
 from deploy.fitting import Boxes, boxes_by_graph
 from deploy.images import IMAGE_ENDINGS, image_from_file
+from deploy.runtimes.runner import FileRunner
 from deploy.tensors import Arrays
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Found:
 class Detector:
     """A detector that `espalier deploy export` wrote, run in the batches of its file.
 
+    It holds the network until `close`, or the end of a `with` block.
+
     Args:
         deployed: Result of `open_deployment`; `Detector.load` calls it.
         runtime: See `Detector.load`.
@@ -50,7 +53,7 @@ class Detector:
 
     def __init__(self, deployed: Deployed, runtime: str | None = None) -> None:
         self._deployed = deployed
-        self._runner = deployed.runner(runtime)
+        self._runner: FileRunner | None = deployed.runner(runtime)
         self._turn = Lock()  # an engine has one set of buffers
 
     @classmethod
@@ -70,6 +73,17 @@ class Detector:
         """
         return cls(open_deployment(path), runtime)
 
+    def close(self) -> None:
+        """Free the network's memory, after the pass that is running; from then on no image is taken."""
+        with self._turn:
+            self._runner = None
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of all classes, in the order of their labels."""
@@ -85,8 +99,8 @@ class Detector:
 
         Raises:
             MissingFileError: If a file is missing.
-            RequestError: If one is not an image, or `min_score` is out of range. This is checked before anything is
-                run, except for image files that do not decode.
+            RequestError: If one is not an image, `min_score` is out of range, or the detector is closed. This is
+                checked before anything is run, except for image files that do not decode.
         """
         if isinstance(images, str | Path) and Path(images).is_dir():
             images = sorted(path for path in Path(images).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
@@ -100,6 +114,7 @@ class Detector:
     def stream(self, images: Iterable[ImageLike], min_score: float = 0.3) -> Iterator[list[Found]]:
         """Yield the objects of each image, one image at a time: for videos and sets too large for memory."""
         Bounds(0, 1).check("min_score", min_score)
+        self._open_runner()
         image, size_hw = self._deployed.inputs["image"], self._deployed.size_hw
         batch_size = image.fixed_shape("image")[0]
         pixels = (as_rgb(image, f"images[{i}]") for i, image in enumerate(images))
@@ -126,7 +141,12 @@ class Detector:
 
     def _run(self, inputs: Arrays) -> Arrays:
         with self._turn:
-            return self._runner.run(inputs)
+            return self._open_runner().run(inputs)
+
+    def _open_runner(self) -> FileRunner:
+        if self._runner is None:
+            raise RequestError(f"{self._deployed.file}: the detector is closed; load it again with Detector.load")
+        return self._runner
 
 
 def found_in(boxes: Boxes, classes: tuple[str, ...], min_score: float) -> list[Found]:

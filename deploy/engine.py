@@ -18,7 +18,15 @@ from command.errors import RequestError, WorkError
 from command.extras import optional_module
 from command.files import existing_file, model_from_json, sha256_of, written_atomically
 from deploy.machine import current_gpu
-from deploy.onnx_file import input_specs, onnx_from_bytes, output_specs, precision_of, read_onnx, weight_array
+from deploy.onnx_file import (
+    input_specs,
+    onnx_from_bytes,
+    output_specs,
+    precision_of,
+    read_onnx,
+    weight_array,
+    with_input_shapes,
+)
 from deploy.tensors import Specs, TensorSpec, checked_spec
 
 if TYPE_CHECKING:
@@ -68,13 +76,14 @@ def engine_from_onnx(
     optimization_level: int | None = None,
     timing_cache: str | Path | None = None,
     tf32: bool = False,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> EngineInfo:
     """Build an engine and its sidecar, and return the sidecar's content.
 
     TensorRT-RTX needs no GPU for this; TensorRT builds for the GPU it finds.
 
     Args:
-        onnx_path: A file with fixed shapes.
+        onnx_path: A file with fixed shapes, or with those that `shapes` gives.
         engine_path: Engine to write; nothing is left there if the build fails.
         backend: A name in `BACKENDS`.
         compute_capabilities: GPU generations to build for, such as ("8.6", "8.9"); TensorRT-RTX only. Empty for the
@@ -84,26 +93,27 @@ def engine_from_onnx(
         timing_cache: File of the kernel times that TensorRT measured in earlier builds; created or updated.
         tf32: Whether fp32 products may round their factors to tf32 (TensorFloat-32, 10 bits of mantissa). The backends
             do so by default; here fp32 means fp32 in every runtime.
+        shapes: Of inputs with free dimensions, by name.
 
     Raises:
         MissingFileError: If the ONNX file does not exist.
-        RequestError: If it is not an ONNX file, or has a free dimension, NaN in a weight or a dtype the backend lacks;
-            if the backend is not installed, does not support a compute capability or has no timing cache, or the cache
-            is for another GPU or version.
-        WorkError: If the backend cannot read a node or cannot build the engine.
+        RequestError: If it is not an ONNX file, or has a free dimension, NaN in a weight, or a dtype or node that the
+            backend lacks; if the backend is not installed, does not support a compute capability or has no timing
+            cache, or the cache is for another GPU or version.
+        WorkError: If the backend cannot build the engine.
     """
     trt = _backend_module(backend)
     _check_options(backend, workspace_mib, optimization_level, timing_cache)
     data = read_onnx(onnx_path)
-    model = onnx_from_bytes(onnx_path, data)
+    model = with_input_shapes(onnx_from_bytes(onnx_path, data), shapes or {})
     _check_graph(onnx_path, model)
     start_s = time.perf_counter()
     _errors(backend).clear()
     builder = _builder(trt, backend)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, _logger(backend))
-    if not parser.parse(data):
-        raise WorkError(_parser_fault(onnx_path, backend, parser))
+    if not parser.parse(model.SerializeToString() if shapes else data):
+        raise RequestError(_parser_fault(onnx_path, backend, parser))
     inputs = _fixed_specs(input_specs(model), [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _fixed_specs(output_specs(model), [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, compute_capabilities, workspace_mib, optimization_level)
@@ -294,7 +304,7 @@ def _parser_fault(onnx_path: str | Path, backend: str, parser: Any) -> str:
     reason = " ".join(fault.desc().split()).partition(" [checkMacros")[0]  # the rest is about a missing GPU
     return (
         f"{onnx_path}: {backend} cannot read node {fault.node_name()!r} ({fault.node_operator()}), "
-        f"got {reason}; rewrite it with other operators"
+        f"got {reason}; rewrite it with other operators, or run the ONNX file: espalier deploy bench {onnx_path}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from command.errors import RequestError
 from command.files import existing_file
 from deploy.classes import classes_in
-from deploy.tensors import PRECISIONS, TensorSpec, checked_spec
+from deploy.tensors import PRECISIONS, TensorSpec, checked_spec, with_shapes
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -29,6 +29,7 @@ __all__ = [
     "precision_of",
     "read_onnx",
     "weight_array",
+    "with_input_shapes",
 ]
 
 _REMEDY = "expected an ONNX file with fixed shapes, as espalier deploy export writes"
@@ -112,6 +113,22 @@ def input_specs(model: ModelProto) -> dict[str, TensorSpec]:
 def output_specs(model: ModelProto) -> dict[str, TensorSpec]:
     """Return the outputs, in the file's order."""
     return {value.name: _spec(value) for value in model.graph.output}
+
+
+def with_input_shapes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> ModelProto:
+    """Return a copy of a model whose inputs have these sizes in place of free dimensions.
+
+    Raises:
+        RequestError: If there is no such input, or a size is fixed to another number.
+    """
+    specs = with_shapes(input_specs(model), shapes)
+    fixed = type(model)()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        if value.name in shapes:
+            for dim, size in zip(value.type.tensor_type.shape.dim, specs[value.name].shape, strict=True):
+                dim.dim_value = size
+    return fixed
 
 
 def classes_of(path: str | Path, model: ModelProto) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from deploy.machine import Device, cpu_model, device_from_place, git_commit, ins
 from deploy.nvml import GpuLog
 from deploy.runtimes.runner import Runner
 from deploy.tensors import Arrays
-from deploy.text import markdown, printable
+from deploy.text import latex_table, markdown, printable
 
 __all__ = [
     "Candidate",
@@ -26,6 +26,7 @@ __all__ = [
     "cpu_model",
     "git_commit",
     "installed_versions",
+    "latex_from_record",
     "load_record",
     "record_from_measurement",
     "rows_from_record",
@@ -202,21 +203,35 @@ def rows_from_record(record: Record) -> list[dict[str, str | float | None]]:
 
 def table_from_record(record: Record) -> str:
     """Return a Markdown table whose first line names the device."""
-    device, conditions = record.device, record.conditions
-    gpu_lines = [text for text in (record.gpu.summary, record.gpu.warning) if text] if record.gpu else []
-    lines = [
-        f"measured on {device.text}",
-        "",
-        f"{_batches(record)}, {conditions.rounds} rounds in alternating order after "
-        f"{conditions.warmup} of warm-up, {record.created:%Y-%m-%d}, commit {record.git_commit or 'unknown'}",
-        "",
-        *(line for text in gpu_lines for line in (text, "")),
-    ]
+    columns, rows = _cells(record)
+    table = [columns, ["---"] * len(columns), *([markdown(cell) for cell in row] for row in rows)]
+    lines = [part for line in _notes(record) for part in (printable(line), "")]
+    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in table)]) + "\n"
+
+
+def latex_from_record(record: Record) -> str:
+    """Return the same table for LaTeX, with the device and conditions as comments."""
+    columns, rows = _cells(record)
+    alignment = "".join("l" if title in _TEXTS else "r" for title in columns)
+    return latex_table(columns, alignment, rows, _notes(record))
+
+
+def _cells(record: Record) -> tuple[list[str], list[list[str]]]:
+    """Return the titles of the columns that are not empty, and the texts of the rows."""
     rows = rows_from_record(record)
     columns = {title: text for title, text in _COLUMNS.items() if any(text(row) for row in rows)}
-    cells = [[markdown(text(row)) for text in columns.values()] for row in rows]
-    table = [list(columns), ["---"] * len(columns), *cells]
-    return "\n".join([*map(printable, lines), *(f"| {' | '.join(line)} |" for line in table)]) + "\n"
+    return list(columns), [[text(row) for text in columns.values()] for row in rows]
+
+
+def _notes(record: Record) -> list[str]:
+    device, conditions = record.device, record.conditions
+    gpu_lines = [text for text in (record.gpu.summary, record.gpu.warning) if text] if record.gpu else []
+    return [
+        f"measured on {device.text}",
+        f"{_batches(record)}, {conditions.rounds} rounds in alternating order after "
+        f"{conditions.warmup} of warm-up, {record.created:%Y-%m-%d}, commit {record.git_commit or 'unknown'}",
+        *gpu_lines,
+    ]
 
 
 def _batches(record: Record) -> str:
@@ -253,3 +268,5 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "mac_reduction": _decimals("mac_reduction", 2),
 }
 """Title, and a row's text; a column that is empty in all rows is left out."""
+_TEXTS = ("name", "runtime", "precision")
+"""The columns without figures."""

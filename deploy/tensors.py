@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_inputs",
     "checked_spec",
     "random_inputs",
+    "shapes_from",
     "with_shapes",
 ]
 
@@ -55,6 +56,17 @@ class TensorSpec:
                 f"where an option takes one: --shape {name}={example}"
             )
         return sizes
+
+
+def shapes_from(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in options such as `image=1,3,224,224`; raise RequestError where one is not of that form."""
+    shapes = {}
+    for option in options:
+        name, _, sizes = option.rpartition("=")
+        if not name or not all(size.strip().isdecimal() for size in sizes.split(",")):
+            raise RequestError(f"--shape {option}: not a shape; expected NAME=SIZE,SIZE,..., as image=1,3,224,224")
+        shapes[name] = tuple(int(size) for size in sizes.split(","))
+    return shapes
 
 
 def with_shapes(specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
@@ -102,9 +114,9 @@ def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
     """Return random arrays without zeros: zeros draw less power and can be skipped, which makes times look better.
 
     Floats and bytes are whole numbers from 1 to 255, the same in both: pixels as our graphs take and normalise them.
-    Other integers are in [1, 127); booleans are True. An input whose name ends in `_hw` is a size and gets height and
-    width of the first 4-D input: with a random size, a detector would treat most of the image as padding, which is
-    zeros again.
+    Other integers are in [1, 127); booleans are True. An input of pairs whose name ends in `_hw` is a size and gets
+    height and width of the first 4-D input: with a random size, a detector would treat most of the image as padding,
+    which is zeros again.
 
     Raises:
         RequestError: If a shape has a free dimension, or a dtype is not numpy's.
@@ -118,7 +130,7 @@ def random_inputs(specs: Mapping[str, TensorSpec], seed: int = 0) -> Arrays:
     arrays = {name: _random_array(spec.fixed_shape(name), spec.dtype, rng) for name, spec in specs.items()}
     size_hw = next((array.shape[2:] for array in arrays.values() if array.ndim == 4), None)
     for name, array in arrays.items():
-        if name.endswith("_hw") and size_hw:
+        if name.endswith("_hw") and array.shape[-1:] == (2,) and size_hw:
             array[...] = size_hw
     return arrays
 

@@ -44,17 +44,17 @@ def train(
 
 
 def mmdet(
-    tool: Annotated[str | None, typer.Argument(help="As test, train or get_flops; or a Python file.")] = None,
-    arguments: Annotated[list[str] | None, typer.Argument(help="The tool's own.")] = None,
+    tool: Annotated[
+        str | None, typer.Argument(help="As test, train or get_flops; or a Python file.", show_default="all are listed")
+    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="The tool's own.", show_default="none")] = None,
 ) -> None:
     """Run one of mmdet's own tools on its configs and ours; without one, list them."""
     with loading("torch and mmdet"):
         from detect.mmdet_tools import mmdet_tools, run_tool
-    if tool in (None, "--help"):
-        typer.echo("usage: espalier mmdet TOOL [ARGUMENTS...], with one of mmdet's tools, or a Python file:")
-        typer.echo("\n".join(f"  {name}" for name in mmdet_tools()))
-        return
-    raise typer.Exit(run_tool(tool, arguments or []))
+    if tool:
+        raise typer.Exit(run_tool(tool, arguments or []))
+    typer.echo("\n".join(mmdet_tools()))
 
 
 @app.command("eval")

@@ -8,15 +8,16 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import AsJson, Force, Overrides, check_file_name, closing, refuse_existing
-from deploy.runtime_option import MOST_ROUNDS, RuntimeName, Threads
+from command.options import AsJson, AsLatex, Force, Overrides, check_file_name, closing, refuse_existing
+from deploy.deployment import ONNX_NAME
+from deploy.runtime_option import MOST_ROUNDS, RuntimeName, Shapes, Threads
 from deploy.runtimes.module import OpenModel
 from deploy.runtimes.registry import ENGINE, MODEL, ONNX, RUNTIMES
 from detect.mmdet_option import MmdetConfig
@@ -93,8 +94,8 @@ def bench(
     models: Annotated[
         list[Path],
         typer.Argument(
-            help="ONNX files, engines, model files; the first with a batch size is its reference, the dense one. "
-            "Or: compare A.json B.json, two records."
+            help="Folders that deploy export wrote, ONNX files, engines, model files; the first with a batch size is "
+            "its reference, the dense one. Or: compare A.json B.json, two records."
         ),
     ],
     runtime: Annotated[
@@ -107,15 +108,10 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1, max=MOST_ROUNDS)] = 100,
     warmup: Annotated[int, typer.Option(help="Rounds that are run first and discarded.", min=0, max=MOST_ROUNDS)] = 10,
     threads: Threads = 1,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Sizes of an input with free dimensions, as image=1,3,224,224; may be repeated.",
-            show_default="the file's own",
-        ),
-    ] = None,
+    shape: Shapes = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print only the figures on standard output, as CSV.")] = False,
+    as_latex: AsLatex = False,
     out: Annotated[Path | None, typer.Option(help="Record to write.", show_default="latency-<time>.json")] = None,
     force: Force = False,
 ) -> None:
@@ -123,11 +119,12 @@ def bench(
 
     Files may differ in batch size: each is compared with the first of the same batch size.
     """
-    from deploy.bench import bench_files, figures_from_record, shapes_from
-    from deploy.record import rows_from_record, save_record, table_from_record
+    from deploy.bench import bench_files, figures_from_record
+    from deploy.record import latex_from_record, rows_from_record, save_record, table_from_record
+    from deploy.tensors import shapes_from
 
     if models[0] == Path("compare") and all(path.suffix == ".json" for path in models[1:]):
-        _compare(models[1:], as_json)
+        _compare(models[1:], as_json, as_csv, as_latex)
         return
     if out:
         refuse_existing(force, out)
@@ -149,11 +146,11 @@ def bench(
     out = out or Path(f"latency-{record.created:%Y%m%dT%H%M%SZ}.json")
     save_record(record, out)
     if as_csv:
-        writer = csv.DictWriter(sys.stdout, rows_from_record(record)[0])
-        writer.writeheader()
-        writer.writerows(rows_from_record(record))
+        _print_csv(rows_from_record(record))
+    elif as_json:
+        typer.echo(json.dumps(figures_from_record(record), indent=1))
     else:
-        typer.echo(json.dumps(figures_from_record(record), indent=1) if as_json else table_from_record(record))
+        typer.echo(latex_from_record(record) if as_latex else table_from_record(record), nl=not as_latex)
     if (as_json or as_csv) and record.gpu and record.gpu.warning:
         typer.echo(record.gpu.warning, err=True)
     longer = str(min(10 * rounds, MOST_ROUNDS))
@@ -164,18 +161,30 @@ def bench(
 
 def _missing_step(models: list[Path], shape: list[str] | None) -> list[str | Path]:
     """Return the words of the step that a measured file lacks: an engine of an ONNX file, an export of a model file."""
-    onnx = [path for path in models if path.suffix == ONNX and not path.with_suffix(ENGINE).exists()]
+    files = [path / ONNX_NAME if path.is_dir() else path for path in models]
+    onnx = [path for path in files if path.suffix == ONNX and not path.with_suffix(ENGINE).exists()]
     if onnx and not shape:  # engines have fixed shapes
         return ["build", onnx[-1]]
-    files = [path for path in models if path.suffix == MODEL and not path.with_suffix(".deploy").exists()]
-    return ["export", files[-1]] if files else []
+    unexported = [path for path in files if path.suffix == MODEL and not path.with_suffix(".deploy").exists()]
+    return ["export", unexported[-1]] if unexported else []
 
 
-def _compare(records: list[Path], as_json: bool) -> None:
-    from deploy.comparing import compared_rows, compared_table
+def _compare(records: list[Path], as_json: bool, as_csv: bool, as_latex: bool) -> None:
+    from deploy.comparing import compared_latex, compared_rows, compared_table
     from deploy.record import load_record
 
     if len(records) != 2:
         raise RequestError(f"bench compare: not two records, got {len(records)}; expected A.json B.json")
     one, other = map(load_record, records)
-    typer.echo(json.dumps(compared_rows(one, other), indent=1) if as_json else compared_table(one, other))
+    if as_csv:
+        _print_csv(compared_rows(one, other))
+    elif as_json:
+        typer.echo(json.dumps(compared_rows(one, other), indent=1))
+    else:
+        typer.echo(compared_latex(one, other) if as_latex else compared_table(one, other), nl=not as_latex)
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(sys.stdout, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)

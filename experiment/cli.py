@@ -18,7 +18,7 @@ from classify.cli import app as classify_app
 from command.config import config_file, shipped_configs
 from command.errors import RequestError, exit_code_of
 from command.extras import loading
-from command.options import AsJson, Force, Overrides, closing, refuse_existing
+from command.options import AsJson, AsLatex, Force, Overrides, closing, refuse_existing
 from detect.cli import app as detect_app
 from detect.cli import mmdet
 from experiment.deploy_cli import app as deploy_app
@@ -37,7 +37,7 @@ app.add_typer(classify_app, name="classify")
 app.add_typer(prune_app, name="prune")
 app.add_typer(detect_app, name="detect")
 app.add_typer(deploy_app, name="deploy")
-app.command("mmdet", context_settings={"ignore_unknown_options": True, "help_option_names": []})(mmdet)
+app.command("mmdet", context_settings={"allow_interspersed_args": False})(mmdet)
 configs_app = typer.Typer(help="List the configs that come with Espalier, or copy one to edit.")
 app.add_typer(configs_app, name="configs")
 
@@ -131,10 +131,11 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Run folder, as runs/quickstart.")],
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_latex: AsLatex = False,
 ) -> None:
     """Write a run's report again from its results, and print the table of results."""
     with loading("the report"):
-        from experiment.report import table_markdown, table_text, write_report
+        from experiment.report import table_latex, table_markdown, table_text, write_report
         from experiment.results import RESULTS, read_results
     results = read_results(folder / RESULTS)
     written = write_report(results, folder)
@@ -142,6 +143,8 @@ def report(
         print(json.dumps(results["rows"], indent=1))
     elif markdown:
         print(table_markdown(results))
+    elif as_latex:
+        print(table_latex(results), end="")
     else:
         Console().print(table_text(results))
     closing(f"wrote {written}", _bench(results["rows"], folder))

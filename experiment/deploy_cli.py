@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from command.extras import loading
-from command.options import AsJson, Force, Overrides, closing, refuse_existing
+from command.options import AsJson, AsLatex, Force, Overrides, closing, refuse_existing
 from deploy.cli import build, explain, package
 from detect.deploy_cli import bench, evaluate, export
 
@@ -26,10 +26,12 @@ def sweep(
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
+    as_latex: AsLatex = False,
 ) -> None:
     """Measure one backbone at many widths: which are fast on this machine, and where latency jumps."""
     with loading("torch"):
         from command.config import read_config
+        from deploy.text import latex_from_rich
         from experiment.sweep import FILES, PICTURE, SweepConfig, measure_sweep, sweep_table
     settings = read_config(config, overrides or (), SweepConfig)
     out = out or Path("runs/deploy") / config.stem
@@ -37,6 +39,8 @@ def sweep(
     figures = measure_sweep(settings, out, Console(stderr=True))
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
+    elif as_latex:
+        typer.echo(latex_from_rich(sweep_table(figures)), nl=False)
     else:
         Console().print(sweep_table(figures))
     size_hw = ("--size-hw", str(settings.image_size), str(settings.image_size))

@@ -10,7 +10,17 @@ from typer.core import TyperGroup
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import AsJson, Force, Overrides, check_file_name, closing, model_output, out_file, refuse_existing
+from command.options import (
+    AsJson,
+    AsLatex,
+    Force,
+    Overrides,
+    check_file_name,
+    closing,
+    model_output,
+    out_file,
+    refuse_existing,
+)
 from detect.mmdet_option import MmdetConfig
 
 __all__ = ["app", "apply", "sensitivity", "show"]
@@ -105,10 +115,12 @@ def sensitivity(
     mmdet: MmdetConfig = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another study in that folder.")] = False,
     as_json: AsJson = False,
+    as_latex: AsLatex = False,
 ) -> None:
     """Find the layers to skip: cut each group alone, and measure the accuracy lost and the MACs saved."""
     with loading("torch and mmdet"):
         from command.config import read_config
+        from deploy.text import latex_from_rich
         from experiment.sensitivity import PICTURE, SensitivityConfig, measure_sensitivity, next_command
         from experiment.sensitivity import sensitivity_table as table
     settings = read_config(config, overrides or (), SensitivityConfig)
@@ -116,6 +128,8 @@ def sensitivity(
     figures = measure_sensitivity(model, settings, out, force, Console(stderr=True), mmdet)
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
+    elif as_latex:
+        typer.echo(latex_from_rich(table(figures)), nl=False)
     else:
         Console().print(table(figures))
     closing(f"wrote {out / PICTURE}, and its figures beside it", next_command(model, settings, figures))

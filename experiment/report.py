@@ -23,13 +23,13 @@ from rich.text import Text
 
 from command.errors import RequestError
 from command.files import written_atomically
-from deploy.text import markdown, printable
+from deploy.text import latex_table, markdown, printable
 from detect.orderings import CONTROLS
 from experiment import plots, report_pictures
 from experiment.loss_curves import Drawn, loss_curves
 from experiment.results import RESULTS, read_results
 
-__all__ = ["read_results", "table_markdown", "table_text", "write_report"]
+__all__ = ["read_results", "table_latex", "table_markdown", "table_text", "write_report"]
 
 Row = dict[str, Any]
 UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
@@ -141,6 +141,16 @@ def table_markdown(results: dict[str, Any]) -> str:
         *([markdown(column.cell(line)) for column in columns] for line in lines),
     ]
     return "\n".join([markdown(_device_sentence(results)), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
+
+
+def table_latex(results: dict[str, Any]) -> str:
+    """Return the same table for LaTeX, with the device and the finding as comments."""
+    lines = _lines(results["rows"])
+    columns = _columns(lines)
+    cells = [[column.cell(line) for column in columns] for line in lines]
+    alignment = "".join("r" if column.is_number else "l" for column in columns)
+    notes = _device_sentence(results), _finding(lines)
+    return latex_table([column.header for column in columns], alignment, cells, notes)
 
 
 def _lines(rows: list[Row]) -> list[_Line]:

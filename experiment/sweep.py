@@ -25,7 +25,7 @@ from command.errors import WorkError
 from command.files import written_atomically
 from command.progress import RunProgress
 from deploy.engine import engine_from_onnx
-from deploy.explain.explained import measured_on
+from deploy.explain.profiled import measured_on
 from deploy.export import onnx_from_module
 from deploy.record import Record, record_from_measurement, rows_from_record, save_record
 from deploy.runtimes.registry import ENGINE, ONNX, RUNTIMES, runner_for

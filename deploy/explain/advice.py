@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.explain.causes import CAUSES, MEANS, SHORT, Cause, MeasuredLayer
-from deploy.explain.explained import Explained, StageTimes, measured_on
+from deploy.explain.explained import Explained, StageTimes
+from deploy.explain.profiled import measured_on
 from deploy.text import printable
 from prune.layer_rows import GRID
 

@@ -26,11 +26,14 @@ __all__ = [
     "MeasuredLayer",
     "Reason",
     "Split",
+    "is_memory_bound",
+    "is_short",
     "paired_layers",
     "reasons",
     "row_of",
     "split_of",
     "stages_of",
+    "type_of",
 ]
 
 Cause = Literal["misaligned", "memory_bound", "half_cut", "uncut", "overhead", "layout", "unexplained"]
@@ -179,7 +182,7 @@ def paired_layers(dense: OnnxGraph, slim: OnnxGraph, subject: str) -> list[tuple
     pairs = [(layer, partners[name]) for name, layer in dense.layers.items()]
     for before, after in pairs:
         if not _could_be_cut(before, after):
-            got = " and ".join(f"{_type(one)} {one.channels_in} to {one.channels_out}" for one in (before, after))
+            got = " and ".join(f"{type_of(one)} {one.channels_in} to {one.channels_out}" for one in (before, after))
             raise RequestError(f"{subject}: different networks, got {before.name} as {got}; {_EXPECTED}")
     return pairs
 
@@ -193,7 +196,7 @@ def row_of(dense: OnnxLayer, slim: OnnxLayer) -> LayerRow:
     """Return both as a row of `prune.explain`; costs are for the whole batch, bytes in the files' precision."""
     return LayerRow(
         name=dense.name,
-        type=_type(slim),
+        type=type_of(slim),
         dense_channels_in=dense.channels_in,
         channels_in=slim.channels_in,
         dense_channels_out=dense.channels_out,
@@ -211,7 +214,7 @@ def row_of(dense: OnnxLayer, slim: OnnxLayer) -> LayerRow:
     )
 
 
-def _type(layer: OnnxLayer) -> str:
+def type_of(layer: OnnxLayer) -> str:
     """Return the layer type as `prune.explain` names it."""
     if not layer.kernel:
         return "linear"
@@ -316,7 +319,7 @@ def reasons(layer: MeasuredLayer, ceilings: Ceilings) -> list[Reason]:
     if not _lags(dense.ms / slim.ms, layer.mac_reduction):
         return found
     found += [*_shape_reasons(layer, ceilings)]
-    if slim.ms / layer.calls <= SHORT * ceilings.shortest_ms:
+    if is_short(slim.ms / layer.calls, ceilings):
         text = f"{_ms(slim.ms / layer.calls)} per call, the shortest node takes {_ms(ceilings.shortest_ms)}"
         found.append(Reason("overhead", text))
     shares = [macs / ms / ceilings.macs_per_ms for macs, ms in ((row.dense_macs, dense.ms), (row.macs, slim.ms))]
@@ -331,13 +334,21 @@ def _shape_reasons(layer: MeasuredLayer, ceilings: Ceilings) -> Iterator[Reason]
         yield Reason("misaligned", f"{widths} channels, no multiple of {GRID}: {padded}")
     cuts = [_percent(1 - slim / dense) for dense, slim in ((row.dense_bytes, row.bytes), (row.dense_macs, row.macs))]
     fell = f"bytes moved fell by {cuts[0]}, MACs by {cuts[1]}"
-    is_bound = row.macs_per_byte < ceilings.macs_per_byte and _lags(
-        _possible_speedup(row, ceilings), layer.mac_reduction
-    )
-    if is_bound and row.bytes / ceilings.bytes_per_ms >= _MEMORY_SHARE * layer.slim.ms:
+    is_bound = is_memory_bound(row.macs, row.bytes, layer.slim.ms, ceilings)
+    if is_bound and _lags(_possible_speedup(row, ceilings), layer.mac_reduction):
         yield Reason("memory_bound", f"bound by memory at {row.macs_per_byte:.1f} MACs per byte: {fell}")
     elif len(row.sides_cut) == 1 and _lags(row.dense_bytes / row.bytes, layer.mac_reduction):
         yield Reason("half_cut", f"cut on one side: {fell}")
+
+
+def is_memory_bound(macs: int, num_bytes: int, ms: float, ceilings: Ceilings) -> bool:
+    """Return whether a layer does few MACs per byte, and moving its bytes takes a good part of its time."""
+    return macs / num_bytes < ceilings.macs_per_byte and num_bytes / ceilings.bytes_per_ms >= _MEMORY_SHARE * ms
+
+
+def is_short(ms: float, ceilings: Ceilings) -> bool:
+    """Return whether starting a node takes a good part of its time."""
+    return ms <= SHORT * ceilings.shortest_ms
 
 
 def _lags(reduction: float, mac_reduction: float) -> bool:

@@ -3,7 +3,6 @@
 `causes` pairs the layers and finds the causes; `advice` suggests what to try and prints the report.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,10 +11,6 @@ from typing import Any
 from rich.console import Console
 
 from command.errors import RequestError
-from command.files import existing_file, sha256_of
-from command.progress import RunProgress
-from deploy.deployment import ONNX_NAME
-from deploy.engine import read_engine_info
 from deploy.explain.causes import (
     CAUSES,
     STAGES,
@@ -26,26 +21,15 @@ from deploy.explain.causes import (
     paired_layers,
     reasons,
     row_of,
-    split_of,
-    stages_of,
 )
-from deploy.explain.node_times import EngineProfiler, NodeTime, OnnxProfiler
-from deploy.explain.onnx_layers import OnnxGraph, OnnxLayer
-from deploy.explain.roofline import Roofline, measure_roofline
-from deploy.latency import measure_with_progress
-from deploy.onnx_file import load_onnx
-from deploy.record import Record, record_from_measurement, rows_from_record
-from deploy.runtimes.onnxruntime import OnnxRunner
-from deploy.runtimes.registry import ENGINE
-from deploy.runtimes.runner import Runner
-from deploy.runtimes.tensorrt import EngineRunner
-from deploy.tensors import Arrays, random_inputs
+from deploy.explain.onnx_layers import OnnxLayer
+from deploy.explain.profiled import Profiled, ceilings_of, open_subject, profile
+from deploy.explain.roofline import Roofline
+from deploy.record import Record, rows_from_record
 
-__all__ = ["Explained", "StageTimes", "explain_deployed", "measured_on"]
+__all__ = ["Explained", "StageTimes", "explain_deployed"]
 
 NAMES = ("dense", "slim")
-_WARMUP = 5
-_REMEDY = "expected a folder that espalier deploy export wrote, the ONNX file in it, or an engine"
 
 
 @dataclass(frozen=True)
@@ -132,19 +116,14 @@ class Explained:
         }
 
 
-@dataclass(frozen=True)
-class _Subject:
-    path: Path
-    backend: str | None
-    """The backend that built it; None for an ONNX file."""
-    graph: OnnxGraph
-
-    @property
-    def kind(self) -> str:
-        return f"an engine for {self.backend}" if self.backend else "an ONNX file"
-
-
-def explain_deployed(dense: Path, slim: Path, num_threads: int, rounds: int, console: Console) -> Explained:
+def explain_deployed(
+    dense: Path,
+    slim: Path,
+    num_threads: int,
+    rounds: int,
+    console: Console,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Explained:
     """Measure two deployed files, alternately in one process, and compare every layer.
 
     Args:
@@ -153,131 +132,49 @@ def explain_deployed(dense: Path, slim: Path, num_threads: int, rounds: int, con
         num_threads: CPU threads of ONNX Runtime.
         rounds: Measured rounds, >= 1.
         console: Shows progress.
+        shapes: Of inputs with free dimensions, by name.
 
     Raises:
         MissingFileError: If a file is missing.
         RequestError: If a file is not readable, or the two differ in network, kind or precision.
         WorkError: If an engine is given and there is no GPU.
     """
-    subjects = _opened(dense, slim)
-    pairs = paired_layers(subjects[0].graph, subjects[1].graph, f"{dense} and {slim}")
-    runners = {name: _runner(subject, num_threads) for name, subject in zip(NAMES, subjects, strict=True)}
-    _check_precision(f"{dense} and {slim}", runners)
-    inputs = random_inputs(runners["dense"].inputs)
-    progress = RunProgress(console, [1.0, 2.0, 2.0])
-    with progress.stage("both files"):
-        measurement = measure_with_progress(runners, inputs, _WARMUP, rounds, progress)
-    with progress.stage("every node of both"):
-        times = _node_times(subjects, num_threads, inputs, rounds, progress)
-    with progress.stage("what the machine can do"):
-        roofline = measure_roofline(runners["dense"])
-    macs = {name: sum(layer.macs for layer in side) for name, side in zip(NAMES, zip(*pairs, strict=True), strict=True)}
-    files = {name: str(subject.path) for name, subject in zip(NAMES, subjects, strict=True)}
-    record = record_from_measurement(measurement, runners, inputs, macs=macs, config=files)
-    return _explained(record, roofline, pairs, subjects, times)
-
-
-def measured_on(record: Record) -> str:
-    """Return the line that names the device, runtime and conditions of a record."""
-    device, conditions, reference = record.device, record.conditions, record.candidates[record.reference]
-    return (
-        f"measured on {device.text}, {reference.runtime}, {reference.precision}, batch {reference.batch}, "
-        f"{conditions.rounds} rounds in alternating order"
-    )
-
-
-def _opened(dense: Path, slim: Path) -> tuple[_Subject, _Subject]:
-    first, second = _subject(dense), _subject(slim)
+    first, second = open_subject(dense, shapes or {}), open_subject(slim, shapes or {})
     if first.kind != second.kind:
         raise RequestError(
             f"{dense} and {slim}: cannot be compared, got {first.kind} and {second.kind}; expected two of the same kind"
         )
-    return first, second
+    pairs = paired_layers(first.graph, second.graph, f"{dense} and {slim}")
+    subjects = dict(zip(NAMES, (first, second), strict=True))
+    return _explained(profile(subjects, num_threads, rounds, shapes or {}, console), pairs)
 
 
-def _subject(path: Path) -> _Subject:
-    path = existing_file(path / ONNX_NAME if path.is_dir() else path, _REMEDY)
-    if path.suffix != ENGINE:
-        return _Subject(path, None, _graph(path))
-    info = read_engine_info(path)
-    onnx = path.parent / (info.onnx_file or f"{path.stem}.onnx")
-    existing_file(onnx, "expected the file that the engine was built from, beside it")
-    if sha256_of(onnx) != info.onnx_sha256:
-        raise RequestError(
-            f"{onnx}: changed since {path.name} was built from it, got another sha256; "
-            f"rebuild it with: espalier deploy build {shlex.quote(str(onnx))}"
-        )
-    return _Subject(path, info.backend, _graph(onnx))
-
-
-def _graph(path: Path) -> OnnxGraph:
-    try:
-        return OnnxGraph(load_onnx(path))
-    except ValueError as error:
-        raise RequestError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from error
-
-
-def _runner(subject: _Subject, num_threads: int) -> OnnxRunner | EngineRunner:
-    return EngineRunner(subject.path) if subject.backend else OnnxRunner(subject.path, num_threads=num_threads)
-
-
-def _check_precision(subject: str, runners: Mapping[str, Runner]) -> None:
-    precisions = [runner.precision for runner in runners.values()]
-    if len(set(precisions)) > 1:
-        raise RequestError(
-            f"{subject}: cannot be compared, got {' and '.join(precisions)}; expected the same precision"
-        )
-
-
-def _node_times(
-    subjects: Sequence[_Subject], num_threads: int, inputs: Arrays, rounds: int, progress: RunProgress
-) -> list[tuple[NodeTime, ...]]:
-    profilers = {
-        name: EngineProfiler(subject.path) if subject.backend else OnnxProfiler(subject.path, num_threads=num_threads)
-        for name, subject in zip(NAMES, subjects, strict=True)
-    }
-    measure_with_progress(profilers, inputs, _WARMUP, rounds, progress)
-    return [profiler.node_times(rounds) for profiler in profilers.values()]
-
-
-def _explained(
-    record: Record,
-    roofline: Roofline,
-    pairs: Sequence[tuple[OnnxLayer, OnnxLayer]],
-    subjects: Sequence[_Subject],
-    times: Sequence[Sequence[NodeTime]],
-) -> Explained:
-    stages = [stages_of(subject.graph) for subject in subjects]
-    parts = zip(times, subjects, stages, strict=True)
-    dense, slim = (split_of(times, subject.graph, where) for times, subject, where in parts)
+def _explained(profiled: Profiled, pairs: Sequence[tuple[OnnxLayer, OnnxLayer]]) -> Explained:
+    dense, slim = profiled.splits
     layers = [
         MeasuredLayer(
             row=row_of(before, after),
-            stage=stages[0][before.nodes[0]],
+            stage=profiled.stages[0][before.nodes[0]],
             calls=len(after.nodes),
             dense=dense.layers[before.name],
             slim=slim.layers[after.name],
         )
         for before, after in pairs
     ]
-    ceilings, peak_of = _ceilings(roofline, layers, (dense, slim))
+    ceilings, peak_of = ceilings_of(profiled, dict(_rates(layers)))
     if any(layer.row.sides_cut for layer in layers):
         layers = [replace(layer, reasons=tuple(reasons(layer, ceilings))) for layer in layers]
     found = _stage_times(layers, (dense, slim))
+    record, roofline = profiled.record, profiled.roofline
     return Explained(record, roofline, ceilings, peak_of, tuple(layers), tuple(found), (dense, slim))
 
 
-def _ceilings(roofline: Roofline, layers: Sequence[MeasuredLayer], splits: tuple[Split, Split]) -> tuple[Ceilings, str]:
-    """Return the ceilings, and what reached the peak: with Winograd or int8 a layer can exceed a float product."""
-    side = roofline.matrix_side
-    reached = {f"a product of {side} x {side} matrices in {roofline.precision}": roofline.macs_per_s / 1000}
+def _rates(layers: Sequence[MeasuredLayer]) -> Iterator[tuple[str, float]]:
+    """Yield the MACs per millisecond of every layer that was timed alone, with its name."""
     for layer in layers:
         for name, part, macs in (("dense", layer.dense, layer.row.dense_macs), ("slim", layer.slim, layer.row.macs)):
             if part.ms and part.is_alone:
-                reached[f"{layer.row.name}, {name}"] = macs / part.ms
-    peak_of = max(reached, key=lambda name: reached[name])
-    shortest_ms = min(ms for split in splits for ms in split.nodes_ms if ms > 0)
-    return Ceilings(reached[peak_of], roofline.bytes_per_s / 1000, shortest_ms), peak_of
+                yield f"{layer.row.name}, {name}", macs / part.ms
 
 
 def _stage_times(layers: Sequence[MeasuredLayer], splits: tuple[Split, Split]) -> Iterator[StageTimes]:

@@ -55,12 +55,13 @@ class OnnxGraph:
 
     Args:
         model: A model with fixed shapes.
+        is_partial: Whether to leave out layers with a free dimension; `unsized` has their nodes.
 
     Raises:
         RequestError: If shapes do not fit, or a layer has a free dimension or one of 0.
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, *, is_partial: bool = False) -> None:
         import onnx
 
         try:
@@ -74,9 +75,13 @@ class OnnxGraph:
         self.nodes: dict[str, NodeProto] = dict(named)
         self.producers = {tensor: name for name, node in self.nodes.items() for tensor in node.output}
         self.layers: dict[str, OnnxLayer] = {}
+        self.unsized: list[str] = []
         for name, node in self.nodes.items():
             if node.op_type in _LAYERS and (weight := self._weight(node)):
-                self._add(self._layer(name, node, weight))
+                if is_partial and not self._is_sized(node):
+                    self.unsized.append(name)
+                else:
+                    self._add(self._layer(name, node, weight))
 
     def sources(self, name: str, operator: str) -> tuple[str, ...]:
         """Return the nodes of the file that a node of a runtime computes; none if the runtime inserted it.
@@ -144,6 +149,9 @@ class OnnxGraph:
             bytes=tensor_dtype_to_np_dtype(weight.data_type).itemsize * (read + written + params),
             nodes=(name,),
         )
+
+    def _is_sized(self, node: NodeProto) -> bool:
+        return all(None not in self._shapes.get(tensor, (None,)) for tensor in (node.input[0], node.output[0]))
 
     def _elements(self, node: str, tensor: str) -> int:
         sizes = self._shapes.get(tensor, (None,))

@@ -75,7 +75,7 @@ class OpenVinoRunner:
 
         def place() -> None:
             for name, array in inputs.items():
-                self._request.set_tensor(name, self._openvino.Tensor(np.ascontiguousarray(array)))
+                self._request.set_tensor(name, self._openvino.Tensor(np.asarray(array, order="C")))
 
         self._reporting(place)()
         return self._reporting(lambda: self._request.infer(share_outputs=True))

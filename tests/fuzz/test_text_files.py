@@ -34,8 +34,11 @@ RECORDS = Path(__file__).parents[2] / "benchmarks"
 STAGE = Stage("train", {"lr": 0.1}, (), lambda folder, progress: {"map": 0.5, "rows": [1, 2]})
 COCO = {
     "images": [{"id": 7, "file_name": "a.png", "width": 64, "height": 48}],
-    "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0}],
-    "categories": [{"id": 3, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 4, "bbox": [10, 20, 30, 15], "area": 450, "iscrowd": 0},
+    ],
+    "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}],
 }
 SPEC = {"version": 1, "layers": {"a.conv": {"kept_out": [0, 2], "kept_in": None, "num_out": 4, "num_in": 3}}}
 SHAPES = {"image": (1, 3, 32, 64), "image_hw": (1, 2), "boxes_xyxy": (1, 5, 4), "scores": (1, 5), "labels": (1, 5)}

@@ -59,6 +59,69 @@ def test_csv_prints_a_row_per_file(invoke, onnx_files, tmp_path):
     assert float(rows[1]["latency_ms"]) == expected
 
 
+def test_latex_prints_the_table_with_the_device_as_a_comment(invoke, onnx_files, tmp_path):
+    result = invoke("deploy", "bench", *onnx_files, "--rounds", 4, "--latex", "--out", tmp_path / "r.json")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("% measured on a CPU (")
+    assert lines[1].startswith("% batch 1 (image 1x3x16x16), 4 rounds")
+    assert lines[2:4] == [r"\begin{tabular}{lllrrrrrr}", r"\toprule"]
+    assert lines[4].startswith(r"name & runtime & precision & batch & latency\_ms, median & p90 ")
+    median_ms = load_record(tmp_path / "r.json").candidates[str(onnx_files[1])].latency.median_ms
+    assert f" & onnxruntime & fp32 & 1 & {median_ms:.3f} & " in lines[7]
+    assert lines[-1] == r"\end{tabular}"
+
+
+def test_folders_and_files_are_measured_together_by_the_names_given(invoke, deployed, model, tmp_path):
+    other = shutil.copy(deployed / "model.onnx", tmp_path / "other.onnx")
+    options = ["--rounds", 2, "--warmup", 0, "--json", "--out", tmp_path / "r.json"]
+    result = invoke("deploy", "bench", f"{deployed}/", other, model, *options)
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["name"], row["runtime"]) for row in rows] == [
+        (f"{deployed} (onnxruntime)", "onnxruntime"),
+        (f"{other} (onnxruntime)", "onnxruntime"),
+        (f"{model} (torch)", "torch"),
+    ]
+    assert rows[0]["file_sha256"] == rows[1]["file_sha256"]
+    assert [row["batch"] for row in rows] == [2, 2, 1]
+    assert load_record(tmp_path / "r.json").conditions.config["models"] == [str(deployed), str(other), str(model)]
+
+
+def test_a_folder_alone_has_its_own_name_and_is_built_next(invoke, deployed, tmp_path):
+    result = invoke("deploy", "bench", deployed, "--rounds", 1, "--warmup", 0, "--out", tmp_path / "r.json")
+    assert list(load_record(tmp_path / "r.json").candidates) == [str(deployed)]
+    assert f"next: espalier deploy build {deployed}/model.onnx\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "no such file; expected a folder that espalier deploy export wrote, an ONNX file, an engine or a model"),
+        ({}, "/model.onnx: no such file; expected a folder that espalier deploy export wrote"),
+        ({"deploy.json": b"{}"}, "/model.onnx: no such file; expected a folder"),
+        ({"model.onnx": b"junk"}, "/model.onnx: not an ONNX file, got bytes that do not parse"),
+        (b"junk", "not an ONNX file, got bytes that do not parse; expected an ONNX file"),
+    ],
+)
+def test_what_is_no_network_is_refused_before_anything_runs(command, onnx_files, tmp_path, content, fault):
+    path = tmp_path / "net"
+    if isinstance(content, dict):
+        path.mkdir()
+        for name, data in content.items():
+            (path / name).write_bytes(data)
+    elif content:
+        path.write_bytes(content)
+    code, out, err = command("deploy", "bench", onnx_files[0], path, "--out", tmp_path / "r.json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert str(path) in err
+    assert fault in err
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_folder_and_the_file_in_it_are_one_file(invoke, deployed):
+    with pytest.raises(ValueError, match=r"bench: a file is given twice, got .*model\.onnx .*model\.onnx; expected"):
+        invoke("deploy", "bench", deployed, deployed / "model.onnx")
+
+
 def test_the_record_has_a_name_of_its_own_by_default(invoke, onnx_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     invoke("deploy", "bench", onnx_files[0], "--rounds", 1)

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 
 import pytest
@@ -55,9 +57,15 @@ def test_records_of_two_machines_are_matched_by_the_names_of_their_files(record)
 
 
 def test_deployed_folders_are_told_apart_by_their_names(record):
-    times = {"dense.deploy/model.onnx": 3.0, "slim.deploy/model.onnx": 1.0}
+    times = {"dense.deploy/model.onnx": 3.0, "slim.deploy/model.onnx": 1.0, "slim.deploy/model.engine": 0.5}
     rows = compared_rows(*(load_record(record(name, times)) for name in ("a.json", "b.json")))
-    assert [row["name"] for row in rows] == ["dense.deploy/model.onnx", "slim.deploy/model.onnx"]
+    assert [row["name"] for row in rows] == ["dense.deploy", "slim.deploy", "slim.deploy/model.engine"]
+
+
+def test_a_folder_and_the_file_in_it_are_one_network(record):
+    one = load_record(record("a.json", {"net.deploy": 4.0}))
+    other = load_record(record("b.json", {"net.deploy/model.onnx": 2.0}, folder="elsewhere"))
+    assert [(row["name"], row["ratio"]) for row in compared_rows(one, other)] == [("net.deploy", 2.0)]
 
 
 def test_the_command_prints_both_devices_and_a_row_per_network(invoke, record):
@@ -69,6 +77,20 @@ def test_the_command_prints_both_devices_and_a_row_per_network(invoke, record):
     assert "| net.onnx | 4.000 | 8.000 | 0.50 (" in out
     assert "A is faster |" in out
     assert json.loads(invoke("deploy", "bench", "compare", *paths, "--json").stdout)[0]["verdict"] == "A is faster"
+
+
+def test_the_comparison_is_printed_as_csv_and_for_latex(invoke, record):
+    paths = record("a.json", {"my_net.onnx": 4.0}), record("b.json", {"my_net.onnx": 8.0})
+    (row,) = csv.DictReader(io.StringIO(invoke("deploy", "bench", "compare", *paths, "--csv").stdout))
+    assert (row["name"], row["first_ms"], row["ratio"]) == ("my_net.onnx", "4.0", "0.5")
+    lines = invoke("deploy", "bench", "compare", *paths, "--latex").stdout.splitlines()
+    assert lines[0].startswith("% A: measured on a CPU (")
+    assert lines[2:5] == [
+        r"\begin{tabular}{lrrrl}",
+        r"\toprule",
+        r"name & A, ms & B, ms & A / B (95 \% interval) & verdict \\",
+    ]
+    assert lines[6].startswith(r"my\_net.onnx & 4.000 & 8.000 & 0.50 (")
 
 
 @pytest.mark.parametrize(

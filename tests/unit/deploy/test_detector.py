@@ -1,6 +1,9 @@
+import gc
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +137,57 @@ def test_several_threads_find_what_one_finds(detector, files):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: detector(files, 0.0), range(8)))
     assert found == [expected] * 8
+
+
+def test_a_closed_detector_has_let_go_of_its_network(deployed, files):
+    with Detector.load(deployed) as detector:
+        network = weakref.ref(detector._runner)
+        assert network() is not None
+        detector(files[:1])
+    gc.collect()
+    assert network() is None
+
+
+@pytest.mark.parametrize("use", ["call", "empty", "stream"])
+def test_a_closed_detector_says_so_in_one_line(deployed, files, use):
+    detector = Detector.load(deployed)
+    detector.close()
+    detector.close()  # closing again changes nothing
+    with pytest.raises(ValueError, match=r"model\.onnx: the detector is closed; load it again with Detector\.load$"):
+        list(detector.stream(files) if use == "stream" else detector([] if use == "empty" else files))
+    assert detector.classes
+
+
+def test_a_detector_closed_while_it_streams_ends_the_stream(deployed, files):
+    detector = Detector.load(deployed)
+    found = detector.stream(files, 0.0)
+    next(found)
+    detector.close()
+    with pytest.raises(ValueError, match="the detector is closed"):
+        list(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads the process's memory as Linux shows it")
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_memory_does_not_grow_with_detectors_that_are_closed(deployed, files, runtime):
+    pytest.importorskip(runtime)
+    code = f"""
+import resource
+from pathlib import Path
+from deploy import Detector
+
+def used_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+for i in range(16):
+    with Detector.load({str(deployed)!r}, {runtime!r}) as detector:
+        detector([{str(files[0])!r}])
+    if i == 3:
+        before = used_mib()
+print(used_mib() - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert float(grown) < 30  # 12 that stay would take at least 84
 
 
 @pytest.mark.parametrize("min_score", [-0.1, 1.5, float("nan")])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from classify.backbones import Architecture
 from classify.synthetic import SHAPES
 from deploy import engine_from_onnx, onnx_from_module
-from deploy.explain import explained as explain
+from deploy.explain import profiled
 from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
@@ -66,8 +66,8 @@ def changed(engine, **entries):
 @pytest.fixture(autouse=True)
 def quick_ceilings(monkeypatch):
     """A machine of 1e12 MACs and 1e12 bytes a second, which no layer here reaches: measuring takes a second."""
-    fixed = explain.Roofline(1e12, 1e12, 64, "fp32")
-    monkeypatch.setattr(explain, "measure_roofline", lambda runner: fixed)
+    fixed = profiled.Roofline(1e12, 1e12, 64, "fp32")
+    monkeypatch.setattr(profiled, "measure_roofline", lambda runner: fixed)
 
 
 @pytest.fixture
@@ -180,6 +180,77 @@ def test_a_detector_is_split_into_its_stages(detectors):
     shared = next(layer for layer in figures["layers"] if layer["name"] == "proposals.head.rpn_conv")
     assert shared["calls"] == 5  # once for each level
     assert all(layer["speedup"] for layer in figures["layers"])
+
+
+def test_one_file_alone_shows_what_its_time_goes_to(pair):
+    figures = figures_of(pair[0])
+    a, b, fc = figures["layers"]
+    assert [(layer["name"], layer["type"]) for layer in (a, b, fc)] == [
+        ("a", "conv 3x3"),
+        ("b", "conv 1x1"),
+        ("fc", "linear"),
+    ]
+    assert (a["macs"], b["macs"], fc["macs"]) == (128 * 27 * 16, 128 * 16 * 32, 2 * 32 * 5)  # 128 positions
+    assert figures["files"] == {"network": str(pair[0])}
+    assert figures["latency"]["runtime"] == "onnxruntime"
+    operators, (network,) = figures["operators"], figures["stages"].values()
+    assert operators["Conv"]["num_nodes"] == 2
+    assert sum(one["ms"] for one in operators.values()) == pytest.approx(figures["nodes_ms"])
+    assert network["layers_ms"] == pytest.approx(sum(layer["ms"] for layer in figures["layers"]))
+    assert sum(network.values()) + figures["layout_ms"] == pytest.approx(figures["nodes_ms"])
+    for layer in figures["layers"]:
+        assert layer["peak_share"] == pytest.approx(layer["macs"] / layer["ms"] / 1e9)
+
+
+def test_the_text_on_one_file_says_what_pruning_would_not_speed_up(pair):
+    result = invoke("deploy", "explain", pair[0], "--rounds", 3)
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith(", onnxruntime, fp32, batch 2, 3 rounds")
+    assert " layers with weights, 0.1212 MMACs" in lines[1]  # 128 x (27 + 32) x 16 + 320 = 121152
+    after = lines[lines.index("What pruning speeds up little or not at all") + 1 :]
+    assert any("of network is outside the layers that pruning cuts" in line for line in after)
+    assert f"explained {pair[0]}\n" in result.stderr
+
+
+def test_one_detector_alone_is_split_into_its_stages(detectors):
+    figures = figures_of(detectors[0][1])
+    assert list(figures["stages"]) == ["backbone", "neck", "rpn", "roi_head", "postprocessing"]
+    assert figures["stages"]["postprocessing"]["layers_ms"] == 0
+    assert figures["stages"]["postprocessing"]["rest_ms"] > 0
+    assert any("of postprocessing is outside the layers that pruning cuts" in line for line in figures["limits"])
+
+
+def test_a_file_without_weights_is_explained_alone(one_node_file):
+    figures = figures_of(one_node_file("Relu", shape=(64, 64)))
+    assert (figures["layers"], list(figures["operators"])) == ([], ["Relu"])
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_free_dimension_is_given_a_size(pair, tmp_path, num):
+    free = write_net(tmp_path / "free.onnx", (16, 32), side="side")
+    files = [free, pair[1]][:num]
+    figures = figures_of(*files, "--shape", "image=2,3,8,8")
+    assert figures["layers"][0]["macs" if num == 1 else "dense_macs"] == 128 * 27 * 16
+
+
+@pytest.mark.parametrize("content", [None, "folder", b"no protobuf"])
+def test_what_is_no_network_is_refused_alone_too(refusal, tmp_path, content):
+    path = tmp_path / "net.onnx"
+    if content == "folder":
+        path.mkdir()
+    elif content:
+        path.write_bytes(content)
+    code, line = refusal(path)
+    assert code == 2
+    assert line.startswith(f"{path}")
+    assert " expected a" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
+def test_an_engine_alone_needs_a_gpu(pair, refusal):
+    engine = built(pair[0])
+    code, line = refusal(engine)
+    assert (code, line.split(",")[0]) == (1, f"{engine}: needs a GPU")
 
 
 def test_missing_files_are_refused(pair, refusal, tmp_path):

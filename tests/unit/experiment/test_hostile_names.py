@@ -23,7 +23,7 @@ from experiment import plots
 from experiment.doctor import Finding, report_table
 from experiment.labels import drawable
 from experiment.prune_show import PruningReport, report_text
-from experiment.report import table_markdown, table_text, write_report
+from experiment.report import table_latex, table_markdown, table_text, write_report
 from experiment.sensitivity import sensitivity_table
 from experiment.sensitivity_plot import sensitivity_plot
 from experiment.sweep import sweep_table
@@ -102,6 +102,14 @@ def test_markdown_shows_a_name_as_it_is(results, hostile):
     assert {inner.type for token in texts for inner in token.children} == {"text"}
     assert texts[0].children[0].content == f"Latency was measured on {printable(hostile)}."
     assert sum(token.type == "tr_open" for token in tokens) == 1 + len(results["rows"])
+
+
+def test_latex_keeps_a_row_a_line(results, hostile):
+    results["latency"]["device"] = results["rows"][1]["budget"] = hostile
+    lines = table_latex(results).splitlines()
+    comments = [line for line in lines if line.startswith("%")]
+    assert comments[0] == f"% Latency was measured on {printable(hostile)}."
+    assert len(lines) == len(comments) + 6 + len(results["rows"])
 
 
 def test_markdown_leaves_no_template_to_a_site_s_engine(results):

@@ -173,6 +173,18 @@ def test_captions_take_two_lines_each(page: str) -> None:
     assert captions[:3] == [("ground truth", ""), ("dense", ""), ("transfer_prune", "finetune")]
 
 
+def test_latex_has_the_cells_of_the_markdown_table() -> None:
+    results = make_results([SLIM, DENSE])
+    lines = report.table_latex(results).splitlines()
+    assert lines[0] == f"% Latency was measured on {results['latency']['device']}."
+    rows = [line.removesuffix(r" \\").split(" & ") for line in lines if line.endswith(r" \\")]
+    expected = [row for row in cells_of(report.table_markdown(results)) if "---" not in row]
+    assert [[re.sub(r"\\(?=[_%])", "", cell) for cell in row] for row in rows] == [
+        [cell.replace("\\", "") for cell in row] for row in expected
+    ]
+    assert r"\begin{tabular}{ll" in lines[2]
+
+
 def test_markdown_numbers_carry_their_units_and_dense_comes_first() -> None:
     header, _, dense, slim = cells_of(report.table_markdown(make_results([SLIM, DENSE])))
     # Three digits for the smallest of a column: 0.500 G, 4.00 M, 10.0 ms.

@@ -140,6 +140,16 @@ def test_json_is_alone_on_standard_output(config, classifier, finished, tmp_path
     assert figures.items() <= figures_in(finished[0]).items()
 
 
+def test_the_table_is_printed_for_latex(config, classifier, finished, tmp_path, monkeypatch):
+    figures = figures_in(finished[0])
+    monkeypatch.setattr("experiment.sensitivity.measure_sensitivity", lambda *_: figures)
+    result = invoke("prune", "sensitivity", config, classifier, "--out", tmp_path / "out", "--latex")
+    rows = [line for line in result.stdout.splitlines() if line.endswith(r" \\")]
+    assert rows[0].startswith(r" & group & width & -")
+    assert [row.split(" & ")[1] for row in rows[1:]] == [curve["group"] for curve in figures["curves"]]
+    assert r"\begin{tabular}{llr" in result.stdout
+
+
 def test_the_dense_score_is_that_of_an_evaluation(config, classifier, tmp_path):
     overrides = ("--set", "num_images=None", "--set", "skip=('*',)", "--set", "prune_ratios=(0.5,)")
     invoke("prune", "sensitivity", config, classifier, "--out", tmp_path / "out", *overrides)

@@ -112,6 +112,15 @@ def test_json_prints_only_figures_on_standard_output(figures, config, tmp_path, 
     assert json.loads(result.stdout) == figures
 
 
+def test_the_table_is_printed_for_latex(figures, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiment.sweep.measure_sweep", lambda *_: figures)
+    lines = invoke("deploy", "sweep", config, "--out", tmp_path / "out", "--latex").stdout.splitlines()
+    assert lines[:3] == [f"% {figures['measured_on']}", lines[1], r"\begin{tabular}{rrrrrrr}"]
+    assert lines[4] == r"removed & round\_to & MMACs & fewer & ms & faster (95 \% interval) & faster / fewer \\"
+    assert len(lines) == 8 + len(figures["rows"])
+    assert lines[6].startswith("dense & ")
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
