@@ -107,7 +107,12 @@ def package(
 
 def explain(
     dense: Annotated[Path, typer.Argument(help="Folder that deploy export wrote, its ONNX file, or an engine.")],
-    slim: Annotated[Path | None, typer.Argument(help="The same network, pruned; an engine where DENSE is one.")] = None,
+    slim: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The same network, pruned; an engine where DENSE is one.", show_default="DENSE is explained"
+        ),
+    ] = None,
     threads: Threads = 1,
     shape: Shapes = None,
     rounds: Annotated[int, typer.Option(min=1, max=MOST_ROUNDS, help="Measured rounds.")] = 30,
