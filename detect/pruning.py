@@ -55,7 +55,6 @@ def prune_detector(
     for name in parts:
         if name not in PARTS:
             raise RequestError(f"parts: unknown, got {name!r}; expected any of {list(PARTS)}")
-    whole = [f"{part}.*" for part in PARTS if part not in parts]
     given, measured = resolved(recipe, criterion, fields)
     recipe = in_detector(given, parts, card)
     traced = TracedDetector(detector)
@@ -68,7 +67,9 @@ def prune_detector(
         verify=verify,
     )
     untouched = {
-        f"skipped by the recipe ({pattern})": f"{pattern[:-2]} is not among the parts to cut" for pattern in whole
+        f"skipped by the recipe ({_layers(part)})": f"{part} is not among the parts to cut"
+        for part in PARTS
+        if part not in parts
     }
     decisions = tuple(replace(d, reason=untouched.get(d.reason or "", d.reason)) for d in pruned.decisions)
     pruned = replace(pruned, decisions=decisions)
@@ -86,13 +87,18 @@ def in_detector(recipe: Recipe, parts: Sequence[str], card: ModelCard) -> Recipe
             part = pattern.split(".")[0]
             if part not in parts:
                 raise RequestError(f"{key}[{pattern!r}]: in a part that is not cut, got {part}; add it to parts")
-    whole = (f"{part}.*" for part in PARTS if part not in parts)
+    whole = (_layers(part) for part in PARTS if part not in parts)
     return replace(
         recipe,
         skip=(*(_layer_in_detector(pattern, card) for pattern in recipe.skip), *whole),
         ratios={_layer_in_detector(pattern, card): ratio for pattern, ratio in recipe.ratios.items()},
         widths={_layer_in_detector(pattern, card): width for pattern, width in recipe.widths.items()},
     )
+
+
+def _layers(part: str) -> str:
+    """Return the pattern of a part's layers; the width that an extractor of regions has is the neck's."""
+    return "roi_head.*_head.*" if part == "roi_head" else f"{part}.*"
 
 
 def _layer_in_detector(pattern: str, card: ModelCard) -> str:
