@@ -27,8 +27,13 @@ IN_TIMM = {
     "efficientnet_b0": "efficientnet_b0",
     "densenet121": "densenet121",
     "convnext_tiny": "convnext_tiny",
+    "mobilenet_v3_large": "mobilenetv3_large_100",
+    "regnet_x_400mf": "regnetx_004_tv",
+    "regnet_y_400mf": "regnety_004",
 }
-"""Our names -> those of the same networks in timm, whose tensors come in the same order."""
+"""Our names -> those of the same networks in timm, whose tensors come in the same order, but for RegNets' shortcuts."""
+_TIMM_EPS, _TORCHVISION_EPS = 1e-5, 1e-3
+"""Of MobileNetV3's BatchNorm."""
 
 
 def unwrapped(content: Any) -> Any:
@@ -57,7 +62,7 @@ def renamed(
     """
     if own.keys() <= weights.keys():
         return weights
-    if in_same_order and (found := _in_order(weights, own)):
+    if in_same_order and (found := _in_order(_of_timm(weights), own)):
         return found
     prefix = max(_prefixes(weights, own), key=lambda prefix: (_num_fitting(prefix, weights, own), -len(prefix)))
     if not _num_fitting(prefix, weights, own):
@@ -80,6 +85,33 @@ def _prefixes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Itera
 def _num_fitting(prefix: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int:
     """Return how many weights below a prefix have a name and the shape of the network's."""
     return sum(prefix + name in weights and weights[prefix + name].shape == own[name].shape for name in own)
+
+
+def _of_timm(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return timm's weights as torchvision has them, where the same networks differ.
+
+    A RegNet's block ends with its shortcut there and begins with it here. MobileNetV3's BatchNorm has another epsilon;
+    the scales make up for it in evaluation, exactly.
+    """
+    if "s1.b1.conv1.conv.weight" in weights:
+        blocks = {block: place for place, block in enumerate(dict.fromkeys(map(_block, weights)))}
+        order = sorted(weights, key=lambda name: (blocks[_block(name)], ".downsample." not in name))
+        return {name: weights[name] for name in order}
+    with_attention = {_block(name) for name in weights if name.startswith("blocks.") and ".se." in name}
+    if with_attention and "blocks.0.0.conv_dw.weight" in weights and ("blocks", "0") not in with_attention:
+        return {name: _at_our_epsilon(name, weights) for name in weights}
+    return weights
+
+
+def _block(name: str) -> tuple[str, ...]:
+    return tuple(name.split(".")[:2])
+
+
+def _at_our_epsilon(name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    variance = weights.get(f"{name.removesuffix('weight')}running_var")
+    if not name.endswith(".weight") or variance is None:
+        return weights[name]
+    return weights[name] * ((variance + _TORCHVISION_EPS) / (variance + _TIMM_EPS)).sqrt()
 
 
 def _in_order(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:

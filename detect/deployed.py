@@ -2,7 +2,6 @@
 
 import itertools
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from detect.bootstrap import difference_interval
 from detect.data import CocoSet, check_coco, coco_subset
 from detect.detector_file import load_detector
 from detect.evaluate import averages, coco_evaluation, detected_rows, found_by_detector
+from detect.export import notes_on_limit
 
 __all__ = ["Evaluated", "evaluate_deployed"]
 
@@ -137,7 +137,7 @@ def evaluate_deployed(
     num_unsettled = int((~np.concatenate(settled)[: len(images)]).sum()) if settled else None
     notes += [*_notes_on_running(runner, num_unsettled, len(images))]
     notes += _notes_on_shape(deployed.network_hw, images) if framework else []
-    notes += _notes_on_limit(deployed.outputs["scores"].fixed_shape("scores")[1], data["annotations"])
+    notes += notes_on_limit(deployed.outputs["scores"].fixed_shape("scores")[1], data["annotations"])
     details = {"num_unsettled": num_unsettled, "file_sha256": runner.file_sha256}
     evaluated = Evaluated(deployed.file, model, figures | details, tuple(notes))
     return replace(evaluated, notes=(*notes, *filter(None, [evaluated.remark])))
@@ -242,18 +242,6 @@ def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> l
     return [
         f"note: {num} of {len(images)} images are {image}, the export is {shape} ({height} x {width}): PyTorch rotates "
         f"its input shape for them, the graph scales them down to fit"
-    ]
-
-
-def _notes_on_limit(most: int, boxes: list[dict[str, Any]]) -> list[str]:
-    """Return a note on images with more objects than the file can find in one."""
-    counts = Counter(row["image_id"] for row in boxes if not row["iscrowd"])
-    crowded = [image_id for image_id, count in counts.items() if count > most]
-    if not crowded:
-        return []
-    return [
-        f"note: {len(crowded)} images have more than {most} objects, first image {crowded[0]} with "
-        f"{counts[crowded[0]]}: the file finds at most {most} in one (max_per_img), and mAP counts 100"
     ]
 
 

@@ -1,6 +1,7 @@
 """Exports a model file as a deployed folder: one graph in the configured precision and shape, compared with PyTorch."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from deploy.fitting import stacked
 from deploy.precision import quantized_onnx
 from deploy.ranges import check_finite, check_range
 from deploy.writing import Comparison, Origin, write_deployment
+from detect.annotations import read_annotations
 from detect.data import check_coco
 from detect.detector_file import load_detector
 from detect.evaluate import fitted_images
@@ -27,7 +29,7 @@ from detect.networks import NetworkOutputs
 from detect.reference import Reference, reference_of
 from detect.scaling import ScalingDetector
 
-__all__ = ["Exported", "export_file", "module_from_file"]
+__all__ = ["Exported", "export_file", "module_from_file", "notes_on_limit"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 _ADAPTIVE = (
@@ -142,7 +144,27 @@ def _export_detector(
     notes = _notes(parity, precision, images)
     notes += [] if detector.roi_head.bbox_roi_extractor.roi_layers[0].sampling_ratio else [_ADAPTIVE]
     notes += [] if card.preprocessing.keep_ratio else [_STRETCHED]
+    if settings.pictures:
+        boxes = read_annotations(settings.pictures.annotations)["annotations"]
+        notes += notes_on_limit(detector.roi_head.test_cfg.max_per_img, boxes)
     return Exported(parity, _compared(parity, images), tuple(notes))
+
+
+def notes_on_limit(most: int, boxes: list[dict[str, Any]]) -> list[str]:
+    """Return a note on images with more objects than the file can find in one.
+
+    Args:
+        most: `max_per_img` of the file.
+        boxes: COCO annotations.
+    """
+    counts = Counter(row["image_id"] for row in boxes if not row["iscrowd"])
+    crowded = [image_id for image_id, count in counts.items() if count > most]
+    if not crowded:
+        return []
+    return [
+        f"note: {len(crowded)} images have more than {most} objects, first image {crowded[0]} with "
+        f"{counts[crowded[0]]}: the file finds at most {most} in one (max_per_img), and mAP counts 100"
+    ]
 
 
 def _nms_iterations(settings: ExportConfig, found: Reference, images: str) -> int:

@@ -97,6 +97,27 @@ def test_weights_of_timm_compute_the_same_here(name, tmp_path):
     assert len(card.classes) == 7
 
 
+def test_a_regnet_of_timm_has_its_shortcuts_last(tmp_path):
+    ours = build_classifier(Architecture("regnet_y_400mf", 5))
+    parts = {"f.a.0": "conv1.conv", "f.a.1": "conv1.bn", "f.b.0": "conv2.conv", "f.b.1": "conv2.bn"}
+    parts |= {"f.se.fc1": "se.fc1", "f.se.fc2": "se.fc2", "f.c.0": "conv3.conv", "f.c.1": "conv3.bn"}
+    parts |= {"proj.0": "downsample.conv", "proj.1": "downsample.bn"}
+    weights = {name: torch.rand(t.shape) for name, t in ours.state_dict().items() if "num_batches" not in name}
+    inside = [name for name in weights if name.startswith("trunk_output.")]
+    theirs = {name: tensor for name, tensor in weights.items() if name.startswith("stem.")}
+    for block in dict.fromkeys(name.split(".")[2] for name in inside):
+        stage, place = block.removeprefix("block").split("-")
+        for part, there in parts.items():
+            prefix = f"trunk_output.block{stage}.{block}.{part}."
+            found = {name: weights[name] for name in inside if name.startswith(prefix)}
+            theirs |= {f"s{stage}.b{int(place) + 1}.{there}.{n.removeprefix(prefix)}": t for n, t in found.items()}
+    theirs |= {f"head.{name}": tensor for name, tensor in weights.items() if name.startswith("fc.")}
+    torch.save(theirs, tmp_path / "w.pth")
+    found, _ = import_classifier("regnet_y_400mf", tmp_path / "w.pth")
+    for name, tensor in weights.items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+
 def test_weights_of_another_network_are_refused_with_what_was_found(net, tmp_path):
     torch.save({"model": prefixed("student.", net.state_dict())}, tmp_path / "w.pth")
     with pytest.raises(

@@ -376,3 +376,14 @@ def test_activations_beyond_the_range_of_fp16_are_refused(model, classifier, tmp
     assert "exceeds the range of fp16, got " in err
     assert err.endswith("; expected at most 65504, use bf16 or fp32\n")
     assert not (tmp_path / "d").exists()
+
+
+def test_pictures_with_more_objects_than_are_kept_are_told(model, scenes, tmp_path, command):
+    data = json.loads(scenes.annotations.read_text())
+    row = data["annotations"][0]
+    data["annotations"] += [{**row, "id": 10_000 + i} for i in range(101)]
+    (tmp_path / "many.json").write_text(json.dumps(data))
+    pictures = sets(f"pictures.annotations={tmp_path / 'many.json'}", f"pictures.images={scenes.images}")
+    code, _, err = command("deploy", "export", model, *pictures, "--out", tmp_path / "out")
+    assert code == 0
+    assert f"note: 1 images have more than 100 objects, first image {row['image_id']} with" in err
