@@ -228,9 +228,16 @@ def load_weights(
         in_same_order: See `classify.naming.renamed`.
 
     Raises:
-        RequestError: If a name or shape differs, or a weight is not finite.
+        RequestError: If a name or shape differs, or a weight is not a finite number of its kind.
     """
-    fits = _fitting(model, renamed(weights, model.state_dict(), in_same_order), subject, optional)
+    own = model.state_dict()
+    fits = _fitting(model, renamed(weights, own, in_same_order), subject, optional)
+    for name, tensor in fits.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise RequestError(f"{subject}: weight {name} has no fractions, got {tensor.dtype}; expected real numbers")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise RequestError(f"{subject}: weight {name} is no variance, got numbers below 0; expected none")
+    fits = {name: tensor.to(own[name].dtype) for name, tensor in fits.items()}
     check_finite(subject, fits, "train again")
     model.load_state_dict(fits, strict=False)
 

@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from classify.backbones import HEADS
+from command.files import shown
+from command.notes import note
 
 __all__ = ["IN_TIMM", "renamed", "unwrapped"]
 
@@ -64,9 +66,12 @@ def renamed(
         return weights
     if in_same_order and (found := _in_order(_of_timm(weights), own)):
         return found
-    prefix = max(_prefixes(weights, own), key=lambda prefix: (_num_fitting(prefix, weights, own), -len(prefix)))
-    if not _num_fitting(prefix, weights, own):
+    fitting = {prefix: _num_fitting(prefix, weights, own) for prefix in _prefixes(weights, own)}
+    prefix = max(fitting, key=lambda prefix: (fitting[prefix], -len(prefix)))
+    if not fitting[prefix]:
         return weights
+    if others := [other for other, num in fitting.items() if num == fitting[prefix] and other != prefix]:
+        note(f"the file has several such networks: {shown(prefix)!r} is taken, not {shown(', '.join(others))!r}")
     found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     for name in [name for name in own if name.startswith(HEADS) and name not in found]:
         below = [other for other in weights if other.endswith(f".{name}") and weights[other].shape == own[name].shape]

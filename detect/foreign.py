@@ -169,7 +169,7 @@ def _preprocessing(settings: Config, detector: Any) -> Preprocessing:
     if scale is None:
         return Preprocessing(DetectorSettings.image_size_hw)
     strides = (stride for part in detector.modules() for stride in getattr(part, "featmap_strides", ()))
-    step = max(detector.data_preprocessor.pad_size_divisor, *strides)
+    step = max([detector.data_preprocessor.pad_size_divisor, *strides])
     sides = np.resize(scale, 2).tolist()  # one number is used for both sides; of several pairs the first
     keep_ratio = scaling.get("keep_ratio", "img_scale" in scaling)  # the defaults of mmdet 3 and 2
     height, width = (math.ceil(side / step) * step for side in sorted(sides))
@@ -207,10 +207,16 @@ def _meta(checkpoint: Path) -> Mapping[str, Any]:
 
 def _class_names(checkpoint: Path, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Return the class names in the checkpoint, under the key of any mmdet version; else numbered names."""
-    known = {key.lower(): value for key, value in {**meta, **meta.get("dataset_meta", {})}.items()}
-    names = tuple(known.get("classes") or (f"class {label}" for label in range(num_classes)))
+    of_data = meta.get("dataset_meta")
+    named = [*(of_data.items() if isinstance(of_data, Mapping) else ()), *meta.items()]
+    known: Any = next((names for key, names in named if str(key).lower() == "classes" and names), None)
+    names = tuple(known) if _is_names(known) else tuple(f"class {label}" for label in range(num_classes))
     if len(names) != num_classes:
         raise RequestError(
             f"{checkpoint}: class names do not match its weights, got {len(names)} names; expected {num_classes}"
         )
     return names
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)

@@ -11,6 +11,7 @@ from classify.checkpoint import ModelCard
 from command.errors import RequestError
 from detect.model import build_detector, config_of
 from detect.traced import PARTS, TracedDetector, detector_cost, example_images
+from detect.trunk import TrunkBackbone
 from prune.choose.criteria import Criterion
 from prune.choose.recipe import Recipe, resolved
 from prune.cut.spec import PruneSpec
@@ -39,7 +40,7 @@ def prune_detector(
     that prune a classifier.
 
     Args:
-        detector: mmdet's two-stage detector, dense or slim.
+        detector: mmdet's detector, dense or slim.
         card: Its card.
         recipe: What to cut; a number is the `prune_ratio` of a recipe whose other fields are given by name. Patterns
             use the classifier's names for the backbone's layers, and the detector's for others (`neck.*`). A limit is
@@ -56,8 +57,8 @@ def prune_detector(
         if name not in PARTS:
             raise RequestError(f"parts: unknown, got {name!r}; expected any of {list(PARTS)}")
     given, measured = resolved(recipe, criterion, fields)
-    recipe = in_detector(given, parts, card)
     traced = TracedDetector(detector)
+    recipe = in_detector(given, parts, traced)
     pruned = prune_model(
         traced,
         example_images(),
@@ -76,23 +77,25 @@ def prune_detector(
     return (*_rebuilt(detector, card, pruned), pruned)
 
 
-def in_detector(recipe: Recipe, parts: Sequence[str], card: ModelCard) -> Recipe:
-    """Return a recipe with its patterns in the detector's names, which skips the parts that are not cut.
+def in_detector(recipe: Recipe, parts: Sequence[str], detector: nn.Module) -> Recipe:
+    """Return a recipe with its patterns in a detector's names, which skips the parts that are not cut.
 
     Raises:
         RequestError: If the recipe has a ratio or width for a layer in a part that is not cut.
     """
+    prefix = _OWN_BACKBONE if isinstance(detector.backbone, TrunkBackbone) else _BACKBONE
     for key in ("ratios", "widths"):
-        for pattern in (_layer_in_detector(pattern, card) for pattern in getattr(recipe, key)):
+        for pattern in (_layer_in_detector(pattern, prefix) for pattern in getattr(recipe, key)):
             part = pattern.split(".")[0]
             if part not in parts:
                 raise RequestError(f"{key}[{pattern!r}]: in a part that is not cut, got {part}; add it to parts")
-    whole = (_layers(part) for part in PARTS if part not in parts)
+    has = {name.split(".")[0] for name, _ in detector.named_parameters()}
+    whole = (_layers(part) for part in PARTS if part in has and part not in parts)
     return replace(
         recipe,
-        skip=(*(_layer_in_detector(pattern, card) for pattern in recipe.skip), *whole),
-        ratios={_layer_in_detector(pattern, card): ratio for pattern, ratio in recipe.ratios.items()},
-        widths={_layer_in_detector(pattern, card): width for pattern, width in recipe.widths.items()},
+        skip=(*(_layer_in_detector(pattern, prefix) for pattern in recipe.skip), *whole),
+        ratios={_layer_in_detector(pattern, prefix): ratio for pattern, ratio in recipe.ratios.items()},
+        widths={_layer_in_detector(pattern, prefix): width for pattern, width in recipe.widths.items()},
     )
 
 
@@ -101,10 +104,9 @@ def _layers(part: str) -> str:
     return "roi_head.*_head.*" if part == "roi_head" else f"{part}.*"
 
 
-def _layer_in_detector(pattern: str, card: ModelCard) -> str:
+def _layer_in_detector(pattern: str, prefix: str) -> str:
     """Return a pattern in the detector's names; one without a part as prefix is for the backbone's network."""
-    is_whole = pattern.startswith(tuple(f"{part}." for part in PARTS))
-    return pattern if is_whole else (_BACKBONE if card.is_foreign else _OWN_BACKBONE) + pattern
+    return pattern if pattern.startswith(tuple(f"{part}." for part in PARTS)) else prefix + pattern
 
 
 def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard]:
@@ -127,4 +129,5 @@ def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.M
 def _spec_in_detector(card: ModelCard) -> PruneSpec:
     """Return what made the detector slim, in its own names; empty for a dense one."""
     layers = card.prune_spec.layers if card.prune_spec else {}
-    return PruneSpec({_layer_in_detector(name, card): cut for name, cut in layers.items()})
+    prefix = _BACKBONE if card.is_foreign else _OWN_BACKBONE
+    return PruneSpec({_layer_in_detector(name, prefix): cut for name, cut in layers.items()})

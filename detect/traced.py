@@ -11,10 +11,10 @@ from command.errors import RequestError
 from prune.cost import Cost, cost_of
 from prune.modes import FORWARD_ERRORS, evaluating
 
-__all__ = ["PARTS", "TracedDetector", "detector_cost", "example_images"]
+__all__ = ["PARTS", "TracedDetector", "detector_cost", "example_images", "traced_at_size"]
 
-PARTS = ("backbone", "neck", "rpn_head", "roi_head")
-"""Parts of a two-stage detector that can be cut."""
+PARTS = ("backbone", "neck", "rpn_head", "roi_head", "bbox_head")
+"""Parts of a detector that can be cut: two-stage ones have the next to last two, one-stage ones the last."""
 
 
 def example_images() -> tuple[Tensor]:
@@ -30,7 +30,7 @@ class TracedDetector(nn.Module):
     outputs, which keep their channels.
 
     Args:
-        detector: mmdet's two-stage detector; its modules are shared.
+        detector: mmdet's detector; its modules are shared.
         num_proposals: RoIs that the heads compute.
 
     Raises:
@@ -39,14 +39,19 @@ class TracedDetector(nn.Module):
 
     def __init__(self, detector: Any, num_proposals: int = 1) -> None:
         super().__init__()
-        for part in PARTS:
-            if part != "neck" and not isinstance(getattr(detector, part, None), nn.Module):
-                raise RequestError(
-                    f"detector: cannot be followed, got {type(detector).__name__} without {part}; expected mmdet's "
-                    f"two-stage detectors, such as FasterRCNN or CascadeRCNN"
-                )
-        self.backbone, self.rpn_head, self.roi_head = detector.backbone, detector.rpn_head, detector.roi_head
-        self.neck = getattr(detector, "neck", None) or nn.Identity()
+        self.backbone: Any
+        self.neck: Any
+        self.rpn_head: Any
+        self.roi_head: Any
+        self.bbox_head: Any
+        found = {part: module for part in PARTS if isinstance(module := getattr(detector, part, None), nn.Module)}
+        if "backbone" not in found or not found.keys() & set(PARTS[2:]):
+            raise RequestError(
+                f"detector: cannot be followed, got {type(detector).__name__}; expected a backbone and a head that "
+                f"reads its maps, as FasterRCNN, CascadeRCNN and RetinaNet have"
+            )
+        for part, module in {"neck": nn.Identity(), **found}.items():
+            setattr(self, part, module)
         self.num_proposals = num_proposals
         self.left_out = tuple(name for name, run in self._heads.items() if not self._runs_whole(name, run))
         """Heads that are not run."""
@@ -59,7 +64,12 @@ class TracedDetector(nn.Module):
 
     @property
     def _heads(self) -> dict[str, Callable[[Any], list[Any]]]:
-        return {"rpn_head": lambda maps: [self.rpn_head(maps)], "roi_head": self._of_regions}
+        runs: dict[str, Callable[[Any], list[Any]]] = {
+            "rpn_head": lambda maps: [self.rpn_head(maps)],
+            "roi_head": self._of_regions,
+            "bbox_head": lambda maps: [self.bbox_head(maps)],
+        }
+        return {part: run for part, run in runs.items() if hasattr(self, part)}
 
     def _of_regions(self, maps: Any) -> list[Any]:
         return [head(self._regions(maps, extractor)) for extractor, head in _stages(self.roi_head)]
@@ -103,5 +113,10 @@ def _listed(part: nn.Module) -> Iterable[nn.Module]:
 
 def detector_cost(detector: Any, card: ModelCard) -> Cost:
     """Return the cost of a detector for one image of its size."""
-    num_proposals = detector.rpn_head.test_cfg.max_per_img
-    return cost_of(TracedDetector(detector, num_proposals), (torch.zeros(1, 3, *card.preprocessing.image_hw),))
+    return cost_of(traced_at_size(detector), (torch.zeros(1, 3, *card.preprocessing.image_hw),))
+
+
+def traced_at_size(detector: Any) -> TracedDetector:
+    """Return a detector's layers with as many RoIs as it has at most; one for one-stage detectors, which have none."""
+    rpn_head = getattr(detector, "rpn_head", None)
+    return TracedDetector(detector, rpn_head.test_cfg.max_per_img if rpn_head is not None else 1)

@@ -21,7 +21,7 @@ from command.errors import MissingFileError, RequestError
 from detect.detector_file import load_detector
 from detect.foreign import dense_of
 from detect.model import build_detector, config_of, settings_of
-from detect.traced import TracedDetector
+from detect.traced import TracedDetector, traced_at_size
 from prune.choose.presets import PRESETS, Preset, preset
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model
@@ -182,8 +182,7 @@ def _detectors(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.M
 def _foreign(
     mmdet: Path, slim: Any, card: ModelCard, image_side: int | None
 ) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
-    num_proposals = slim.rpn_head.test_cfg.max_per_img
-    dense, traced = (TracedDetector(detector, num_proposals) for detector in (dense_of(mmdet), slim))
+    dense, traced = traced_at_size(dense_of(mmdet)), traced_at_size(slim)
     return dense, traced, (image_side, image_side) if image_side else card.preprocessing.image_hw
 
 

@@ -83,7 +83,7 @@ def subject_of(
     check_data_kind(model, card, data)
     if isinstance(data, ShapesData | FolderData):
         return _classifier(model, data, num_images, recipes)
-    return _detector(model, mmdet, data, num_images, [in_detector(recipe, parts, card) for recipe in recipes])
+    return _detector(model, mmdet, data, num_images, recipes, parts)
 
 
 def _classifier(
@@ -128,6 +128,7 @@ def _detector(
     data: ScenesData | CocoData,
     num_images: int | None,
     recipes: Sequence[Recipe],
+    parts: Sequence[str],
 ) -> Subject:
     classes = check_coco(data.val) if isinstance(data, CocoData) else SHAPES
     if isinstance(data, CocoData):
@@ -137,7 +138,9 @@ def _detector(
     check_classes(model, card, classes)
     given = (sha256_of(mmdet),) if mmdet else ()
     cost = detector_cost(detector, card)
-    trials = Trials(TracedDetector(detector), example_images(), recipes, dense_cost=cost)
+    traced = TracedDetector(detector)
+    recipes = [in_detector(recipe, parts, traced) for recipe in recipes]
+    trials = Trials(traced, example_images(), recipes, dense_cost=cost)
 
     def evaluator(folder: Path) -> tuple[Evaluate, int]:
         coco, num = _some_scenes(_scenes(data, folder, card.preprocessing.image_hw), num_images, folder)

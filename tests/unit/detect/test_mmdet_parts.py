@@ -30,6 +30,13 @@ KINDS = {
     "regnet": ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", REGNET, f"bbox_head=dict({TWO_LAYERS})"),
     "res2net": ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", RES2NET, f"bbox_head=dict({TWO_LAYERS})"),
 }
+RETINA = """
+model = dict(
+    backbone=dict(_delete_=True, type="ResNet", depth=18, base_channels=8, norm_eval=False),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=32),
+    bbox_head=dict(num_classes=6, in_channels=32, feat_channels=32, stacked_convs=2),
+)
+"""
 CHANNELS = {RESNET: [8, 16, 32, 64], RES2NET: [32, 64, 128, 256], REGNET: [32, 64, 160, 384]}
 PIPELINE = """
 test_pipeline = [
@@ -70,7 +77,8 @@ def write(tmp_path):
 def found_in_noise(detector):
     """Return what mmdet's own inference finds, all scores counted."""
     image = torch.randint(0, 256, (97, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    detector.roi_head.test_cfg.score_thr = 0.0
+    head = detector.roi_head if hasattr(detector, "roi_head") else detector.bbox_head
+    head.test_cfg.score_thr = 0.0
     instances = inference_detector(detector, image.numpy()).pred_instances
     assert len(instances) > 50
     return instances
@@ -192,3 +200,30 @@ def test_groups_of_mmdets_parts_are_measured_alone(invoke, trained, scenes, tmp_
     (curve,) = json.loads(invoke(*study, "--out", tmp_path / "study", "--json").stdout)["curves"]
     assert (curve["group"], curve["num_channels"]) == ("rpn_head.rpn_conv", 16)
     assert curve["points"][0]["num_kept"] == 8
+
+
+def test_a_one_stage_detector_is_pruned_too_but_not_exported(invoke, tmp_path):
+    config, checkpoint, slim = (tmp_path / name for name in ("retina.py", "retina.pth", "slim.safetensors"))
+    config.write_text(f'_base_ = "{STOCK}/retinanet/retinanet_r18_fpn_1x_coco.py"\n{RETINA}{PIPELINE}')
+    torch.manual_seed(0)
+    dense = init_detector(str(config), None, device="cpu")
+    torch.nn.init.normal_(dense.bbox_head.retina_cls.weight, std=0.5)
+    torch.save(dense.state_dict(), checkpoint)
+    parts = 'parts=["backbone","neck","bbox_head"]'
+    invoke("prune", "l1_half", checkpoint, "--mmdet", config, "--out", slim, "--set", parts)
+    card = read_card(slim)
+    assert card.widths["bbox_head.cls_convs.1.conv"] == (16, 16)
+    by_mmdet = init_detector(str(slim.with_suffix(".py")), str(slim), device="cpu")
+    masked = masked_model(dense, card.prune_spec).double()
+    assert_same(found_in_noise(masked), found_in_noise(by_mmdet.double()), 1e-4)
+    with pytest.raises(RequestError, match="rpn_head: this part is not supported, got none"):
+        invoke("deploy", "export", slim, "--mmdet", slim.with_suffix(".py"))
+
+
+@pytest.mark.parametrize("classes", [["a"] * 6, "abcdef", {"a": 1}, [1, 2, 3, 4, 5, 6], None])
+def test_class_names_of_a_checkpoint_are_names_or_numbered(invoke, write, tmp_path, classes):
+    config, checkpoint = write("cascade")
+    content = torch.load(checkpoint)
+    torch.save({**content, "meta": {"dataset_meta": {"CLASSES": classes}, 3: 4}}, checkpoint)
+    found = load_detector(checkpoint, config)[1].classes
+    assert found == (("a",) * 6 if classes == ["a"] * 6 else tuple(f"class {label}" for label in range(6)))

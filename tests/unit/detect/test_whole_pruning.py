@@ -11,9 +11,11 @@ from detect import load_detector, save_detector
 from detect.evaluate import evaluate_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
-from detect.traced import PARTS, TracedDetector
+from detect.traced import TracedDetector
 from detect.train import train_detector
 from prune import cost_of, masked_model
+
+PARTS = ("backbone", "neck", "rpn_head", "roi_head")
 
 
 @pytest.fixture(scope="module")
