@@ -223,7 +223,7 @@ def test_a_one_stage_detector_is_pruned_too_but_not_exported(invoke, tmp_path):
 @pytest.mark.parametrize("classes", [["a"] * 6, "abcdef", {"a": 1}, [1, 2, 3, 4, 5, 6], None])
 def test_class_names_of_a_checkpoint_are_names_or_numbered(invoke, write, tmp_path, classes):
     config, checkpoint = write("cascade")
-    content = torch.load(checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "meta": {"dataset_meta": {"CLASSES": classes}, 3: 4}}, checkpoint)
     found = load_detector(checkpoint, config)[1].classes
     assert found == (("a",) * 6 if classes == ["a"] * 6 else tuple(f"class {label}" for label in range(6)))
