@@ -52,6 +52,8 @@ _DTYPES = (
 _KEY = "espalier"
 _VERSION = 1
 _REMEDY = "expected a model file"
+_LISTED = 5
+"""Weights that do not fit are named, so many of them."""
 Side = Annotated[int, Field(ge=1, le=16_384)]
 """Of an image, in pixels."""
 
@@ -265,12 +267,18 @@ def _fitting(
     wrong = [n for n in (own.keys() | weights.keys()) - fits.keys() if not n.startswith(optional or ("\0",))]
     wrong = sorted(n for n in wrong if not n.endswith("num_batches_tracked"))
     if wrong:
-        got = tuple(weights[wrong[0]].shape) if wrong[0] in weights else "nothing"
-        expected = tuple(own[wrong[0]].shape) if wrong[0] in own else "no such layer"
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        found = [
+            f"{shown(name)} got {_shape(weights, name, 'nothing')}; expected {_shape(own, name, 'no such layer')}"
+            for name in wrong[:_LISTED]
+        ]
+        more = f" (and {len(wrong) - _LISTED} more)" if len(wrong) > _LISTED else ""
         more += f"; its names begin with {next(iter(weights))!r:.100}" if weights and not fits else ""
-        raise RequestError(f"{subject}: of another architecture, {wrong[0]} got {got}; expected {expected}{more}")
+        raise RequestError(f"{subject}: of another architecture, {', '.join(found)}{more}")
     return fits
+
+
+def _shape(weights: Mapping[str, Tensor], name: str, otherwise: str) -> str:
+    return str(tuple(weights[name].shape)) if name in weights else otherwise
 
 
 def load_classifier(path: str | Path) -> tuple[nn.Module, ModelCard]:

@@ -8,7 +8,6 @@ import copy
 import io
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,14 +218,16 @@ class _CurveKeeper(Hook):
     curve = Curve()
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self.sums: Counter[str] = Counter()
+        self.sums: dict[str, float] = {}
         self.kept: list[Iteration] = []
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
     ) -> None:
-        losses = {name: value.item() for name, value in (outputs or {}).items() if "loss" in name}
-        self.sums.update(losses)
+        named = {name: value for name, value in (outputs or {}).items() if "loss" in name}
+        # one copy from the GPU, not one for each
+        losses = dict(zip(named, torch.stack([value.detach() for value in named.values()]).tolist(), strict=True))
+        self.sums = {name: self.sums.get(name, 0.0) + loss for name, loss in losses.items()}
         self.lr = runner.optim_wrapper.get_lr()["lr"][0]  # of this step: schedules go on after this hook
         if batch_idx % math.ceil(len(runner.train_dataloader) / _KEPT_PER_EPOCH) == 0:
             self.kept.append(Iteration(iteration=runner.iter + 1, loss=losses["loss"], lr=self.lr))

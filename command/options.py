@@ -17,6 +17,7 @@ __all__ = [
     "Force",
     "Overrides",
     "check_file_name",
+    "check_one_form",
     "closing",
     "model_output",
     "out_file",
@@ -71,6 +72,13 @@ def refuse_existing(force: bool, *paths: Path) -> None:
 def _is_unfinished(path: Path) -> bool:
     """Return whether a folder holds only what a process that was killed while filling it left there."""
     return path.is_dir() and {entry.name for entry in path.iterdir()} in ({".lock"}, {".lock", ".partial"})
+
+
+def check_one_form(**chosen: bool) -> None:
+    """Raise RequestError if more than one form of the figures is asked for, by options of these names."""
+    forms = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
+    if len(forms) > 1:
+        raise RequestError(f"{' '.join(forms)}: more than one form, got {len(forms)}; expected one")
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:

@@ -74,8 +74,8 @@ def onnx_from_bytes(path: str | Path, data: bytes) -> ModelProto:
 def _check_tensor(path: str | Path, tensor: TensorProto) -> None:
     if tensor.data_location == tensor.EXTERNAL:  # any file of this machine could be read so
         raise RequestError(
-            f"{path}: has weights in another file, got {tensor.name!r}; expected all in one file, save it without "
-            f"external data"
+            f"{path}: has weights in another file, got {tensor.name!r}; expected all in one, as "
+            f"onnx.save(onnx.load(FILE), NEW) writes it"
         )
     if tensor.data_type not in tensor.DataType.values():
         raise RequestError(f"{path}: weight {tensor.name!r} has an unknown type, got {tensor.data_type}; {_REMEDY}")

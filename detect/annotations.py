@@ -36,8 +36,8 @@ class _Annotation(TypedDict):
     category_id: int | str
     bbox: _Box
     area: NotRequired[FiniteFloat | int | None]
-    iscrowd: NotRequired[Literal[0, 1] | bool]
-    ignore: NotRequired[Literal[0, 1] | bool]
+    iscrowd: NotRequired[Literal[0, 1] | bool | None]
+    ignore: NotRequired[Literal[0, 1] | bool | None]
     attributes: NotRequired[Any]
 
 
@@ -90,7 +90,7 @@ def annotations_in(path: Path) -> Annotations:
     except ValidationError as error:
         raise RequestError(f"{path}: {_first_fault(error)}") from error
     for name, rows in data.items():
-        shared = [number for number, count in Counter(row["id"] for row in rows).items() if count > 1]
+        shared = [number for number, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
         if shared:
             raise RequestError(f"{path}: not COCO format, {name} share an id, got {shared[0]} twice; {_EXPECTED}")
     rows, images, categories = (data[name] for name in ("annotations", "images", "categories"))
@@ -195,7 +195,7 @@ def _crowds(rows: list[dict[str, Any]]) -> list[str]:
     """Take what is to be ignored for crowds: neither learnt, nor missed where it is not found."""
     ignored = [row["id"] for row in rows if row.get("ignore")]
     for row in rows:
-        row["iscrowd"] = int(row.pop("ignore", 0) or row.get("iscrowd", 0))
+        row["iscrowd"] = int(row.pop("ignore", 0) or row.get("iscrowd") or 0)
     return (
         [f"{len(ignored)} annotations say `ignore`, first {ignored[0]}: they are taken for crowds"] if ignored else []
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from command.extras import loading
 from command.options import AsJson, Force, Overrides, closing, model_output, out_file, refuse_existing, show
 from deploy.runtime_option import RuntimeName
-from detect.mmdet_option import MmdetConfig
+from detect.mmdet_option import MmdetConfig, next_step
 
 __all__ = ["app", "evaluate", "mmdet", "predict", "train"]
 
@@ -37,10 +37,11 @@ def train(
         from detect.detector_file import files_at_risk
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
-    refuse_existing(force, *files_at_risk(out), *curve_at_risk(out))
+    mmdet = getattr(settings.start, "mmdet", None)
+    refuse_existing(force, *files_at_risk(out, mmdet), *curve_at_risk(out))
     show(train_to_file(settings, out, force, Console(stderr=True)), as_json)
     written = f"wrote {out}, {curve_file(out)}, and {out.with_suffix('.py')} for mmdet's tools"
-    closing(written, ["espalier", "deploy", "export", out])
+    closing(written, next_step(out, mmdet and out.with_suffix(".py")))
 
 
 def mmdet(
@@ -71,7 +72,7 @@ def evaluate(
     with Console(stderr=True).status("Evaluating ..."):
         figures = evaluate_file(model, annotations, images, mmdet)
     show(figures, as_json)
-    closing(f"evaluated {model}", ["espalier", "deploy", "export", model])
+    closing(f"evaluated {model}", next_step(model, mmdet))
 
 
 @app.command()

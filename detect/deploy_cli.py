@@ -7,6 +7,7 @@ them.
 import csv
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from command.errors import RequestError
 from command.extras import loading
-from command.options import AsJson, AsLatex, Force, Overrides, check_file_name, closing, refuse_existing
+from command.options import AsJson, AsLatex, Force, Overrides, check_file_name, check_one_form, closing, refuse_existing
 from deploy.deployment import ONNX_NAME
 from deploy.runtime_option import MOST_ROUNDS, RuntimeName, Shapes, Threads
 from deploy.runtimes.module import OpenModel
@@ -109,6 +110,7 @@ def bench(
     warmup: Annotated[int, typer.Option(help="Rounds that are run first and discarded.", min=0, max=MOST_ROUNDS)] = 10,
     threads: Threads = 1,
     shape: Shapes = None,
+    mmdet: MmdetConfig = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print only the figures on standard output, as CSV.")] = False,
     as_latex: AsLatex = False,
@@ -119,6 +121,7 @@ def bench(
 
     Files may differ in batch size: each is compared with the first of the same batch size.
     """
+    check_one_form(json=as_json, csv=as_csv, latex=as_latex)
     from deploy.bench import bench_files, figures_from_record
     from deploy.record import latex_from_record, rows_from_record, save_record, table_from_record
     from deploy.tensors import shapes_from
@@ -132,7 +135,7 @@ def bench(
     if any(path.suffix == MODEL for path in models):
         with loading("torch and mmdet", "measuring a model file needs"):
             from detect.export import module_from_file
-        open_model = module_from_file
+        open_model = partial(module_from_file, mmdet=mmdet)
     record = bench_files(
         models,
         runtime or [],

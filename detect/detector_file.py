@@ -57,21 +57,26 @@ def save_detector(path: str | Path, detector: nn.Module, card: ModelCard, mmdet:
     """
     opening, base = _configs(Path(path))
     if mmdet:
-        _write(opening, slim_config(Path(mmdet), card).pretty_text)
+        _write(opening, slim_config(Path(mmdet), card, Path(path).name).pretty_text)
     else:
         _write(base, Config(model_part(card)).pretty_text)
         _write(opening, f"_base_ = [{base.name!r}]\n{Config(test_part(card)).pretty_text}")
     save_model(path, detector, card)  # last: it completes them
 
 
-def files_at_risk(path: Path) -> tuple[Path, ...]:
+def files_at_risk(path: Path, mmdet: Path | None = None) -> tuple[Path, ...]:
     """Return the files that `save_detector` replaces.
 
     A config as it was written, with no model file beside it, is not among them: it was left by a process that was
     killed between the two.
+
+    Raises:
+        RequestError: If `mmdet`, the config that is given, would be among them.
     """
-    is_there = path.exists()
-    return (path, *(config for config in _configs(path) if is_there or not _is_sealed(config)))
+    configs = _configs(path)[: 1 if mmdet else 2]
+    if mmdet and mmdet.resolve() in {config.resolve() for config in configs}:
+        raise RequestError(f"--out {path}: its config would replace the given one, {mmdet}; expected another name")
+    return (path, *(config for config in configs if path.exists() or not _is_sealed(config)))
 
 
 def _configs(path: Path) -> tuple[Path, Path]:

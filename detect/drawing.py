@@ -25,6 +25,7 @@ from deploy.pictures import draw, input_files, picture_name
 from deploy.runtimes.registry import ENGINE, ONNX
 from deploy.text import printable
 from deploy.video import is_video, open_video, written_video
+from detect.mmdet_option import next_step
 
 __all__ = ["found_text", "predict_files"]
 
@@ -82,7 +83,7 @@ def _finder(model: Path, min_score: float, runtime: str | None, mmdet: Path | No
     if model.is_dir() or model.suffix in (ONNX, ENGINE):
         found = partial(Detector.load(model, runtime).stream, min_score=min_score)
         return found, ["espalier", "deploy", "package", str(model if model.is_dir() else model.parent)]
-    export = ["espalier", "deploy", "export", str(model), *(["--mmdet", str(mmdet)] if mmdet else [])]
+    export = [str(word) for word in next_step(model, mmdet)]
     if runtime:
         raise RequestError(
             f"--runtime {runtime}: not used with a model file, got {model}; export it first: {shlex.join(export)}"

@@ -87,17 +87,21 @@ def export_file(
     return _export_detector(detector, card, model, settings, folder, Path(mmdet).name if mmdet else None)
 
 
-def module_from_file(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def module_from_file(path: str | Path, mmdet: str | Path | None = None) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Return the module that `export_file` writes with default settings, and random inputs of batch 1.
+
+    Args:
+        path: Model file.
+        mmdet: mmdet's config, for a detector of mmdet's own parts.
 
     Raises:
         MissingFileError: If there is no such file.
         RequestError: If it is not a model file.
     """
-    if read_card(path).kind == "classifier":
+    if not mmdet and read_card(path).kind == "classifier":
         net, card = load_classifier(path)
         return ClassScores(net, torch.float32), (torch.rand(1, 3, *card.preprocessing.image_hw) * 255,)
-    detector, card = load_detector(path)
+    detector, card = load_detector(path, mmdet)
     graph = FixedShapeDetector(detector, card.preprocessing.image_hw)
     return graph, graph.example_inputs()
 

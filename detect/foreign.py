@@ -16,7 +16,7 @@ from classify.checkpoint import ModelCard, Preprocessing, has_card, load_weights
 from command.config import read_yaml_as_data
 from command.errors import MissingFileError, RequestError
 from detect.model import DetectorSettings, build_detector
-from detect.openmmlab import DetDataPreprocessor, RoIAlign
+from detect.openmmlab import DetDataPreprocessor
 from detect.slim import SLIM_DETECTOR
 from prune.cut.surgery import narrowed_model
 
@@ -45,7 +45,7 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
 
     The card's `image_hw` is the scale of the config's test pipeline in landscape, rounded up to the detector's padding;
     without one, the default of `DetectorSettings`. `keep_ratio` is False if that pipeline stretches images to the
-    scale, which Espalier never does. RoIAlign and nms are torchvision's, with the same results as mmcv's.
+    scale, which Espalier never does.
 
     Args:
         config: Config of mmdet. It is Python code and is run, as in mmdet.
@@ -59,9 +59,6 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
     """
     detector, settings = _built(config)
     _check_normalises(config, detector.data_preprocessor)
-    for layer in detector.modules():
-        if isinstance(layer, RoIAlign):
-            layer.use_torchvision = True
     if has_card(checkpoint):
         card = read_card(checkpoint)
         if not card.is_foreign:
@@ -79,8 +76,8 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
     return detector.eval(), card
 
 
-def slim_config(config: Path, card: ModelCard) -> Config:
-    """Return mmdet's config with the widths of a card's detector, and without weights to start from."""
+def slim_config(config: Path, card: ModelCard, model_file: str) -> Config:
+    """Return mmdet's config with the widths of a card's detector, which starts from a model file beside it."""
     settings = _read(config)
     settings.model = _without_pretrained(settings.model)
     if card.widths:
@@ -90,7 +87,7 @@ def slim_config(config: Path, card: ModelCard) -> Config:
     known = settings.get("custom_imports", {})
     imports = [*dict.fromkeys([*known.get("imports", ()), "detect.register"])]
     settings.custom_imports = {**known, "imports": imports}
-    settings.load_from = None
+    settings.load_from = "{{ fileDirname }}/" + model_file  # mmengine fills it in
     return settings
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, load_weights
 from classify.provenance import origin, outcome
-from command.errors import RequestError
 from detect.foreign import load_foreign
 from detect.model import DetectorSettings, new_detector, transfer
 from detect.openmmlab import DetDataSample
@@ -37,8 +36,8 @@ def detector_around(
     return detector.eval(), replace(made, spec=card.spec, provenance=card.provenance)
 
 
-def detector_from_mmdet(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
-    """Return mmdet's detector in eval mode, and its card.
+def detector_from_mmdet(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard, str]:
+    """Return mmdet's detector in eval mode, its card, and why it is not one of ours; nothing if it is.
 
     A Faster R-CNN on a ResNet becomes one of ours, which finds the same. Any other is kept as it is, and
     `card.is_foreign` is true: mmdet's config is needed to open it again.
@@ -53,11 +52,13 @@ def detector_from_mmdet(config: Path, checkpoint: Path) -> tuple[nn.Module, Mode
     """
     theirs, found = load_foreign(config, checkpoint)
     try:
-        detector, card = _as_ours(theirs, found)
-    except (AttributeError, KeyError, TypeError, ValueError, RequestError):
+        (detector, card), reason = _as_ours(theirs, found), ""
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of parts that ours does not have
         TracedDetector(theirs)  # raises RequestError for what cannot be pruned either
         detector, card = theirs, found
-    return detector, replace(card, provenance={**origin({"import": config.name}, checkpoint), **outcome({})})
+        reason = str(error) if isinstance(error, ValueError) else f"other parts, {error}"
+    made_from = {**origin({"import": config.name}, checkpoint), **outcome({})}
+    return detector, replace(card, provenance=made_from), reason
 
 
 def _as_ours(theirs: Any, found: ModelCard) -> tuple[nn.Module, ModelCard]:

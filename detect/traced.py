@@ -53,7 +53,9 @@ class TracedDetector(nn.Module):
         for part, module in {"neck": nn.Identity(), **found}.items():
             setattr(self, part, module)
         self.num_proposals = num_proposals
-        self.left_out = tuple(name for name, run in self._heads.items() if not self._runs_whole(name, run))
+        with torch.no_grad(), evaluating(self):
+            maps = self.neck(self.backbone(*example_images()))
+            self.left_out = tuple(name for name, run in self._heads.items() if not self._runs_whole(name, run, maps))
         """Heads that are not run."""
 
     def forward(self, images: Tensor) -> list[Any]:
@@ -82,14 +84,13 @@ class TracedDetector(nn.Module):
         regions = regions.expand(self.num_proposals, -1, -1, -1)
         return self.roi_head.shared_head(regions) if self.roi_head.with_shared_head else regions
 
-    def _runs_whole(self, name: str, run: Callable[[Any], list[Any]]) -> bool:
+    def _runs_whole(self, name: str, run: Callable[[Any], list[Any]], maps: Any) -> bool:
         """Return whether a head runs on maps alone, and reaches all of its layers."""
         reached: set[nn.Module] = set()
         head = self.get_submodule(name)
         hooks = [module.register_forward_hook(lambda module, *_: reached.add(module)) for module in head.modules()]
         try:
-            with torch.no_grad(), evaluating(self):
-                run(self.neck(self.backbone(*example_images())))
+            run(maps)
         except FORWARD_ERRORS:
             return False
         finally:

@@ -18,7 +18,7 @@ from classify.cli import app as classify_app
 from command.config import config_file, shipped_configs
 from command.errors import RequestError, exit_code_of
 from command.extras import loading
-from command.options import AsJson, AsLatex, Force, Overrides, closing, refuse_existing
+from command.options import AsJson, AsLatex, Force, Overrides, check_one_form, closing, refuse_existing
 from detect.cli import app as detect_app
 from detect.cli import mmdet
 from experiment.deploy_cli import app as deploy_app
@@ -134,6 +134,7 @@ def report(
     as_latex: AsLatex = False,
 ) -> None:
     """Write a run's report again from its results, and print the table of results."""
+    check_one_form(json=as_json, markdown=markdown, latex=as_latex)
     with loading("the report"):
         from experiment.report import table_latex, table_markdown, table_text, write_report
         from experiment.results import RESULTS, read_results

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from command.extras import loading
-from command.options import AsJson, AsLatex, Force, Overrides, closing, refuse_existing
+from command.options import AsJson, AsLatex, Force, Overrides, check_one_form, closing, refuse_existing
 from deploy.cli import build, explain, package
 from detect.deploy_cli import bench, evaluate, export
 
@@ -29,6 +29,7 @@ def sweep(
     as_latex: AsLatex = False,
 ) -> None:
     """Measure one backbone at many widths: which are fast on this machine, and where latency jumps."""
+    check_one_form(json=as_json, latex=as_latex)
     with loading("torch"):
         from command.config import read_config
         from deploy.text import latex_from_rich

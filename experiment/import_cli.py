@@ -7,7 +7,9 @@ import typer
 
 from command.errors import RequestError
 from command.extras import loading
+from command.notes import note
 from command.options import Force, closing, model_output, out_file, refuse_existing
+from deploy.text import printable
 
 __all__ = ["bring"]
 
@@ -54,18 +56,16 @@ def bring(
     given = Path(name) if mmdet else file
     if given and out.resolve() == given.resolve():
         raise RequestError(f"--out {out}: is the given file itself; expected another one")
-    refuse_existing(force, *(files_at_risk(out) if is_detector else [out]))
+    refuse_existing(force, *(files_at_risk(out, mmdet) if is_detector else [out]))
     next_command: list[str | Path] = ["espalier", "prune", "l1_half", out]
     if mmdet:
         if file or classes or size_hw:
             raise RequestError("--mmdet: the config says all, got further weights, classes or a size; leave them out")
-        found, card = detector_from_mmdet(mmdet, Path(name))
+        found, card, reason = detector_from_mmdet(mmdet, Path(name))
         save_detector(out, found, card, mmdet if card.is_foreign else None)
         if card.is_foreign:
             config = out.with_suffix(".py")
-            typer.echo(
-                f"note: kept as mmdet's own parts, whose config is {config}: give both to every command", err=True
-            )
+            note(f"kept as mmdet's own parts ({printable(reason)}); give commands both, {out} --mmdet {config}")
             next_command += ["--mmdet", config]
     elif detector:
         classifier, card = import_classifier(name, file, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import matplotlib
@@ -82,7 +83,7 @@ def accuracy_plot(points: list[Point]) -> Markup:
     # Labels are placed in pixels, so the layout is fixed first.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    drawn, labels = [_covered(axes, point) for point in points], list[Bbox]()
+    drawn, labels = {point: _covered(axes, point) for point in points}, list[Bbox]()
     for point in sorted(points, key=lambda point: -point.map):
         labels += _place_label(axes, point, drawn, labels)
     return _svg(figure)
@@ -135,35 +136,36 @@ def _draw_pair(axes: Axes, y: int, point: Point) -> None:
     axes.errorbar(point.speedup, y, None, [[down], [up]], marker, color=colour, markersize=8, capsize=3)
     axes.plot(point.mac_reduction, y, marker, markersize=8, color=colour, markerfacecolor="none")
     side = 1 if point.speedup > point.mac_reduction else -1
-    whisker_end = point.speedup + (up if side > 0 else -down)
-    _annotate(axes, f"{point.speedup:.2f}", (whisker_end, y), (side, 0), 9)
-    _annotate(axes, f"{point.mac_reduction:.2f}", (point.mac_reduction, y), (-side, 0), 9)
+    ends = [point.speedup - down, point.speedup + up]
+    _annotate(axes, f"{point.speedup:.2f}", (ends[side > 0], y), (side, 0), 9)
+    beyond = max(point.mac_reduction, ends[1]) if side < 0 else min(point.mac_reduction, ends[0])
+    _annotate(axes, f"{point.mac_reduction:.2f}", (beyond, y), (-side, 0), 9)
     _annotate(axes, point.label, (1, y - 0.4), (1, 0), 6)
 
 
-def _place_label(axes: Axes, point: Point, drawn: list[Bbox], labels: list[Bbox]) -> list[Bbox]:
+def _place_label(axes: Axes, point: Point, drawn: Mapping[Point, Bbox], labels: list[Bbox]) -> list[Bbox]:
     """Write the label at the nearest place around its marker that covers nothing, with a line to it from further away.
 
-    The line may cross what is drawn, but no other label or its line. If every place is taken the label is left out, as
-    two overlapping labels could not be read.
+    The line crosses nothing either. If every place is taken, the label is written beside its marker all the same.
 
     Returns:
         The pixels that label and line take.
     """
     at = (point.latency_ms, point.map)
+    others = [*labels, *(box for other, box in drawn.items() if other != point)]
     label = _annotate(axes, point.label, at, (1, 0), 8)
     for distance, direction in itertools.product(range(8, 240, 8), DIRECTIONS):
         _move(label, direction, distance)
         box = label.get_window_extent().padded(2)
         is_inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
         line = _leader(axes.transData.transform(at), direction, distance)
-        if is_inside and not box.count_overlaps(drawn) and not any(b.count_overlaps(labels) for b in (box, *line)):
+        if is_inside and not box.overlaps(drawn[point]) and not any(b.count_overlaps(others) for b in (box, *line)):
             if line:
                 leader = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "shrinkA": 0, "shrinkB": 4}
                 axes.annotate("", at, label.xyann, textcoords="offset points", arrowprops=leader)
             return [box, *line]
-    label.remove()
-    return []
+    _move(label, (1, 1), 8)
+    return [label.get_window_extent()]
 
 
 def _leader(at: NDArray[np.float64], direction: tuple[int, int], distance: int) -> list[Bbox]:

@@ -16,6 +16,7 @@ from command.options import (
     Force,
     Overrides,
     check_file_name,
+    check_one_form,
     closing,
     model_output,
     out_file,
@@ -64,7 +65,7 @@ def apply(
     out = model_output(out, model.with_name(f"{model.stem}-{settings.label}.safetensors"))
     if out.resolve() == model.resolve():
         raise RequestError(f"--out {out}: is the given model itself; expected another file")
-    refuse_existing(force, *files_at_risk(out))
+    refuse_existing(force, *files_at_risk(out, mmdet))
     figures = prune_file(model, settings, out, mmdet)
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
@@ -118,6 +119,7 @@ def sensitivity(
     as_latex: AsLatex = False,
 ) -> None:
     """Find the layers to skip: cut each group alone, and measure the accuracy lost and the MACs saved."""
+    check_one_form(json=as_json, latex=as_latex)
     with loading("torch and mmdet"):
         from command.config import read_config
         from deploy.text import latex_from_rich

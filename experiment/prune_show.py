@@ -20,6 +20,7 @@ from classify.checkpoint import ModelCard, read_card
 from command.errors import MissingFileError, RequestError
 from detect.detector_file import load_detector
 from detect.foreign import dense_of
+from detect.mmdet_option import next_step
 from detect.model import build_detector, config_of, settings_of
 from detect.traced import TracedDetector, traced_at_size
 from prune.choose.presets import PRESETS, Preset, preset
@@ -56,6 +57,8 @@ class PruningReport:
     """The model file, if the subject is one."""
     num_classes: int | None = None
     """Those of the network, if it is no file."""
+    mmdet: Path | None = None
+    """mmdet's config, if the file is a detector of mmdet's own parts."""
 
     @property
     def next_command(self) -> str:
@@ -64,7 +67,9 @@ class PruningReport:
             height, width = self.image_hw
             return f"espalier import {self.architecture} --classes {self.num_classes} --size-hw {height} {width}"
         is_cut = any(row.sides_cut for row in self.explanation.layers)
-        return shlex.join(["espalier", *(["deploy", "export"] if is_cut else ["prune", "l1_half"]), str(self.file)])
+        config = ["--mmdet", self.mmdet] if self.mmdet else []
+        words = next_step(self.file, self.mmdet) if is_cut else ["espalier", "prune", "l1_half", self.file, *config]
+        return shlex.join(map(str, words))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON types; `published` is null except for presets."""
@@ -161,7 +166,7 @@ def _of_file(path: Path, options: _Options, mmdet: Path | None) -> PruningReport
     explanation = _explained(dense, slim, torch.zeros(1, 3, *small), otherwise, image_hw)
     name = card.backbone.name if card.kind == "classifier" else f"Faster R-CNN with {card.backbone.name}"
     name = f"mmdet's {mmdet.name}" if mmdet else name
-    return PruningReport(str(path), name, image_hw, explanation, file=path)
+    return PruningReport(str(path), name, image_hw, explanation, file=path, mmdet=mmdet)
 
 
 def _classifiers(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.Module, tuple[int, int]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from classify.checkpoint import ModelCard, read_card
+from classify.checkpoint import ModelCard, has_card, read_card
 from classify.config import ClassifierTraining, FolderData, ShapesData
 from classify.synthetic import SHAPES
 from command.config import read_config
@@ -42,7 +42,7 @@ def retraining_command(model: Path, config: PruneConfig, out: Path, is_foreign: 
         out: The slim model file.
         is_foreign: Whether it is a detector of mmdet's own parts, with its config beside it.
     """
-    card = read_card(out if is_foreign else model)
+    card = read_card(model if has_card(model) else out)
     room, name, kind = _TRAININGS[card.kind]
     settings = [f"start.file={out}", *([f"start.mmdet={out.with_suffix('.py')}"] if is_foreign else [])]
     default = read_config(Path(name), settings, kind)

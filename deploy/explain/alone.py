@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deploy.explain.causes import SHORT, STAGES, Ceilings, Split, is_memory_bound, is_short, type_of
+from deploy.explain.causes import SHORT, STAGES, Ceilings, Split, is_memory_bound, is_short, lags, type_of
 from deploy.explain.onnx_layers import OnnxGraph, OnnxLayer
 from deploy.explain.profiled import Profiled, ceilings_of, measured_on, open_subject, profile
 from deploy.record import Record, rows_from_record
@@ -136,9 +136,15 @@ def _timed(layer: OnnxLayer, split: Split, stages: Mapping[str, str], ceilings: 
     share = layer.macs / part.ms / ceilings.macs_per_ms if part.ms else None
     limits: list[Limit] = []
     if part.ms and part.is_alone:
-        limits += ["memory"] * is_memory_bound(layer.macs, layer.bytes, part.ms, ceilings)
+        is_bound = is_memory_bound(layer.macs, layer.bytes, part.ms, ceilings)
+        limits += ["memory"] * (is_bound and lags(layer.bytes / _halved(layer), 4.0))
         limits += ["start"] * is_short(part.ms / len(layer.nodes), ceilings)
     return TimedLayer(layer, stages[layer.nodes[0]], part.ms, part.is_alone, share, tuple(limits))
+
+
+def _halved(layer: OnnxLayer) -> float:
+    """Return the bytes that a layer moves with half of its channels on both sides, and so a quarter of its MACs."""
+    return (layer.bytes - layer.weight_bytes) / 2 + layer.weight_bytes / 4
 
 
 def _operators(profiled: Profiled, graph: OnnxGraph) -> dict[str, tuple[float, int]]:
@@ -157,7 +163,7 @@ def limits_of(alone: Alone) -> Iterator[str]:
     layers = "layers of fixed size" if alone.unsized else "layers that pruning cuts"
     for stage, (_, rest_ms) in alone.stages.items():
         if rest_ms:
-            yield f"{_share(rest_ms, total_ms)} of {stage} is outside the {layers}"
+            yield f"{_share(rest_ms, total_ms)} is in {stage}, outside the {layers}"
     if alone.split.layout_ms:
         yield f"{_share(alone.split.layout_ms, total_ms)} is changes of layout, which the runtime inserts"
     if bound := [layer for layer in alone.layers if "memory" in layer.limits]:
@@ -257,7 +263,7 @@ def _names(layers: Sequence[TimedLayer]) -> str:
 
 
 def _share(ms: float, total_ms: float) -> str:
-    return f"{ms:.2f} ms ({_percent(ms / total_ms)})"
+    return f"{ms:.2f} ms ({_percent(ms / total_ms)} of the whole)"
 
 
 def _percent(share: float) -> str:

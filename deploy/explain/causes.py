@@ -28,6 +28,7 @@ __all__ = [
     "Split",
     "is_memory_bound",
     "is_short",
+    "lags",
     "paired_layers",
     "reasons",
     "row_of",
@@ -316,7 +317,7 @@ def reasons(layer: MeasuredLayer, ceilings: Ceilings) -> list[Reason]:
     found = []
     if slim.layout_ms > max(dense.layout_ms, _MUCH_LAYOUT * slim.ms):
         found.append(Reason("layout", f"{_ms(slim.layout_ms)} on top of {_ms(slim.ms)}, dense {_ms(dense.layout_ms)}"))
-    if not _lags(dense.ms / slim.ms, layer.mac_reduction):
+    if not lags(dense.ms / slim.ms, layer.mac_reduction):
         return found
     found += [*_shape_reasons(layer, ceilings)]
     if is_short(slim.ms / layer.calls, ceilings):
@@ -335,9 +336,9 @@ def _shape_reasons(layer: MeasuredLayer, ceilings: Ceilings) -> Iterator[Reason]
     cuts = [_percent(1 - slim / dense) for dense, slim in ((row.dense_bytes, row.bytes), (row.dense_macs, row.macs))]
     fell = f"bytes moved fell by {cuts[0]}, MACs by {cuts[1]}"
     is_bound = is_memory_bound(row.macs, row.bytes, layer.slim.ms, ceilings)
-    if is_bound and _lags(_possible_speedup(row, ceilings), layer.mac_reduction):
+    if is_bound and lags(_possible_speedup(row, ceilings), layer.mac_reduction):
         yield Reason("memory_bound", f"bound by memory at {row.macs_per_byte:.1f} MACs per byte: {fell}")
-    elif len(row.sides_cut) == 1 and _lags(row.dense_bytes / row.bytes, layer.mac_reduction):
+    elif len(row.sides_cut) == 1 and lags(row.dense_bytes / row.bytes, layer.mac_reduction):
         yield Reason("half_cut", f"cut on one side: {fell}")
 
 
@@ -351,7 +352,7 @@ def is_short(ms: float, ceilings: Ceilings) -> bool:
     return ms <= SHORT * ceilings.shortest_ms
 
 
-def _lags(reduction: float, mac_reduction: float) -> bool:
+def lags(reduction: float, mac_reduction: float) -> bool:
     """Return whether a quantity fell clearly less than the MACs: as a share of its old value, or as a ratio."""
     return reduction < LAG * mac_reduction or 1 - 1 / reduction < LAG * (1 - 1 / mac_reduction)
 

@@ -46,6 +46,8 @@ class OnnxLayer:
     """Elements of the outputs."""
     bytes: int
     """Input, output, weights and bias, each moved once per call in the precision of the weights."""
+    weight_bytes: int
+    """Those of weights and bias among them."""
     nodes: tuple[str, ...]
     """Names of the nodes that compute it; several if a head is shared."""
 
@@ -136,6 +138,7 @@ class OnnxGraph:
         rows = weight.dims[0] if node.op_type in _CONVOLUTIONS else channels[1]
         bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
         params = num_weights + (math.prod(bias.dims) if bias else 0)
+        itemsize = tensor_dtype_to_np_dtype(weight.data_type).itemsize
         return OnnxLayer(
             name=re.split(r"\.weight", weight.name)[0],
             operator=node.op_type,
@@ -146,7 +149,8 @@ class OnnxGraph:
             macs=(read if node.op_type == "ConvTranspose" else written) * (num_weights // rows),
             params=params,
             activations=written,
-            bytes=tensor_dtype_to_np_dtype(weight.data_type).itemsize * (read + written + params),
+            bytes=itemsize * (read + written + params),
+            weight_bytes=itemsize * params,
             nodes=(name,),
         )
 
@@ -192,5 +196,6 @@ def _joined(layer: OnnxLayer, again: OnnxLayer) -> OnnxLayer:
         macs=layer.macs + again.macs,
         activations=layer.activations + again.activations,
         bytes=layer.bytes + again.bytes,
+        weight_bytes=layer.weight_bytes + again.weight_bytes,
         nodes=(*layer.nodes, *again.nodes),
     )

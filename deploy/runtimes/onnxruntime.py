@@ -136,7 +136,7 @@ def _load_fault(error: Exception) -> str:
     if type(error).__name__ == "InvalidProtobuf":
         return "not an ONNX file, got bytes that do not parse; expected an ONNX file"
     if "External data path" in reason:
-        return f"has weights in another file, got {reason}; expected all in one file, save it without external data"
+        return "has weights in another file; expected all in one, as onnx.save(onnx.load(FILE), NEW) writes it"
     return f"ONNX Runtime cannot load it, got {reason}; expected standard operators only"
 
 

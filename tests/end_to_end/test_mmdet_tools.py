@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from classify.backbones import Architecture
 from classify.checkpoint import load_weights, read_weights
@@ -15,16 +16,7 @@ from detect import DetectorSettings, new_detector, prune_detector, save_detector
 from detect.synthetic import write_scenes
 
 TRAINED = Path(__file__).parents[1] / "data/small_detector.safetensors"
-SETTINGS = {"fpn_channels": 16, "head_channels": 32, "num_proposals": 50, "roi_samples": 16, "anchor_scale": 4}
-CONFIG = """
-_base_ = [
-    "slim_base.py",
-    "mmdet::_base_/datasets/coco_detection.py",
-    "mmdet::_base_/schedules/schedule_1x.py",
-    "mmdet::_base_/default_runtime.py",
-]
-load_from = "slim.safetensors"
-metainfo = {{_base_.metainfo}}
+DATA = """
 resize = dict(type="Resize", scale=(128, 128), keep_ratio=True)
 pack = dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"))
 pipeline = [dict(type="LoadImageFromFile"), resize, dict(type="LoadAnnotations", with_bbox=True), pack]
@@ -42,6 +34,28 @@ val_evaluator = dict(ann_file="scenes/instances.json")
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1)
 """
+SETTINGS = {"fpn_channels": 16, "head_channels": 32, "num_proposals": 50, "roi_samples": 16, "anchor_scale": 4}
+CONFIG = """
+_base_ = [
+    "slim_base.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "mmdet::_base_/schedules/schedule_1x.py",
+    "mmdet::_base_/default_runtime.py",
+]
+load_from = "slim.safetensors"
+metainfo = {{_base_.metainfo}}
+"""
+CASCADE = """
+_base_ = "mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py"
+head = dict(type="Shared2FCBBoxHead", in_channels=16, fc_out_channels=32, num_classes=6, reg_class_agnostic=True)
+model = dict(
+    backbone=dict(_delete_=True, type="ResNet", depth=18, base_channels=8),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=16), bbox_head=[head] * 3),
+)
+"""
+"""Cascade R-CNN as stock configs have it, but small, on the same data."""
 SCRIPT = """
 from mmdet.apis import inference_detector, init_detector
 
@@ -63,7 +77,7 @@ def place(tmp_path_factory):
     slim, card, _ = prune_detector(net.eval(), card, 0.1, parts=("backbone", "neck", "rpn_head", "roi_head"))
     save_detector(folder / "slim.safetensors", slim, card)
     write_scenes(folder / "scenes", 8, (96, 120), seed=0)
-    (folder / "mine.py").write_text(CONFIG)
+    (folder / "mine.py").write_text(CONFIG + DATA)
     (folder / "script.py").write_text(SCRIPT)
     return folder
 
@@ -119,3 +133,19 @@ def test_an_unknown_tool_is_one_line_and_a_failing_one_exits_1(typed):
     )
     assert "FileNotFoundError" in typed("mmdet", "train", "none.py", expected=1)
     assert "analysis_tools/get_flops" in typed("mmdet")
+
+
+def test_a_slim_cascade_of_mmdet_is_tested_and_trained_from_its_weights(typed, place):
+    from mmengine.config import Config
+
+    from detect.model import build_detector
+
+    (place / "cascade.py").write_text(f"{CASCADE}metainfo = dict(classes={SHAPES})\n{DATA}")
+    dense = build_detector(Config.fromfile(place / "cascade.py").model, seed=0, is_loaded_next=True)
+    torch.save({"state_dict": dense.state_dict(), "meta": {"dataset_meta": {"classes": SHAPES}}}, place / "cascade.pth")
+    typed("prune", "l1_half", "cascade.pth", "--mmdet", "cascade.py", "--out", "less.safetensors")
+    assert "coco/bbox_mAP" in typed("mmdet", "test", "less.py", "less.safetensors")
+    assert "coco/bbox_mAP" in typed("mmdet", "test", "cascade.py", "cascade.pth")
+    said = typed("mmdet", "train", "less.py", "--work-dir", "cascade")
+    assert f"Load checkpoint from {place}/less.safetensors" in said
+    assert "Flops" in typed("mmdet", "get_flops", "less.py", "--num-images", "1")

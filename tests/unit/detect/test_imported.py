@@ -16,7 +16,7 @@ model = dict(
     neck=dict(in_channels={channels}, out_channels=32),
     rpn_head=dict(in_channels=32, feat_channels=32, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=32, roi_layer=dict(use_torchvision=True)),
+        bbox_roi_extractor=dict(out_channels=32),
         bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=3),
     ),
     test_cfg=dict(rpn=dict(max_per_img=1000), rcnn=dict(max_per_img=150)),
@@ -83,7 +83,7 @@ def test_a_detector_that_reads_blue_first_finds_the_same(write, tmp_path):
         "\nmodel['data_preprocessor'] = dict(bgr_to_rgb=False, mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0])\n"
     )
     config, checkpoint = write(more=blue)
-    detector, card = detector_from_mmdet(config, checkpoint)
+    detector, card, _ = detector_from_mmdet(config, checkpoint)
     assert card.preprocessing.mean_rgb == pytest.approx((123.675, 116.28, 103.53))
     assert card.preprocessing.std_rgb == (1, 1, 1)
     conv1 = torch.load(checkpoint, weights_only=True)["state_dict"]["backbone.conv1.weight"]

@@ -18,7 +18,7 @@ STOCK = Path(mmdet.__file__).parent / ".mim/configs"
 RESNET = 'dict(_delete_=True, type="ResNet", depth=18, base_channels=8, norm_eval=False)'
 RES2NET = 'dict(_delete_=True, type="Res2Net", depth=50, scales=2, base_width=4, base_channels=8, norm_eval=False)'
 REGNET = 'dict(_delete_=True, type="RegNet", arch="regnetx_400mf", norm_eval=False)'
-ALIGN = "out_channels=32, roi_layer=dict(use_torchvision=True)"
+ALIGN = "out_channels=32"
 TWO_LAYERS = "in_channels=32, fc_out_channels=64, num_classes=6"
 ONE_OF_CASCADE = f'dict(type="Shared2FCBBoxHead", reg_class_agnostic=True, {TWO_LAYERS})'
 DOUBLE = "in_channels=32, conv_out_channels=16, fc_out_channels=64, num_classes=6, num_convs=1, num_fcs=1"
@@ -143,6 +143,7 @@ def test_every_step_takes_a_detector_of_mmdets_parts(invoke, write, scenes, tmp_
     kept, slim, trained = (tmp_path / f"{name}.safetensors" for name in ("kept", "slim", "trained"))
     said = invoke("import", checkpoint, "--mmdet", config, "--out", kept).stderr
     assert f"next: espalier prune l1_half {kept} --mmdet {kept.with_suffix('.py')}" in said.replace("\n", " ")
+    assert "note: kept as mmdet's own parts (" in said
     said = invoke("prune", "l1_half", kept, "--mmdet", kept.with_suffix(".py"), "--out", slim).stderr
     assert "start.mmdet" in said
     paths = {"annotations": scenes.annotations, "images": scenes.images}
@@ -227,3 +228,12 @@ def test_class_names_of_a_checkpoint_are_names_or_numbered(invoke, write, tmp_pa
     torch.save({**content, "meta": {"dataset_meta": {"CLASSES": classes}, 3: 4}}, checkpoint)
     found = load_detector(checkpoint, config)[1].classes
     assert found == (("a",) * 6 if classes == ["a"] * 6 else tuple(f"class {label}" for label in range(6)))
+
+
+def test_the_given_config_is_never_replaced(invoke, write, tmp_path):
+    config, checkpoint = write("cascade")
+    before = config.read_text()
+    for command in (("import", checkpoint), ("prune", "l1_half", checkpoint)):
+        with pytest.raises(RequestError, match=r"its config would replace the given one, .*cascade\.py"):
+            invoke(*command, "--mmdet", config, "--out", config.with_suffix(".safetensors"), "--force")
+    assert config.read_text() == before

@@ -6,7 +6,7 @@ import mmcv
 import pytest
 import torch
 import torchvision
-from mmcv.ops import batched_nms, nms, soft_nms
+from mmcv.ops import RoIAlign, batched_nms, nms, soft_nms
 from mmcv.utils.ext_loader import check_ops_exist
 
 from detect.ops import install_ops
@@ -83,3 +83,24 @@ def test_mmdet_is_imported_where_numba_may_write_nowhere():
     code += "import detect.model, numba; assert not numba.config.DISABLE_JIT"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_roi_align_and_its_gradient_equal_torchvision(boxes, ratio):
+    features = torch.rand(1, 4, 20, 24, generator=torch.Generator().manual_seed(1))
+    rois = torch.cat([torch.zeros(200, 1), boxes[0]], 1)
+    found, expected = [], []
+    for is_torchvision, results in ((False, found), (True, expected)):
+        given = features.clone().requires_grad_()
+        pooled = RoIAlign((3, 5), 0.25, ratio, use_torchvision=is_torchvision)(given, rois)
+        (pooled * torch.arange(15.0).view(3, 5)).sum().backward()
+        results += [pooled, given.grad]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert found[1].abs().sum() > 0
+
+
+def test_pooling_by_maxima_is_refused(boxes):
+    rois = torch.cat([torch.zeros(200, 1), boxes[0]], 1)
+    with pytest.raises(RuntimeError, match="cannot pool by maxima without compiled operators; install mmcv with them"):
+        RoIAlign((3, 5), 0.25, pool_mode="max")(torch.rand(1, 4, 20, 24), rois)
