@@ -1,7 +1,7 @@
 """How long and how fast a network is trained."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from command.bounds import Bounds
 from command.errors import RequestError
@@ -9,6 +9,7 @@ from command.errors import RequestError
 __all__ = ["OPTIMIZERS", "Schedule"]
 
 OPTIMIZERS = ("AdamW", "Adam", "SGD")
+_OPTIONS = ("lr_batch_size", "accumulate", "amp", "ema", "channels_last", "compile", "sync_bn")
 
 _BOUNDS = {
     "epochs": Bounds(1, 100_000),
@@ -19,6 +20,9 @@ _BOUNDS = {
     "warmup_iters": Bounds(0, 10**9),
     "max_grad_norm": Bounds(0, is_open=True),
     "num_workers": Bounds(0, 1024),
+    "lr_batch_size": Bounds(1, 65_536),
+    "accumulate": Bounds(1, 65_536),
+    "ema": Bounds(0, 1, is_open=True),
 }
 
 
@@ -43,6 +47,21 @@ class Schedule:
     """Gradients are clipped to this L2 norm; None = not clipped."""
     num_workers: int = 0
     """Processes that load images."""
+    lr_batch_size: int | None = None
+    """Batch size that `lr` is for: the rate is scaled in proportion to `batch_size`. None = not scaled."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory; BatchNorm sees one part."""
+    amp: Literal["bf16", "fp16"] | None = None
+    """Precision of convolutions and matrix products; fp16 on a GPU only. None = fp32."""
+    ema: float | None = None
+    """Share of the averaged weights that stays in every iteration, as 0.9999; these are what is trained for in the end.
+    None = no average."""
+    channels_last: bool = False
+    """Keep tensors with their channels last, which GPUs and some CPUs compute faster."""
+    compile: str | None = None
+    """Backend of `torch.compile`, as inductor; None = not compiled."""
+    sync_bn: bool = False
+    """BatchNorm over the batches of all processes; on GPUs only."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for settings that cannot train."""
@@ -53,12 +72,22 @@ class Schedule:
             Bounds(0, 1, is_open=True).check("milestones", share)
         if list(self.milestones) != sorted(self.milestones):
             raise RequestError(f"milestones: out of order, got {self.milestones}; expected ascending shares")
+        if self.batch_size % self.accumulate:
+            raise RequestError(f"accumulate: does not divide batch_size {self.batch_size}, got {self.accumulate}")
         if self.optimizer not in OPTIMIZERS:
             raise RequestError(f"optimizer: unknown, got {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at its peak."""
+        return self.lr * self.batch_size / (self.lr_batch_size or self.batch_size)
 
     def effective(self) -> dict[str, Any]:
         """Return the settings that have an effect, as JSON values: what a training depends on."""
         settings = asdict(self) | {"milestones": list(self.milestones)}
+        for name in _OPTIONS:  # unset, they change nothing
+            if settings[name] == getattr(Schedule, name):
+                del settings[name]
         if self.optimizer != "SGD":
             del settings["momentum"]
         settings["warmup_iters"] = max(1, self.warmup_iters)  # the rate is at its peak from the start in both cases

@@ -8,13 +8,18 @@ import copy
 import io
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from mmengine.hooks import Hook
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel, ImgDataPreprocessor
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -26,6 +31,7 @@ from classify.schedule import Schedule
 from command.errors import RequestError, WorkError
 
 __all__ = [
+    "BFloat16Wrapper",
     "ClassifierModel",
     "Progress",
     "check_batch_size",
@@ -124,13 +130,21 @@ def fit(
     Raises:
         WorkError: If the loss becomes NaN or infinite.
     """
+    with DefaultScope.overwrite_default_scope(scope), silent():
+        dataset = _Seeded(
+            DATASETS.build(loader["dataset"]) if isinstance(loader["dataset"], dict) else loader["dataset"]
+        )
     train_loader = {
-        "batch_size": schedule.batch_size,
+        "batch_size": _part_of_batch(schedule),
         "num_workers": schedule.num_workers,
         "sampler": {"type": "DefaultSampler", "shuffle": True},
         **loader,
+        "dataset": dataset,
     }
+    if schedule.channels_last:
+        model.to(memory_format=torch.channels_last)
     keeper = _CurveKeeper()
+    averages = [EMAHook(momentum=1 - schedule.ema, update_buffers=True)] if schedule.ema else []
     runner = make_runner(
         model,
         work_dir,
@@ -140,7 +154,9 @@ def fit(
         train_cfg={"by_epoch": True, "max_epochs": schedule.epochs},
         optim_wrapper=_optim_wrapper(schedule),
         param_scheduler=_param_scheduler(schedule),
-        custom_hooks=[_EpochSeed(seed), _Watch(progress), keeper],
+        custom_hooks=[_EpochSeed(seed), _Watch(progress), keeper, *averages],
+        launcher="none" if get_world_size() == 1 else "pytorch",  # joined already, whoever started them
+        cfg=_runner_options(schedule),
         **_resumption(work_dir),
     )
     with silent():
@@ -148,8 +164,58 @@ def fit(
             runner.train()
         except WorkError as error:  # with the trace in its message, if it comes from a process that loads data
             raise WorkError(str(error).splitlines()[-1].removeprefix("command.errors.WorkError: ")) from error
+    for average in averages:
+        average._swap_ema_parameters()
     model.cpu().eval()
     return keeper.curve
+
+
+def _part_of_batch(schedule: Schedule) -> int:
+    """Return the images that a process takes at a time.
+
+    Raises:
+        RequestError: If the batch cannot be shared out equally.
+    """
+    size, parts = schedule.batch_size, get_world_size() * schedule.accumulate
+    if size % parts:
+        raise RequestError(
+            f"batch_size: not shared out equally, got {size} for {get_world_size()} processes and accumulate="
+            f"{schedule.accumulate}; expected a multiple of {parts}"
+        )
+    return size // parts
+
+
+def _runner_options(schedule: Schedule) -> dict[str, Any]:
+    """Return what mmengine's Runner takes by its config alone."""
+    if schedule.sync_bn and not torch.cuda.is_available():
+        raise RequestError("sync_bn: on GPUs only, got a CPU; expected False")
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+    return {
+        "compile": {"backend": schedule.compile} if schedule.compile else None,
+        "sync_bn": "torch" if schedule.sync_bn else None,
+        "model_wrapper_cfg": {"type": "MMDistributedDataParallel", "broadcast_buffers": False, "device_ids": devices},
+    }
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose random crops and flips depend on the epoch and the image alone.
+
+    They are the same whichever process loads an image, and how many there are.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.seed = dataset, 0
+        self.metainfo = getattr(dataset, "metainfo", {})
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        seed = (self.seed * 1_000_003 + index) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return self.dataset[index]
 
 
 def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "mmengine", **settings: Any) -> Runner:
@@ -209,7 +275,8 @@ class _EpochSeed(Hook):
         self.seed = seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        set_random_seed((self.seed * 100_003 + runner.epoch) % 2**32)
+        runner.train_dataloader.dataset.seed = (self.seed * 100_003 + runner.epoch) % 2**32
+        set_random_seed((self.seed * 100_003 + runner.epoch + get_rank() * 7919) % 2**32)
 
 
 class _CurveKeeper(Hook):
@@ -234,6 +301,7 @@ class _CurveKeeper(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         means = {name: total / len(runner.train_dataloader) for name, total in self.sums.items()}
+        means, self.kept = _over_processes(means, self.kept)
         epoch = Epoch(epoch=runner.epoch + 1, lr=self.lr, losses=means)
         iterations = (*self.curve.iterations, *self.kept)
         self.curve = Curve(epochs=(*self.curve.epochs, epoch), iterations=iterations)
@@ -243,6 +311,14 @@ class _CurveKeeper(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.curve = Curve.model_validate(checkpoint.get(_CURVE, {}))  # none in those of earlier versions
+
+
+def _over_processes(means: dict[str, float], kept: list[Iteration]) -> tuple[dict[str, float], list[Iteration]]:
+    """Return losses as their means over all processes, which had equal parts of each batch."""
+    values = torch.tensor([*means.values(), *(iteration.loss for iteration in kept)], dtype=torch.float64)
+    all_reduce(values, "mean")
+    found = iter(values.tolist())
+    return {name: next(found) for name in means}, [one.model_copy(update={"loss": next(found)}) for one in kept]
 
 
 class _Watch(Hook):
@@ -262,18 +338,34 @@ class _Watch(Hook):
             self.progress(runner.iter + 1, runner.max_iters)
 
 
+@OPTIM_WRAPPERS.register_module()
+class BFloat16Wrapper(OptimWrapper):
+    """Computes convolutions and matrix products in bfloat16, whose range needs no scaling of the loss; on CPUs too."""
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Compute the block in it."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
+            yield
+
+
 def _optim_wrapper(schedule: Schedule) -> dict[str, Any]:
-    optimizer = {"type": schedule.optimizer, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
+    optimizer = {"type": schedule.optimizer, "lr": schedule.peak_lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "SGD":
         optimizer["momentum"] = schedule.momentum
     clip = {"max_norm": schedule.max_grad_norm} if schedule.max_grad_norm is not None else None
-    return {"type": "OptimWrapper", "optimizer": optimizer, "clip_grad": clip}
+    settings = {"optimizer": optimizer, "clip_grad": clip, "accumulative_counts": schedule.accumulate}
+    if schedule.amp == "fp16" and not torch.cuda.is_available():
+        raise RequestError("amp: fp16 is for GPUs, got a CPU; expected bf16 or None")
+    types = {None: "OptimWrapper", "bf16": BFloat16Wrapper.__name__, "fp16": "AmpOptimWrapper"}
+    return {"type": types[schedule.amp], **settings, **({"dtype": "float16"} if schedule.amp == "fp16" else {})}
 
 
 def _param_scheduler(schedule: Schedule) -> list[dict[str, Any]]:
     warmup = []
     if schedule.warmup_iters > 1:  # mmengine's LinearLR refuses 0, and at 1 never leaves the start factor
-        end = schedule.warmup_iters
+        end = schedule.warmup_iters * schedule.accumulate  # mmengine counts parts of batches
         warmup = [{"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": end}]
     if schedule.milestones:
         epochs = [max(1, round(share * schedule.epochs)) for share in schedule.milestones]

@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Iterator[Path]:
+def training_folder(out: Path, made_from: Mapping[str, Any], force: bool, is_owner: bool = True) -> Iterator[Path]:
     """Yield the folder beside `out` that a training works in; it is deleted once the block has ended well.
 
     A killed training leaves it behind and goes on in it.
@@ -53,12 +53,16 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool) -> Ite
         out: Model file that the training will write.
         made_from: Config, start file and data of the training; JSON values.
         force: Delete the leftovers of a training with other inputs.
+        is_owner: False in a process that only takes part in the training of another.
 
     Raises:
         RequestError: If another training works there, or the folder is from a training with other inputs and `force`
             is not given.
     """
     folder = out.with_suffix(".training")
+    if not is_owner:
+        yield folder
+        return
     record, content = folder / "config.json", json.loads(json.dumps(made_from))
     with locked(folder):
         is_described = record.is_file() or not any(folder.glob("*.pth"))

@@ -1,0 +1,97 @@
+"""Several processes that train one model, one for each GPU: started by torchrun or Slurm, on one machine or many."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+from torch import distributed
+
+from command.errors import RequestError, WorkError
+
+__all__ = ["Launcher", "Processes", "processes"]
+
+Launcher = Literal["pytorch", "slurm"]
+_NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_IN_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+_PATIENCE = timedelta(hours=3)
+"""Others wait this long while the first process examines the data; one that ends is noticed at once."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that examines data, reports and writes."""
+        return self.rank == 0
+
+    @contextmanager
+    def first_one_first(self) -> Iterator[None]:
+        """Run the block in the first process and then in the others: what it remembers and generates is there then."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def processes(launcher: Launcher | None) -> Iterator[Processes]:
+    """Join the processes that were started together, until the block ends; without a launcher there is this one alone.
+
+    They talk through NCCL where there are GPUs, else through gloo.
+
+    Raises:
+        RequestError: If this process was not started by that launcher, or by one that is not named.
+        WorkError: If another process ended during the block.
+    """
+    if launcher is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise RequestError("--launcher: none given, got a process of torchrun; add --launcher pytorch")
+        yield Processes()
+        return
+    _prepare(launcher)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise WorkError("training: another of its processes ended; its own message says why") from error
+        raise
+    finally:
+        with contextlib.suppress(RuntimeError):  # others may be gone
+            distributed.destroy_process_group()
+
+
+def _prepare(launcher: Launcher) -> None:
+    """Set what `init_process_group` reads from the environment, where Slurm tells it in another way."""
+    if launcher == "slurm" and all(name in os.environ for name in _IN_SLURM.values()):
+        os.environ.update({name: os.environ[given] for name, given in _IN_SLURM.items()})
+        if "MASTER_ADDR" not in os.environ:
+            nodes = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
+            os.environ["MASTER_ADDR"] = subprocess.run(nodes, capture_output=True, text=True).stdout.split()[0]
+        os.environ.setdefault("MASTER_PORT", "29500")
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        start = "srun --kill-on-bad-exit=1" if launcher == "slurm" else "torchrun --nproc_per_node N -m"
+        raise RequestError(
+            f"--launcher {launcher}: not started by it, got no {missing[0]} in the environment; "
+            f"start it with: {start} espalier ..."
+        )
