@@ -75,10 +75,12 @@ def train_classifier(
     work_dir: Path,
     seed: int,
     progress: Progress | None = None,
+    model: ClassifierModel | None = None,
 ) -> Curve:
     """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted.
 
-    A last batch of a single image, which BatchNorm may refuse, is left out.
+    A last batch of a single image, which BatchNorm may refuse, is left out. `model` is `net` with another loss than
+    cross-entropy.
 
     Raises:
         RequestError: As `check_batch_size`, and if there is only one image.
@@ -88,7 +90,7 @@ def train_classifier(
     check_batch_size(net, side, min(schedule.batch_size, num_images))
     is_last_alone = num_images % schedule.batch_size == 1 < schedule.batch_size
     loader = {"dataset": dataset, "collate_fn": collate, "drop_last": is_last_alone and not _learns_from_one(net, side)}
-    return fit(ClassifierModel(net), loader, schedule, work_dir, seed, progress)
+    return fit(model or ClassifierModel(net), loader, schedule, work_dir, seed, progress)
 
 
 def check_batch_size(net: nn.Module, image_size: int, batch_size: int) -> None:

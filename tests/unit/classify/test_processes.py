@@ -1,0 +1,156 @@
+"""Two processes that train together, as torchrun starts them, on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from classify.curve import read_curve
+from classify.processes import processes
+from command.errors import RequestError
+
+PROGRAM = '''
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from classify.backbones import Architecture
+from classify.checkpoint import ModelCard, save_model
+from classify.curve import save_curve
+from classify.processes import processes
+from classify.schedule import Schedule
+from classify.train import train_classifier, using_threads
+
+
+class Stripes(torch.utils.data.Dataset):
+    """Random images, flipped at random."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        image = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        return image.flip(2) if torch.rand(()) < 0.5 else image, index % 3
+
+
+def classifier(folder):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    schedule = Schedule(epochs=4, batch_size=8, lr=0.1, optimizer="SGD", warmup_iters=2)
+    return net, train_classifier(net, Stripes(), schedule, folder / "work", seed=0)
+
+
+def detector(folder):
+    from classify.synthetic import SHAPES
+    from detect import DetectorSettings, new_detector
+    from detect.data import CocoSet
+    from detect.train import train_detector
+
+    settings = DetectorSettings((128, 128), fpn_channels=16, head_channels=32, num_proposals=50, anchor_scale=4,
+                                norm_eval=True, roi_samples=10_000)  # all: none are drawn
+    net, _ = new_detector(Architecture("resnet18", 1, 8), SHAPES, settings, 0)
+    net.rpn_head.sampler.num = 10**6
+    schedule = Schedule(epochs=2, batch_size=4, lr=1e-2, optimizer="SGD")
+    coco = CocoSet(folder.parent / "scenes/instances.json", folder.parent / "scenes/images")
+    return net, train_detector(net, coco=coco, card=_, schedule=schedule, work_dir=folder / "work", seed=0)
+
+
+folder, kind, launcher = Path(sys.argv[1]), sys.argv[2], (*sys.argv, None)[3]
+with processes(launcher) as group, using_threads(1):
+    net, curve = {"classifier": classifier, "detector": detector}[kind](folder)
+    if group.is_first:
+        save_curve(curve, folder / "curve.json")
+        save_model(folder / "net.safetensors", net, ModelCard("classifier", Architecture("", 3), ("a", "b", "c")))
+'''
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Start a training in a folder below `tmp_path`, by one process or two."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(name, kind, num_processes):
+        (tmp_path / name).mkdir(exist_ok=True)
+        launcher = [*TORCHRUN] if num_processes == 2 else []
+        command = [sys.executable, *launcher, program, tmp_path / name, kind, *(["pytorch"] if launcher else [])]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+    return start
+
+
+def finished(process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def losses(folder):
+    return [epoch.losses["loss"] for epoch in read_curve(folder / "curve.json").epochs]
+
+
+def test_two_processes_train_a_classifier_as_one_does(train, tmp_path):
+    finished(train("one", "classifier", 1))
+    finished(train("two", "classifier", 2))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = (load_file(tmp_path / name / "net.safetensors") for name in ("one", "two"))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+
+
+def test_two_processes_train_a_detector_as_one_does(train, tmp_path):
+    from detect.synthetic import write_scenes
+
+    write_scenes(tmp_path / "scenes", 8, (96, 120), seed=0)
+    finished(train("one", "detector", 1))
+    finished(train("two", "detector", 2))
+    # mmdet divides some losses by the number of boxes in the images of a process
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-2)
+
+
+def test_two_killed_processes_resume_to_the_same_bytes(train, tmp_path):
+    finished(train("whole", "classifier", 2))
+    killed = train("killed", "classifier", 2)
+    while not (tmp_path / "killed/work/epoch_1.pth").is_file():
+        time.sleep(0.01)
+        assert killed.poll() is None
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    finished(train("killed", "classifier", 2))
+    for name in ("net.safetensors", "curve.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_others_stop_when_one_process_dies(train, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM.replace("return 24", "return 24_000"))
+    training = train("dies", "classifier", 2)
+    while not (tmp_path / "dies/work").is_dir():
+        time.sleep(0.01)
+        assert training.poll() is None
+    children = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    said, _ = training.communicate(timeout=60)
+    assert training.returncode != 0
+    assert "another of its processes ended; its own message says why" in said or "Signal 9" in said
+
+
+def test_a_launcher_that_did_not_start_the_process_is_refused(monkeypatch):
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RequestError, match=r"--launcher pytorch: not started by it, got no RANK .* torchrun"):
+        processes("pytorch").__enter__()
+    with pytest.raises(RequestError, match=r"--launcher slurm: not started by it, got no RANK .* srun"):
+        processes("slurm").__enter__()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="got a process of torchrun; add --launcher pytorch"):
+        processes(None).__enter__()
