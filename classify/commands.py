@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from classify.backbones import HEADS, Architecture, build_classifier, initialize
+from classify.backbones import HEADS, Architecture, build_classifier, initialize, weightless
+from classify.budget import scratch_epochs
 from classify.checkpoint import (
     ModelCard,
     Preprocessing,
@@ -24,6 +26,7 @@ from classify.curve import curve_file, save_curve
 from classify.data import check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
 from classify.provenance import origin, outcome
+from classify.schedule import Schedule
 from classify.synthetic import SHAPES, write_shapes
 from classify.train import silent, train_classifier, using_threads
 from command.folders import generated, training_folder
@@ -42,19 +45,20 @@ def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console:
     """
     classes = _checked_classes(settings.data)
     net, card = _start(settings, classes)
+    schedule = _schedule(settings, card.backbone, console)
     given = settings.data.root if isinstance(settings.data, FolderData) else None
     data = [fingerprint(given, split) for split in ("train", "val")] if given else []
     made_from = origin(settings, settings.start.file, data)
     with training_folder(out, made_from, force) as work, using_threads(settings.num_threads):
         images, side = _images(settings, out.parent), settings.image_size
-        progress = RunProgress(console, [settings.schedule.epochs, 0.2])
+        progress = RunProgress(console, [schedule.epochs, 0.2])
         with progress.stage("train"):
             train = image_folder(images, "train", side)
-            curve = train_classifier(net, train, settings.schedule, work, settings.seed, progress)
+            curve = train_classifier(net, train, schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
             figures = evaluate_classifier(net, image_folder(images, "val", side), work / "evaluation")
         save_curve(curve.evaluated(figures), curve_file(out))
-        save_model(out, net, replace(card, provenance={**made_from, **outcome(figures)}))
+        save_model(out, net, replace(card, provenance={**made_from, **outcome(figures, schedule)}))
     return figures
 
 
@@ -104,3 +108,25 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
         if isinstance(start, Scratch):
             initialize(net)
     return net, replace(card, preprocessing=Preprocessing((settings.image_size, settings.image_size)))
+
+
+def _schedule(settings: ClassifierTraining, arch: Architecture, console: Console) -> Schedule:
+    """Return the schedule of the training; a start from random weights has a budget, whose epochs are told."""
+    start, schedule = settings.start, settings.schedule
+    if not isinstance(start, Scratch):
+        return schedule
+    dense, slim = (_macs(one, settings.image_size) for one in (replace(arch, widths={}), arch))
+    ratio = Fraction(dense, slim)
+    epochs = scratch_epochs(start.budget, schedule.epochs, ratio, start.scratch_b_cap, start.finetune_epochs)
+    console.print(
+        f"{start.budget}: {epochs} epochs; the dense network has {schedule.epochs}, "
+        f"and {float(ratio):.4f} times the MACs ({dense:,} / {slim:,})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return schedule.stretched(epochs)
+
+
+def _macs(arch: Architecture, side: int) -> int:
+    with weightless():
+        return cost_of(build_classifier(arch), (torch.zeros(1, 3, side, side),)).macs

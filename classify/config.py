@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator, with_config
 
 from classify.backbones import BACKBONES
+from classify.budget import SCRATCH_B_CAP, Budget
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
 
 __all__ = [
     "Backbone",
+    "Cap",
     "ClassifierTraining",
     "Dense",
     "Finetune",
@@ -20,6 +22,9 @@ __all__ = [
 ]
 
 with_config(ConfigDict(extra="forbid"))(Schedule)
+
+Cap = Annotated[float, Field(ge=1, le=1000)] | None
+"""Most times the dense epochs that `scratch_b` trains; None = no limit."""
 
 
 class Backbone(Part):
@@ -61,6 +66,13 @@ class Scratch(Part):
 
     type: Literal["scratch"]
     file: Path
+    budget: Budget = "scratch_e"
+    """`scratch_e`: the epochs of the schedule, which are those of the dense network. `scratch_b`: as many as are the
+    same computation in the slim one; decay points move in proportion."""
+    scratch_b_cap: Cap = SCRATCH_B_CAP
+    """Most times the dense epochs that `scratch_b` trains: 2 as the paper on ImageNet, None = no limit as on CIFAR."""
+    finetune_epochs: int = Field(0, ge=0, le=100_000)
+    """Added to the epochs of the budget, in the strict comparison with a fine-tuning of that length."""
 
 
 class ShapesData(Part):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pydantic_core import to_jsonable_python
 
+from classify.schedule import Schedule
 from command.files import sha256_of
 
 __all__ = ["origin", "outcome", "provenance"]
@@ -21,14 +22,23 @@ def origin(settings: object, parent: Path | None, data: Sequence[str] = ()) -> d
     }
 
 
-def outcome(figures: Mapping[str, Any]) -> dict[str, Any]:
+def outcome(figures: Mapping[str, Any], schedule: Schedule | None = None) -> dict[str, Any]:
     """Return the other half of a model's provenance: its figures, and what produced them besides the config.
 
     The weights depend on the number of threads, too: sums are added in another order.
+
+    Args:
+        figures: Of the model.
+        schedule: That it was trained with: a budget makes it longer than the config's.
     """
-    return {"metrics": dict(figures), "torch": torch.__version__, "num_threads": torch.get_num_threads()}
+    made_by = {"torch": torch.__version__, "num_threads": torch.get_num_threads()}
+    if schedule:
+        made_by["schedule"] = {**schedule.effective(), "decay_epochs": list(schedule.decay_epochs)}
+    return {"metrics": dict(figures), **made_by}
 
 
-def provenance(settings: object, parent: Path | None, figures: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(
+    settings: object, parent: Path | None, figures: Mapping[str, Any], schedule: Schedule | None = None
+) -> dict[str, Any]:
     """Return the provenance of a model made without data of its own."""
-    return {**origin(settings, parent), **outcome(figures)}
+    return {**origin(settings, parent), **outcome(figures, schedule)}

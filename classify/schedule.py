@@ -1,6 +1,7 @@
 """How long and how fast a network is trained."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from command.bounds import Bounds
@@ -42,7 +43,7 @@ class Schedule:
     warmup_iters: int = 20
     """Iterations over which the learning rate rises linearly to its peak."""
     milestones: tuple[float, ...] = ()
-    """Shares of the training after which the rate falls to a tenth; none = cosine to zero."""
+    """Shares of the training after which the rate falls to a tenth; none = cosine to zero, (1.0,) = constant."""
     max_grad_norm: float | None = 10.0
     """Gradients are clipped to this L2 norm; None = not clipped."""
     num_workers: int = 0
@@ -81,6 +82,22 @@ class Schedule:
     def peak_lr(self) -> float:
         """The learning rate at its peak."""
         return self.lr * self.batch_size / (self.lr_batch_size or self.batch_size)
+
+    @property
+    def decay_epochs(self) -> tuple[int, ...]:
+        """The whole epochs after which the rate falls to a tenth."""
+        return tuple(max(1, round(share * self.epochs)) for share in self.milestones)
+
+    def stretched(self, epochs: int) -> "Schedule":
+        """Return the schedule of a training that is as long or longer.
+
+        Decay points move in proportion, down to a whole epoch as in the official code of Liu et al., ICLR 2019:
+        ResNet-34-A has 106 epochs with decay after every 35, ResNet-34-B 118 with decay after every 39.
+        """
+        if epochs == self.epochs:
+            return self
+        whole = [math.floor(round(share * epochs, 6)) for share in self.milestones]  # 0.29 x 100 is below 29
+        return replace(self, epochs=epochs, milestones=tuple(max(1, epoch) / epochs for epoch in whole))
 
     def effective(self) -> dict[str, Any]:
         """Return the settings that have an effect, as JSON values: what a training depends on."""

@@ -370,7 +370,6 @@ def _param_scheduler(schedule: Schedule) -> list[dict[str, Any]]:
         end = schedule.warmup_iters * schedule.accumulate  # mmengine counts parts of batches
         warmup = [{"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": end}]
     if schedule.milestones:
-        epochs = [max(1, round(share * schedule.epochs)) for share in schedule.milestones]
-        return [*warmup, {"type": "MultiStepLR", "milestones": epochs, "gamma": 0.1}]
+        return [*warmup, {"type": "MultiStepLR", "milestones": list(schedule.decay_epochs), "gamma": 0.1}]
     cosine = {"type": "CosineAnnealingLR", "T_max": schedule.epochs, "eta_min": 0.0, "convert_to_iter_based": True}
     return [*warmup, cosine]

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, with_config
 
-from classify.config import Backbone, FolderData, ShapesData
+from classify.budget import SCRATCH_B_CAP, Budget
+from classify.config import Backbone, Cap, FolderData, ShapesData
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
 from command.errors import RequestError
@@ -41,8 +42,6 @@ __all__ = [
     "Timing",
 ]
 
-Budget = Literal["scratch_e", "scratch_b"]
-"""How long `scratch_transfer` trains its classifier."""
 Control = Literal["dense_longer"]
 """What is trained besides, so that a difference is not taken for the effect of pruning."""
 
@@ -76,7 +75,7 @@ class Classification(Part):
     image_size: int = Field(224, ge=32, le=4096)
     """Side of the training crops in pixels."""
     train: Schedule
-    """Of the dense network, and of `scratch_e`; `scratch_b` stretches it."""
+    """Of the dense network, and of `scratch_e`; `scratch_b` stretches it, decay points included."""
     finetune: Schedule
     """Of the pruned network in `prune_transfer`."""
 
@@ -218,6 +217,11 @@ class ExperimentConfig(Part):
     """`dense_longer`: the dense detector, trained once for the epochs of `detection.train` and `detection.finetune`
     together, as many as `transfer_prune` has. The schedule is that of `detection.train`, stretched."""
     budgets: Annotated[tuple[Budget, ...], AfterValidator(_check_once)] = ("scratch_e", "scratch_b")
+    """How long `scratch_transfer` trains its classifier."""
+    scratch_b_cap: Cap = SCRATCH_B_CAP
+    """Most times the dense epochs that `scratch_b` trains: 2 as the paper on ImageNet, None = no limit as on CIFAR."""
+    strict_budget: bool = False
+    """Whether the epochs of `classification.finetune` are added to those of `budgets`."""
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_check_once)] = Field((0,), min_length=1)
     num_threads: Threads = 1
     """CPU threads of torch in every stage; weights depend on it. Times are taken with `latency.num_threads`."""
@@ -236,6 +240,11 @@ class ExperimentConfig(Part):
                 "expected none, or transfer_prune among orderings"
             )
         return controls
+
+    @property
+    def added_epochs(self) -> int:
+        """Epochs that the strict budget adds to a training from random weights."""
+        return self.classification.finetune.epochs if self.strict_budget else 0
 
     def with_longer_training(self) -> "ExperimentConfig":
         """Return the experiment that `dense_longer` is the dense row of."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from classify.budget import SCRATCH_B_CAP
 from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from deploy.record import cpu_model, installed_versions
@@ -205,11 +206,7 @@ class _Planner:
             },
             "prune_classifier": pruning,
             "finetune_classifier": {"schedule": config.classification.finetune.effective(), "seed": leaf.seed},
-            "scratch_classifier": {
-                "schedule": config.classification.train.effective(),
-                "budget": leaf.budget,
-                "seed": leaf.seed,
-            },
+            "scratch_classifier": {"seed": leaf.seed, **self._budget_settings(leaf)},
             "transfer": {
                 "model": asdict(config.detection.model),
                 "classes": self.data.box_classes,
@@ -224,16 +221,30 @@ class _Planner:
         settings: dict[str, Any] = json.loads(json.dumps(by_step[step]))  # tuples as JSON has them
         return settings
 
+    def _budget_settings(self, leaf: Leaf) -> dict[str, Any]:
+        """Return what the length of a training from scratch depends on; defaults change no hash of earlier versions."""
+        config = self.config
+        schedule, is_b = config.classification.train, leaf.budget == "scratch_b"
+        settings: dict[str, Any] = {"schedule": schedule.effective(), "budget": leaf.budget}
+        if is_b and config.scratch_b_cap != SCRATCH_B_CAP:
+            settings["cap"] = config.scratch_b_cap
+        if config.added_epochs:
+            settings["finetune_epochs"] = config.added_epochs
+        if is_b and schedule.milestones:
+            settings["decay"] = "rounded down"  # version 0.1.0 rounded to the nearest epoch
+        return settings
+
     def _cost(self, step: str, leaf: Leaf) -> float:
         """Return seconds on one core for a small network; only the relation between steps matters."""
         c, d = self.config.classification, self.config.detection
         height, width = d.model.image_size_hw
         classify = self.data.num_images * c.image_size**2 * 1.0e-6
+        scratch = c.train.epochs * (2 if leaf.budget == "scratch_b" else 1) + self.config.added_epochs
         detect = self.data.num_scenes * height * width * 1.5e-6
         costs = {
             "train_classifier": 0 if self.config.backbone.weights else c.train.epochs * classify,
             "finetune_classifier": c.finetune.epochs * classify,
-            "scratch_classifier": c.train.epochs * classify * (2 if leaf.budget == "scratch_b" else 1),
+            "scratch_classifier": scratch * classify,
             "train_detector": d.train.epochs * detect,
             "finetune_detector": d.finetune.epochs * detect,
         }

@@ -36,6 +36,8 @@ UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
 # So that the table fits a terminal of 80 columns; every word has its own line there.
 SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "MAC reduction (x)": "MACs cut (x)"}
 _EPOCHS = "epochs"
+_BY_TRAINING = ("train_epochs", "train_lr")
+"""Keys of a row with a figure for each training."""
 _UNCUT = ("dense", *CONTROLS)
 """Orderings of the dense network, in the order of their lines."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -250,9 +252,12 @@ def _control(lines: list[_Line]) -> str:
 
 
 def _csv_text(rows: list[Row]) -> str:
-    flat = [{**row, **{f"train_epochs.{stage}": num for stage, num in row["train_epochs"].items()}} for row in rows]
-    stages = sorted({f"train_epochs.{stage}" for row in rows for stage in row["train_epochs"]})
-    columns = [*dict.fromkeys(key for row in rows for key in row if key != "train_epochs"), *stages]
+    trainings = [
+        {f"{key}.{stage}": num for key in _BY_TRAINING for stage, num in row.get(key, {}).items()} for row in rows
+    ]
+    stages = sorted({name for row in trainings for name in row})
+    columns = [*dict.fromkeys(key for row in rows for key in row if key not in _BY_TRAINING), *stages]
+    flat = [{**row, **training} for row, training in zip(rows, trainings, strict=True)]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(map(_csv_cell, columns))

@@ -30,6 +30,7 @@ def _inside(path: str) -> str:
 # Bounds that no real figure reaches, so that sums and plots of what passes are finite.
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _Positive = Annotated[float, Field(gt=0, lt=1e12)]
+_Rate = Annotated[float, Field(gt=0, le=1e30)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Pixels = Annotated[int, Field(gt=0, lt=2**31)]
 _Place = Annotated[float, Field(gt=-1e9, lt=1e9)]
@@ -69,6 +70,8 @@ class _Row(_Checked):
     mac_reduction: _Positive
     device: str
     train_epochs: dict[str, _Count]
+    train_lr: dict[str, _Rate] = {}
+    """Training's name -> its peak learning rate; earlier versions had none."""
     model: _Inside
     onnx: _Inside
 
@@ -153,4 +156,6 @@ def read_results(path: Path) -> dict[str, Any]:
         MissingFileError: If there is no such file.
         RequestError: If the file holds anything else.
     """
-    return model_from_json(Results, path, "expected a finished run, made by espalier run").model_dump(mode="json")
+    return model_from_json(Results, path, "expected a finished run, made by espalier run").model_dump(
+        mode="json", exclude_unset=True
+    )

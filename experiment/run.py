@@ -187,6 +187,9 @@ def _row(
         **{key: value for key, value in time_row.items() if key != "name"},
         "device": record.device.name,
         "train_epochs": {name: figure["epochs"] for name, figure in figures.items() if "epochs" in figure},
+        "train_lr": {
+            stage.name: stage.settings["schedule"]["lr"] for stage in leaf.chain if "epochs" in figures[stage.name]
+        },
         "model": str((store.folder(leaf.chain[-1]) / MODEL).relative_to(folder)),
         "onnx": str((store.folder(leaf.export) / ONNX_NAME).relative_to(folder)),
     }

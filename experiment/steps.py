@@ -6,6 +6,7 @@ Every step is a function (job, folder, progress) -> figures. `job.source` is the
 import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,10 @@ def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     net, card = load_classifier(job.source_model)
     torch.manual_seed(job.seed)
     initialize(net)
-    figures = job.source_figures()
-    schedule = job.config.classification.train
-    epochs = scratch_epochs(str(job.budget), schedule.epochs, figures["dense_macs"] / figures["macs"])
-    return _trained_classifier(job, folder, net, card, replace(schedule, epochs=epochs), progress)
+    config, figures = job.config, job.source_figures()
+    schedule, ratio = config.classification.train, Fraction(figures["dense_macs"], figures["macs"])
+    epochs = scratch_epochs(str(job.budget), schedule.epochs, ratio, config.scratch_b_cap, config.added_epochs)
+    return _trained_classifier(job, folder, net, card, schedule.stretched(epochs), progress)
 
 
 def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
@@ -200,14 +201,16 @@ def _trained_classifier(
     images = image_folder(job.data.train_images.place, "train", job.config.classification.image_size)
     curve = train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
     save_curve(curve, folder / CURVE)
-    return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card)}
+    return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule)}
 
 
-def _saved_classifier(job: Job, folder: Path, net: nn.Module, card: ModelCard) -> Figures:
+def _saved_classifier(
+    job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule | None = None
+) -> Figures:
     side = job.config.classification.image_size
     cost = cost_of(net, (torch.zeros(1, 3, side, side),))
     figures = {"macs": cost.macs, "params": cost.params}
-    save_model(folder / MODEL, net, replace(card, provenance=_provenance(job, figures)))
+    save_model(folder / MODEL, net, replace(card, provenance=_provenance(job, figures, schedule)))
     return figures
 
 
@@ -217,7 +220,7 @@ def _trained_detector(
     place = job.data.train_boxes.place
     curve = train_detector(detector, card, place, schedule, folder / CHECKPOINTS, job.seed, progress)
     save_curve(curve, folder / CURVE)
-    save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, {})))
+    save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, {}, schedule)))
     return {"epochs": schedule.epochs}
 
 
@@ -236,8 +239,8 @@ def _in_trunk(recipe: Pruning, detector: nn.Module) -> Pruning:
     )
 
 
-def _provenance(job: Job, metrics: Figures) -> dict[str, Any]:
+def _provenance(job: Job, metrics: Figures, schedule: Schedule | None = None) -> dict[str, Any]:
     """Provenance of a model: enough to find its parent and to repeat the step."""
     parent = job.source_model if job.source else None
     data = [part.key for part in job.reads]
-    return {**provenance(job.config, parent, metrics), "seed": job.seed, "data": data}
+    return {**provenance(job.config, parent, metrics, schedule), "seed": job.seed, "data": data}

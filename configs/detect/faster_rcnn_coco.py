@@ -5,7 +5,7 @@ Needs:   COCO 2017 as annotations/, train2017/ and val2017/, a classifier's mode
 Result:  not measured
 """
 
-start = dict(type="transfer", file="runs/classify/resnet34_imagenet.safetensors")
+start = dict(type="transfer", file="runs/classify/imagenet_dense.safetensors")
 data = dict(type="coco", root="data/coco")
 model = dict(norm_eval=True)
 schedule = dict(

@@ -78,6 +78,17 @@ def test_scratch_b_trains_longer_than_scratch_e(finished):
     assert epochs[1]["scratch_classifier"] == 4  # twice, the cap: half the channels are a quarter of the MACs
 
 
+def test_rows_and_models_have_the_length_and_rate_of_their_trainings(finished):
+    folder, results = finished
+    scratch = row(results, "scratch_transfer-scratch_b")
+    assert scratch["train_lr"] == {"train_classifier": 4e-3, "scratch_classifier": 4e-3, "train_detector": 2e-3}
+    assert row(results, "prune_transfer-finetune")["train_lr"]["finetune_classifier"] == 2e-3
+    schedule = read_card(folder / scratch["model"]).provenance["schedule"]
+    assert (schedule["epochs"], schedule["lr"]) == (2, 2e-3)
+    files = (folder / "stages").glob("scratch_classifier-*/model.safetensors")
+    assert sorted(read_card(file).provenance["schedule"]["epochs"] for file in files) == [2, 4]
+
+
 def test_scratch_starts_from_other_weights_than_pruning(finished):
     folder, results = finished
     weights = [

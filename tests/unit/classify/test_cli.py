@@ -17,6 +17,7 @@ from classify.config import ClassifierTraining, ShapesData
 from classify.curve import read_curve
 from classify.data import fingerprint
 from classify.provenance import origin
+from classify.pruning import prune_classifier
 from command.config import read_config
 from command.folders import training_folder
 
@@ -117,6 +118,48 @@ def distance_after_training(config, file, kind, folder):
 def test_finetune_starts_from_the_files_weights_and_scratch_does_not(trained, config, tmp_path):
     assert distance_after_training(config, trained[0], "finetune", tmp_path) < 1e-6
     assert distance_after_training(config, trained[0], "scratch", tmp_path) > 1e-2
+
+
+@pytest.fixture(scope="module")
+def halved(trained):
+    """The trained network with half of every layer's channels.
+
+    By hand, for 32 pixels: 301056 + 147456 + 3 x 131072 + 384 = 842112 MACs in the stem, the first stage, the other
+    stages and the head; slim 150528 + 36864 + 3 x 32768 + 192 = 285888. The ratio is 2.9456.
+    """
+    path = trained[0].with_name("half.safetensors")
+    slim, card, _ = prune_classifier(*load_classifier(trained[0]), 0.5)
+    save_model(path, slim, card)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({}, 2),
+        ({"budget": "scratch_e", "finetune_epochs": 1}, 3),
+        ({"budget": "scratch_b"}, 4),
+        ({"budget": "scratch_b", "scratch_b_cap": None}, 5),  # 5.89
+    ],
+)
+def test_scratch_trains_for_the_epochs_of_its_budget(config, halved, tmp_path, settings, epochs):
+    budget, out = settings.get("budget", "scratch_e"), tmp_path / "net.safetensors"
+    sets = [f"start.{key}={value}" for key, value in settings.items()]
+    sets += ["schedule.epochs=2", "schedule.milestones=(0.5,)", "schedule.warmup_iters=0"]
+    arguments = [part for text in sets for part in ("--set", text)]
+    done = invoke("train", start_from(config, halved, "scratch"), *arguments, "--out", out)
+    told = f"{budget}: {epochs} epochs; the dense network has 2, and 2.9456 times the MACs (842,112 / 285,888)\n"
+    assert done.stderr.startswith(told)
+    schedule = read_card(out).provenance["schedule"]
+    assert (schedule["epochs"], schedule["lr"], schedule["decay_epochs"]) == (epochs, 1e-3, [epochs // 2])
+    rates = [epoch.lr for epoch in read_curve(out.with_suffix(".curve.json")).epochs]
+    assert rates == pytest.approx([1e-3] * (epochs // 2) + [1e-4] * (epochs - epochs // 2))
+
+
+def test_a_dense_file_has_its_own_epochs_in_every_budget(config, trained, tmp_path):
+    path = start_from(config, trained[0], "scratch")
+    done = invoke("train", path, "--set", "start.budget=scratch_b", "--out", tmp_path / "net.safetensors")
+    assert done.stderr.startswith("scratch_b: 1 epochs; the dense network has 1, and 1.0000 times the MACs")
 
 
 def test_an_existing_model_is_refused_and_replaced_with_force(trained, config):

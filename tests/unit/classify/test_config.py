@@ -1,9 +1,11 @@
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import Field
 
-from classify.config import ClassifierTraining, Dense, Finetune, FolderData, ShapesData
+from classify.config import ClassifierTraining, Dense, Finetune, ShapesData
 from command.config import Part, read_config
 from command.errors import RequestError
 
@@ -147,14 +149,52 @@ def test_every_config_is_valid(path):
     assert read_config(path, (), ClassifierTraining).schedule.epochs >= 1
 
 
-def test_imagenet_has_the_papers_schedule():
-    config = read_config(ROOT / "configs/classify/resnet34_imagenet.py", (), ClassifierTraining)
-    schedule = config.schedule
-    assert config.start == Dense(name="resnet34")
-    assert isinstance(config.data, FolderData)
-    assert (schedule.optimizer, schedule.lr, schedule.batch_size, schedule.epochs) == ("SGD", 0.1, 256, 90)
-    assert [round(share * schedule.epochs) for share in schedule.milestones] == [30, 60]
+def recipe(name, *overrides):
+    return read_config(ROOT / f"configs/classify/{name}.py", overrides, ClassifierTraining)
+
+
+@pytest.mark.parametrize("kind", ["dense", "scratch"])
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs", "decay_epochs"), [("imagenet", 256, 90, (30, 60)), ("cifar", 64, 160, (80, 120))]
+)
+def test_recipes_have_the_papers_schedule(kind, images, batch_size, epochs, decay_epochs):
+    schedule = recipe(f"{images}_{kind}").schedule
+    assert (schedule.optimizer, schedule.lr, schedule.batch_size, schedule.epochs) == ("SGD", 0.1, batch_size, epochs)
+    assert (schedule.decay_epochs, schedule.warmup_iters) == (decay_epochs, 0)
     assert (schedule.weight_decay, schedule.momentum) == (1e-4, 0.9)
+
+
+@pytest.mark.parametrize(("images", "epochs"), [("imagenet", 20), ("cifar", 40)])
+def test_recipes_of_finetuning_differ_in_the_rate_and_its_course(images, epochs):
+    small, large = (recipe(f"{images}_finetune{ending}").schedule for ending in ("", "_large"))
+    assert (small.epochs, small.lr, small.decay_epochs) == (epochs, 1e-3, (epochs,))  # never: the rate is constant
+    assert (large.epochs, large.lr, large.decay_epochs) == (epochs, 0.1, ())
+    assert replace(small, lr=large.lr, milestones=(), warmup_iters=large.warmup_iters) == large
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"),
+    [
+        ("imagenet_dense", ("resnet18", "resnet34", "resnet50", "vgg16", "vgg16_bn")),
+        ("cifar_dense", ("resnet20_cifar", "resnet56_cifar", "resnet110_cifar", "vgg16_cifar")),
+    ],
+)
+def test_recipe_names_the_networks_that_it_trains(name, networks):
+    text = (ROOT / f"configs/classify/{name}.py").read_text()
+    for network in networks:
+        assert re.search(rf"\b{network}\b", text)
+        assert recipe(name, f"start.name={network}").start == Dense(name=network)
+
+
+@pytest.mark.parametrize("value", [0.5, 1001, float("nan")])
+def test_a_cap_that_shortens_the_training_is_refused(value):
+    with pytest.raises(ValueError, match=r"start\.scratch_b_cap: Input should be"):
+        recipe("imagenet_scratch", f"start.scratch_b_cap={value}")
+
+
+def test_scratch_trains_for_the_epochs_of_its_schedule_unless_told():
+    shapes = recipe("resnet18_shapes_finetune", "start.type=scratch").start
+    assert (shapes.budget, shapes.finetune_epochs) == ("scratch_e", 0)
 
 
 def test_kinds_differ_by_their_type():

@@ -130,6 +130,27 @@ def test_a_setting_without_effect_repeats_nothing(schedule):
     assert changed(f"{schedule}.momentum=0.5", before=[f"{schedule}.optimizer=SGD"]) != set()
 
 
+SCRATCH = {"scratch_classifier", "evaluate_classifier", "transfer", "train_detector", *DETECTED}
+"""What a longer training from random weights repeats."""
+
+
+@pytest.mark.parametrize("setting", ["scratch_b_cap=None", "scratch_b_cap=1.5", "strict_budget=True"])
+def test_another_budget_repeats_only_the_training_from_scratch(setting):
+    assert changed(setting) == SCRATCH
+    assert changed(setting, before=["orderings=('prune_transfer',)", "controls=()"]) == set()
+
+
+def test_cap_matters_only_for_scratch_b():
+    assert changed("scratch_b_cap=None", before=["budgets=('scratch_e',)"]) == set()
+    assert changed("strict_budget=True", before=["budgets=('scratch_e',)"]) == SCRATCH
+
+
+def test_finetuning_matters_for_scratch_only_in_the_strict_budget():
+    longer, only = "classification.finetune.epochs=9", ["orderings=('scratch_transfer',)", "controls=()"]
+    assert changed(longer, before=only) == set()
+    assert changed(longer, before=[*only, "strict_budget=True"]) == SCRATCH
+
+
 @pytest.fixture
 def given(tmp_path):
     """Overrides for data in files: an image folder `shapes`, a COCO folder `scenes`."""

@@ -30,6 +30,7 @@ def make_row(ordering: str, budget: str | None, **changes: Any) -> dict[str, Any
         "latency_ms": 10.0, "latency_p90_ms": 11.0, "latency_p99_ms": 12.0,
         "speedup": 1.5, "speedup_low": 1.4, "speedup_high": 1.6, "mac_reduction": 3.0, "device": "AMD EPYC 7B13",
         "train_epochs": {"train_detector": 12, "finetune_detector": 8},
+        "train_lr": {"train_detector": 2e-3, "finetune_detector": 1e-3},
         "model": f"stages/{ordering}/model.safetensors", "onnx": f"stages/{ordering}/model.onnx",
     }
     return row | changes
@@ -91,9 +92,10 @@ def test_csv_has_the_keys_of_the_rows_in_their_order_and_unrounded_values(tmp_pa
     report.write_report(make_results([DENSE | {"map": 0.123456789}, SLIM]), tmp_path)
     header, dense, slim = csv.reader((tmp_path / "results.csv").open(encoding="utf-8"))
     stages = ["finetune_detector", "train_classifier", "train_detector"]
-    assert header == [*(key for key in DENSE if key != "train_epochs"), *(f"train_epochs.{stage}" for stage in stages)]
+    columns = [*(f"train_epochs.{stage}" for stage in stages), "train_lr.finetune_detector", "train_lr.train_detector"]
+    assert header == [*(key for key in DENSE if not key.startswith("train_")), *columns]
     assert dense[header.index("map")] == "0.123456789"
-    assert (dense[-3:], slim[-3:]) == (["", "10", "12"], ["8", "", "12"])
+    assert (dense[-5:-2], slim[-5:]) == (["", "10", "12"], ["8", "", "12", "0.001", "0.002"])
 
 
 def test_report_is_written_whole_into_a_new_folder(tmp_path: Path) -> None:

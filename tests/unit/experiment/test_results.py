@@ -45,7 +45,7 @@ def png(width, height, data=b""):
 def test_results_are_read_as_they_were_written(pictured, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(pictured))
     read = read_results(tmp_path / "results.json")
-    assert read == {**pictured, "curves": {}}  # earlier versions kept none
+    assert read == pictured  # without what earlier versions did not keep
     assert list(read["rows"][0]) == list(pictured["rows"][0])
 
 
@@ -100,6 +100,8 @@ def test_another_json_file_is_refused(refused):
         ("rows.1.ordering", "other"),
         ("rows.1.budget", "[red]"),
         ("rows.1.train_epochs", {"a": 0.5}),
+        ("rows.1.train_lr", {"a": 0.0}),
+        ("rows.1.train_lr", {"a": "0.1"}),
         ("rows.1.more", [1]),
         ("rows.1.model", "//example.org/model"),
         ("rows.1.onnx", "../../model.onnx"),

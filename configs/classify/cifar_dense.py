@@ -1,0 +1,28 @@
+"""A dense network on CIFAR: ResNet-20, -56 or -110, or VGG-16, with the schedule of Liu et al. (ICLR 2019).
+
+Run:     espalier classify train cifar_dense --set data.root=FOLDER
+         Others than ResNet-56: --set start.name=resnet20_cifar, resnet110_cifar or vgg16_cifar
+Needs:   CIFAR-10 or CIFAR-100 as images, train/<class>/* and val/<class>/*; better a GPU
+Result:  not measured by us. Expected top-1 on CIFAR-10: ResNet-56 93.14, ResNet-110 93.14, VGG-16 93.63 % (table 1 of
+         Liu et al., means of five), ResNet-20 91.25 % (He et al., CVPR 2016, table 6)
+Cost:    160 epochs x 50 000 images x 3 (forward and backward) x MACs: 3.0e15 multiply-adds for ResNet-56;
+         0.3, 2.0 and 2.5 times that for ResNet-20, ResNet-110 and VGG-16. Hours are not measured
+
+docs/training.md says where the images are treated otherwise than in the paper.
+"""
+
+start = dict(type="dense", name="resnet56_cifar")
+data = dict(type="folder", root="data/cifar10")
+image_size = 32
+schedule = dict(
+    epochs=160,
+    batch_size=64,
+    optimizer="SGD",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-4,
+    milestones=(0.5, 0.75),
+    warmup_iters=0,
+    max_grad_norm=None,
+    num_workers=2,
+)
