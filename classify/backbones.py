@@ -32,6 +32,7 @@ __all__ = [
     "Widths",
     "build_classifier",
     "build_trunk",
+    "default_side",
     "initialize",
     "stage_shapes",
     "weightless",
@@ -67,6 +68,8 @@ class _Family:
     """The steps that output a feature map, at strides 4, 8, 16 and 32; none if the network has no such strides."""
     narrow: Callable[[Any, int], None] | None = None
     """Changes the number of base channels of the network in place."""
+    image_side: int = 224
+    """Of the images that its published weights are for, in pixels."""
 
 
 def build_classifier(arch: Architecture) -> nn.Module:
@@ -94,6 +97,15 @@ def build_trunk(arch: Architecture) -> "Trunk":
     setattr(net, family.head, nn.Identity())
     widths = {name: width for name, width in arch.widths.items() if name.split(".")[0] != family.head}
     return Trunk(_slim(net, widths), family.steps, family.stages)
+
+
+def default_side(name: str) -> int:
+    """Return the side of the images that the published weights of a network are for, in pixels.
+
+    Raises:
+        RequestError: If the name is unknown.
+    """
+    return _family(name).image_side
 
 
 class Trunk(nn.Module):
@@ -238,6 +250,10 @@ def _features(build: _Build, steps: Iterable[object], *stages: object) -> _Famil
     return _Family(build, "classifier", _inside("features", steps), _inside("features", stages))
 
 
+def _cifar(build: _Build, head: str) -> _Family:
+    return _Family(_initialized(build), head, image_side=32)
+
+
 BACKBONES: dict[str, _Family] = {
     "resnet18": _resnet(models.resnet18),
     "resnet34": _resnet(models.resnet34),
@@ -258,10 +274,10 @@ BACKBONES: dict[str, _Family] = {
     "regnet_x_400mf": _regnet(models.regnet_x_400mf),
     "regnet_y_400mf": _regnet(models.regnet_y_400mf),
     "convnext_tiny": _features(models.convnext_tiny, range(8), 1, 3, 5, 7),
-    "resnet20_cifar": _Family(_initialized(partial(CifarResNet, 20)), "linear"),
-    "resnet56_cifar": _Family(_initialized(partial(CifarResNet, 56)), "linear"),
-    "resnet110_cifar": _Family(_initialized(partial(CifarResNet, 110)), "linear"),
-    "vgg16_cifar": _Family(_initialized(cifar_vgg16), "classifier"),
+    "resnet20_cifar": _cifar(partial(CifarResNet, 20), "linear"),
+    "resnet56_cifar": _cifar(partial(CifarResNet, 56), "linear"),
+    "resnet110_cifar": _cifar(partial(CifarResNet, 110), "linear"),
+    "vgg16_cifar": _cifar(cifar_vgg16, "classifier"),
 }
 """Name in a config -> how to build it.
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from classify.backbones import Architecture, Widths, build_classifier, weightless
+from classify.class_order import is_same_order
 from classify.data import MEAN, STD
 from classify.naming import renamed, unwrapped
 from command.errors import RequestError, WorkError, is_of_the_machine
@@ -298,7 +299,7 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, ModelCard]:
 
 
 def check_classes(model: str | Path, card: ModelCard, classes: tuple[str, ...]) -> None:
-    """Raise RequestError unless the data's classes are those of the model file, in order."""
-    if card.classes != classes:
+    """Raise RequestError unless the data's classes are those of the model file, in order; see `is_same_order`."""
+    if not is_same_order(card.classes, classes):
         got, expected = (f"{len(names)} ({', '.join(names[:3])} ...)" for names in (classes, card.classes))
         raise RequestError(f"{model}: knows other classes than the data has, got {got}; expected {expected}")

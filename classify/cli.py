@@ -40,14 +40,41 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model file of a classifier.")],
-    images: Annotated[Path, typer.Argument(help="Image folder with train/<class>/* and val/<class>/*.")],
+    model: Annotated[
+        Path, typer.Argument(help="Model file of a classifier; with --weights, a network, as resnet56_cifar.")
+    ],
+    data: Annotated[
+        Path,
+        typer.Argument(help="Image folder with train/<class>/* and val/<class>/*, .npz file, or CIFAR as downloaded."),
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of that network from elsewhere, as for espalier import.", show_default="none"),
+    ] = None,
+    val_labels: Annotated[
+        Path | None,
+        typer.Option(help="Text file with the classes of val/*, without class folders.", show_default="none"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for figures and a picture.", show_default="none")
+    ] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a classifier on the validation images of a folder."""
+    """Measure a classifier on validation images: in all, by class, its mistakes and its calibration."""
     with loading():
+        from classify.accuracy_report import FIGURES, PICTURE, accuracy_tables, write_accuracy
         from classify.commands import evaluate_file
+        from classify.image_data import images_at
+    if out:
+        refuse_existing(force, out / FIGURES, out / PICTURE)
     with Console(stderr=True).status("Evaluating ..."):
-        figures = evaluate_file(model, images)
-    show(figures, as_json)
-    closing(f"evaluated {model}", ["espalier", "prune", "l1_half", model])
+        figures = evaluate_file(model, images_at(data, val_labels), weights)
+    if as_json:
+        show(figures, as_json)
+    else:
+        show({name: figure for name, figure in figures.items() if isinstance(figure, int | float)}, as_json)
+        Console().print(*accuracy_tables(figures), sep="\n")
+    done = f"wrote {write_accuracy(figures, out, (weights or model).name)}, and its figures beside it" if out else ""
+    words: list[str | Path] = ["import", model, weights] if weights else ["prune", "l1_half", model]
+    closing(done or f"evaluated {weights or model}", ["espalier", *words])

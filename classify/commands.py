@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from classify.backbones import HEADS, Architecture, build_classifier, initialize, weightless
+from classify.accuracy import accuracy, detailed_accuracy
+from classify.backbones import BACKBONES, HEADS, Architecture, build_classifier, initialize, weightless
 from classify.budget import scratch_epochs
 from classify.checkpoint import (
     ModelCard,
@@ -21,15 +22,17 @@ from classify.checkpoint import (
     read_weights,
     save_model,
 )
-from classify.config import ClassifierTraining, Dense, FolderData, Scratch, ShapesData
+from classify.class_order import best_names
+from classify.config import ClassifierTraining, Dense, Scratch
 from classify.curve import curve_file, save_curve
-from classify.data import check_folder, class_names, fingerprint, image_folder
-from classify.evaluate import evaluate_classifier
+from classify.evaluate import evaluate_classifier, predictions
+from classify.image_data import GivenImages
+from classify.importing import import_classifier
 from classify.provenance import origin, outcome
 from classify.schedule import Schedule
-from classify.synthetic import SHAPES, write_shapes
 from classify.train import silent, train_classifier, using_threads
-from command.folders import generated, training_folder
+from command.errors import RequestError
+from command.folders import training_folder
 from command.progress import RunProgress
 from prune.cost import cost_of
 
@@ -43,55 +46,52 @@ def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console:
         MissingFileError: If data or weights are missing.
         RequestError: If data or weights do not fit.
     """
-    classes = _checked_classes(settings.data)
-    net, card = _start(settings, classes)
+    net, card = _start(settings, settings.data.check())
     schedule = _schedule(settings, card.backbone, console)
-    given = settings.data.root if isinstance(settings.data, FolderData) else None
-    data = [fingerprint(given, split) for split in ("train", "val")] if given else []
-    made_from = origin(settings, settings.start.file, data)
+    made_from = origin(settings, settings.start.file, settings.data.fingerprints("train", "val"))
     with training_folder(out, made_from, force) as work, using_threads(settings.num_threads):
-        images, side = _images(settings, out.parent), settings.image_size
+        side = settings.image_size
+        images = settings.data.placed(out.parent, side)
         progress = RunProgress(console, [schedule.epochs, 0.2])
         with progress.stage("train"):
-            train = image_folder(images, "train", side)
-            curve = train_classifier(net, train, schedule, work, settings.seed, progress)
+            curve = train_classifier(net, images.images("train", side), schedule, work, settings.seed, progress)
         with progress.stage("evaluate"):
-            figures = evaluate_classifier(net, image_folder(images, "val", side), work / "evaluation")
+            figures = evaluate_classifier(net, images.images("val", side), work / "evaluation")
         save_curve(curve.evaluated(figures), curve_file(out))
         save_model(out, net, replace(card, provenance={**made_from, **outcome(figures, schedule)}))
     return figures
 
 
-def evaluate_file(model: Path, images: Path) -> dict[str, Any]:
-    """Return the figures of a classifier file on the `val` split of an image folder.
+def evaluate_file(model: Path, data: GivenImages, weights: Path | None = None) -> dict[str, Any]:
+    """Return the figures of a classifier on validation images, those of `detailed_accuracy` with its MACs and weights.
+
+    Args:
+        model: Model file; with `weights`, a key of `BACKBONES`.
+        data: The images.
+        weights: Trained elsewhere; see `import_classifier`.
 
     Raises:
-        RequestError: If the classes differ from the model's.
+        MissingFileError: If a file is missing.
+        RequestError: If the classes differ from the model's, or the weights are of another network.
     """
-    net, card = load_classifier(model)
-    check_folder(images)
-    check_classes(model, card, class_names(images))
-    fingerprint(images, "val")  # refuses images that do not decode
+    net, card = _opened(model, weights)
+    classes = data.check()
+    check_classes(weights or model, card, classes)
+    data.fingerprint("val")  # refuses images that do not decode
     side = card.preprocessing.image_hw[0]
     cost = cost_of(net, (torch.zeros(1, 3, side, side),))
     with silent(), tempfile.TemporaryDirectory() as folder:
-        figures = evaluate_classifier(net, image_folder(images, "val", side), Path(folder))
-    return {**figures, "macs": cost.macs, "params": cost.params}
+        found = predictions(net, data.images("val", side), Path(folder))
+    names = best_names(card.classes, classes)
+    return {**accuracy(found), "macs": cost.macs, "params": cost.params, **detailed_accuracy(found, names)}
 
 
-def _checked_classes(data: ShapesData | FolderData) -> tuple[str, ...]:
-    if isinstance(data, ShapesData):
-        return SHAPES
-    check_folder(data.root)
-    return class_names(data.root)
-
-
-def _images(settings: ClassifierTraining, beside: Path) -> Path:
-    data, side = settings.data, settings.image_size
-    if isinstance(data, FolderData):
-        return data.root
-    name = f"shapes2-{side}px-{data.num_train}-{data.num_val}-seed{data.seed}"  # the second way to draw seeds
-    return generated(beside / name, lambda folder: write_shapes(folder, data.num_train, data.num_val, side, data.seed))
+def _opened(model: Path, weights: Path | None) -> tuple[nn.Module, ModelCard]:
+    if weights:
+        return import_classifier(str(model), weights)
+    if str(model) in BACKBONES and not model.exists():
+        raise RequestError(f"{model}: a network without weights; give a model file, or its weights with --weights FILE")
+    return load_classifier(model)
 
 
 def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.Module, ModelCard]:
@@ -107,7 +107,8 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
         check_classes(start.file, card, classes)
         if isinstance(start, Scratch):
             initialize(net)
-    return net, replace(card, preprocessing=Preprocessing((settings.image_size, settings.image_size)))
+    shape = Preprocessing((settings.image_size, settings.image_size))
+    return net, replace(card, classes=best_names(card.classes, classes), preprocessing=shape)
 
 
 def _schedule(settings: ClassifierTraining, arch: Architecture, console: Console) -> Schedule:

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, with_config
 
 from classify.backbones import BACKBONES
 from classify.budget import SCRATCH_B_CAP, Budget
+from classify.image_data import AnyImages, FolderData, ShapesData
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
 
@@ -75,28 +76,12 @@ class Scratch(Part):
     """Added to the epochs of the budget, in the strict comparison with a fine-tuning of that length."""
 
 
-class ShapesData(Part):
-    """Generated images of coloured shapes."""
-
-    type: Literal["shapes"] = "shapes"
-    num_train: int = Field(1200, ge=2, le=10**7)
-    num_val: int = Field(300, ge=1, le=10**7)
-    seed: Seed = 0
-
-
-class FolderData(Part):
-    """An image folder: `train/<class>/*` and `val/<class>/*`, as ImageNet's."""
-
-    type: Literal["folder"]
-    root: Path
-
-
 class ClassifierTraining(Part):
     """What `espalier classify train` does."""
 
     start: Annotated[Dense | Finetune | Scratch, Field(discriminator="type")]
     """What is trained."""
-    data: Annotated[ShapesData | FolderData, Field(discriminator="type")]
+    data: Annotated[AnyImages, Field(discriminator="type")]
     image_size: int = Field(224, ge=32, le=4096)
     """Side of the training crops in pixels."""
     schedule: Schedule

@@ -1,25 +1,32 @@
-"""Accuracy of a classifier, measured through mmengine's Runner."""
+"""What a classifier answers, and its accuracy, measured through mmengine's Runner."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.evaluator import BaseMetric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from classify.accuracy import Predictions, accuracy
 from classify.train import ClassifierModel, collate, make_runner, silent
 from prune.modes import evaluating
 
-__all__ = ["evaluate_classifier"]
+__all__ = ["evaluate_classifier", "predictions"]
 
 
 def evaluate_classifier(
     net: nn.Module, dataset: Dataset[Any], work_dir: Path, batch_size: int = 64
 ) -> dict[str, float]:
     """Return {"top1", "top5"} in [0, 1] over (uint8 image, label) pairs; `net` is not changed."""
+    return accuracy(predictions(net, dataset, work_dir, batch_size))
+
+
+def predictions(net: nn.Module, dataset: Dataset[Any], work_dir: Path, batch_size: int = 64) -> Predictions:
+    """Return what `net`, which is not changed, answers on (uint8 image, label) pairs."""
     with silent():  # mmengine warns of a data set without its own metainfo
-        metric = _Accuracy()
+        metric = _Answers()
     runner = make_runner(
         ClassifierModel(net),
         work_dir,
@@ -33,17 +40,20 @@ def evaluate_classifier(
         test_evaluator=[metric],
     )
     with evaluating(net), silent():
-        metrics: dict[str, float] = runner.test()
+        runner.test()
     net.cpu()
-    return metrics
+    return metric.found
 
 
-class _Accuracy(BaseMetric):
+class _Answers(BaseMetric):
+    found: Predictions
+
     def process(self, data_batch: Any, data_samples: Sequence[tuple[Tensor, Tensor]]) -> None:
         for scores, label in data_samples:
             best = scores.topk(min(5, len(scores))).indices.tolist()
-            self.results.append((int(scores.argmax()) == int(label), int(label) in best))
+            confidence = float(scores.double().softmax(0).max())
+            self.results.append((int(label), int(scores.argmax()), confidence, int(label) in best))
 
-    def compute_metrics(self, results: list[tuple[bool, bool]]) -> dict[str, float]:
-        top1, top5 = zip(*results, strict=True)
-        return {"top1": sum(top1) / len(results), "top5": sum(top5) / len(results)}
+    def compute_metrics(self, results: list[tuple[int, int, float, bool]]) -> dict[str, float]:
+        self.found = Predictions(*map(np.array, zip(*results, strict=True)))
+        return accuracy(self.found)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
 
-from classify.backbones import HEADS, Architecture, build_classifier
+from classify.backbones import HEADS, Architecture, build_classifier, default_side
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_weights
+from classify.class_order import IMAGENET, numbered
 from classify.data import class_names
 from classify.naming import IN_TIMM
 from classify.provenance import origin, outcome
@@ -17,11 +17,10 @@ __all__ = ["class_list", "import_classifier"]
 
 _HEADS = {"fc", "head", "classifier", "linear", "last_linear"}
 """Parts of the names of heads in torchvision, timm and mmpretrain."""
-_IMAGENET = tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def import_classifier(
-    name: str, file: Path | None, classes: str | None = None, image_size: int = 224, seed: int = 0
+    name: str, file: Path | None, classes: str | None = None, image_size: int | None = None, seed: int = 0
 ) -> tuple[nn.Module, ModelCard]:
     """Return a classifier in eval mode, and its card.
 
@@ -30,13 +29,14 @@ def import_classifier(
         file: Weights of torchvision's, timm's or mmdet's (mmpretrain's) network of that name; random ones if None.
             Nothing in it is executed. It may have no head: that stays random.
         classes: See `class_list`; default: as many as the file's head has, or 1000.
-        image_size: Side of the crops that it classifies, in pixels.
+        image_size: Side of the crops that it classifies, in pixels; None for that of the published weights.
         seed: Of random weights.
 
     Raises:
         MissingFileError: If the file is missing.
         RequestError: If the file's weights are of another network, or its classes of another number.
     """
+    side = image_size or default_side(name)
     weights = read_weights(file) if file else {}
     names = class_list(classes, _num_classes(weights))
     torch.manual_seed(seed)
@@ -47,7 +47,7 @@ def import_classifier(
             net, weights, str(file), optional=HEADS if _is_headless(weights) else (), in_same_order=name in IN_TIMM
         )
     provenance = {**origin({"import": name, "seed": seed}, file), **outcome({})}
-    card = ModelCard("classifier", architecture, names, Preprocessing((image_size, image_size)), provenance=provenance)
+    card = ModelCard("classifier", architecture, names, Preprocessing((side, side)), provenance=provenance)
     return net.eval(), card
 
 
@@ -65,7 +65,7 @@ def class_list(classes: str | None, num_classes: int) -> tuple[str, ...]:
     """
     if classes is None or classes.isdecimal():
         num = int(classes) if classes else num_classes
-        return _IMAGENET if num == len(_IMAGENET) else tuple(f"class {label}" for label in range(num))
+        return IMAGENET if num == len(IMAGENET) else numbered(num)
     path = Path(classes)
     if path.is_dir():
         return class_names(path)
@@ -80,7 +80,7 @@ def class_list(classes: str | None, num_classes: int) -> tuple[str, ...]:
 def _num_classes(weights: dict[str, Tensor]) -> int:
     """Return the outputs of the last linear layer in a file; ImageNet's if it has none."""
     linear = [tensor for name, tensor in weights.items() if name.endswith("weight") and tensor.ndim == 2]
-    return len(linear[-1]) if linear and not _is_headless(weights) else len(_IMAGENET)
+    return len(linear[-1]) if linear and not _is_headless(weights) else len(IMAGENET)
 
 
 def _is_headless(weights: dict[str, Tensor]) -> bool:

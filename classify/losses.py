@@ -1,28 +1,27 @@
 """Losses of a classifier on training images: the input of criteria that measure on data."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
-from classify.data import image_folder
+from classify.image_data import GivenImages
 from classify.train import ClassifierModel, collate
 from prune.choose.measured import Losses
 
 __all__ = ["calibration_batches", "classifier_losses"]
 
 
-def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
+def classifier_losses(card: ModelCard, images: GivenImages, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
     """Return the cross entropy on training images, batch by batch, each time the same.
 
     The images are cropped as for evaluation. No image is read until the losses are iterated.
 
     Args:
         card: Of the classifier.
-        images: Image folder with train/<class>/*.
+        images: Their training images are used.
         batch_size: Images per batch.
         num_batches: At most; fewer if there are not enough images.
         seed: Of the choice of images.
@@ -30,7 +29,7 @@ def classifier_losses(card: ModelCard, images: Path, batch_size: int, num_batche
 
     def losses(net: nn.Module) -> Iterator[Tensor]:
         side = card.preprocessing.image_hw[0]
-        dataset: Any = image_folder(images, "train", side, is_augmented=False)
+        dataset: Any = images.images("train", side, is_augmented=False)
         model = ClassifierModel(net)
         for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
             batch = model.data_preprocessor(collate([dataset[i] for i in places]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["latex", "latex_from_rich", "latex_table", "markdown", "printable"]
+__all__ = ["drawable", "latex", "latex_from_rich", "latex_table", "markdown", "printable"]
 
 # Letters that GitHub's Markdown, or the engine that renders a site from it, may take for markup; not those of `a_b`.
 _MARKUP = re.compile(r"[\\`*~<>\[\]{}%|&$]|\b_|_\b")
@@ -30,6 +30,15 @@ _LIGATURE = re.compile(r"(?<=[-`',!?])(?=[-`',])")  # as -- becomes a dash
 def printable(text: str) -> str:
     """Return text in one line; what could move a cursor, change colours or turn the direction becomes an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def drawable(text: str, longest: int = 80) -> str:
+    """Return a text for a figure: one line of at most that many letters, all of which the figure's font has."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font  # not needed by a deployed model
+
+    font = get_font(findfont(FontProperties()))
+    short = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return "".join(letter if font.get_char_index(ord(letter)) else "\ufffd" for letter in short)
 
 
 def markdown(text: str) -> str:

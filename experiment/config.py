@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.config import Backbone, Cap, FolderData, ShapesData
+from classify.image_data import AnyImages
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
 from command.errors import RequestError
@@ -71,7 +72,7 @@ class CropsData(Part):
 class Classification(Part):
     """How the backbone learns to classify."""
 
-    data: Annotated[ShapesData | FolderData | CropsData, Field(discriminator="type")]
+    data: Annotated[AnyImages | CropsData, Field(discriminator="type")]
     image_size: int = Field(224, ge=32, le=4096)
     """Side of the training crops in pixels."""
     train: Schedule
@@ -144,7 +145,7 @@ class PruneConfig(Cut):
     parts: tuple[str, ...] = ("backbone",)
     """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. In patterns, layers of the last
     three have their own names (`neck.*`)."""
-    data: Annotated[ShapesData | FolderData | ScenesData | CocoData, Field(discriminator="type")] | None = None
+    data: Annotated[AnyImages | ScenesData | CocoData, Field(discriminator="type")] | None = None
     """Its training images are used by the calibration; None for a criterion that needs no data."""
     seed: Seed = 0
     """Seed of the choice of those images, and of random scores."""

@@ -1,7 +1,6 @@
 """`cut_model` prunes every model, classifier or detector, for `espalier prune` and for experiments."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,16 +8,13 @@ from tempfile import TemporaryDirectory
 from torch import nn
 
 from classify.checkpoint import ModelCard, check_classes
-from classify.config import FolderData, ShapesData
-from classify.data import check_folder, class_names
-from classify.data import fingerprint as folder_fingerprint
+from classify.image_data import AnyImages, ImageData
 from classify.losses import classifier_losses
 from classify.pruning import prune_classifier
-from classify.synthetic import SHAPES, write_shapes
+from classify.synthetic import SHAPES
 from command.errors import RequestError
 from detect.config import CocoData, ScenesData
-from detect.data import CocoSet, check_coco
-from detect.data import fingerprint as coco_fingerprint
+from detect.data import CocoSet, check_coco, fingerprint
 from detect.losses import detector_losses
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
@@ -29,7 +25,7 @@ from prune.pruning import Pruned
 
 __all__ = ["ModelData", "check_data_kind", "cut_by_config", "cut_model"]
 
-ModelData = ShapesData | FolderData | ScenesData | CocoData
+ModelData = AnyImages | ScenesData | CocoData
 
 
 def cut_model(
@@ -79,39 +75,31 @@ def cut_by_config(
         return cut(losses=None), ()
     check_data_kind(path, card, config.data)
     _check_data(path, card, config.data)
-    with _training_set(card, config.data) as images:
-        if isinstance(images, CocoSet):
-            return cut(losses=partial(detector_losses, card, images)), (coco_fingerprint(images),)
-        return cut(losses=partial(classifier_losses, card, images)), (folder_fingerprint(images, "train"),)
+    with TemporaryDirectory() as folder:
+        size_hw = card.preprocessing.image_hw
+        if isinstance(config.data, ImageData):
+            images = config.data.placed(Path(folder), size_hw[0])
+            return cut(losses=partial(classifier_losses, card, images)), images.fingerprints("train")
+        coco = _training_set(config.data, Path(folder), size_hw)
+        return cut(losses=partial(detector_losses, card, coco)), (fingerprint(coco),)
 
 
 def check_data_kind(path: Path, card: ModelCard, data: ModelData) -> None:
     """Raise RequestError unless the data is for classifiers where the model file holds one, or for detectors."""
-    if isinstance(data, ShapesData | FolderData) != (card.kind == "classifier"):
-        expected = "shapes or folder" if card.kind == "classifier" else "scenes or coco"
+    if isinstance(data, ImageData) != (card.kind == "classifier"):
+        expected = "shapes, folder, npz or cifar" if card.kind == "classifier" else "scenes or coco"
         raise RequestError(
             f"data.type: not for {path}, which holds a {card.kind}, got {data.type!r}; expected {expected}"
         )
 
 
 def _check_data(path: Path, card: ModelCard, data: ModelData) -> None:
-    if isinstance(data, FolderData):
-        check_folder(data.root)
-        check_classes(path, card, class_names(data.root))
+    if isinstance(data, ImageData):
+        check_classes(path, card, data.check())
     else:
         check_classes(path, card, check_coco(data.train) if isinstance(data, CocoData) else SHAPES)
 
 
-@contextmanager
-def _training_set(card: ModelCard, data: ModelData) -> Iterator[Path | CocoSet]:
-    """Yield an image folder for a classifier, a COCO set for a detector; generated ones are deleted afterwards."""
-    if isinstance(data, FolderData | CocoData):
-        yield data.root if isinstance(data, FolderData) else data.train
-        return
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        if isinstance(data, ShapesData):
-            write_shapes(folder, data.num_train, data.num_val, card.preprocessing.image_hw[0], data.seed)
-            yield folder
-        else:
-            yield write_scenes(folder, data.num_train, card.preprocessing.image_hw, data.seed)
+def _training_set(data: ScenesData | CocoData, folder: Path, size_hw: tuple[int, int]) -> CocoSet:
+    """Return the training set of a detector; a generated one is made in `folder`."""
+    return data.train if isinstance(data, CocoData) else write_scenes(folder, data.num_train, size_hw, data.seed)

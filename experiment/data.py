@@ -2,23 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from classify.data import check_folder, class_names
-from classify.data import fingerprint as folder_fingerprint
+from classify.data import Split
+from classify.image_data import FolderData, GivenImages, ImageData, ShapesData
 from classify.synthetic import SHAPES, write_split
 from command.notes import note
 from detect.annotations import read_annotations
 from detect.crops import check_crops, crop_classes, write_crops
 from detect.data import CocoSet, fingerprint
 from detect.synthetic import write_scenes
-from experiment.config import CocoData, CropsData, ExperimentConfig, FolderData, ScenesData, ShapesData
+from experiment.config import CocoData, CropsData, ExperimentConfig, ScenesData
 from experiment.stages import Figures, Stage, StageStore
 
 __all__ = ["Data", "Part", "check_data", "plan_data"]
 
-Split = Literal["train", "val"]
-Place = TypeVar("Place", Path, CocoSet)
+Place = TypeVar("Place", GivenImages, CocoSet)
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Part(Generic[Place]):
     """One part of the data: what a step that reads it depends on."""
 
     place: Place
-    """Where it is once its stage is done: for images, the folder with their split in it."""
+    """What it is once its stage is done: for generated images, a folder with their split alone in it."""
     fingerprint: str | None
     """Hash of its content; None if a stage makes it."""
     stage: Stage | None
@@ -41,8 +40,8 @@ class Part(Generic[Place]):
 class Data:
     """All data of an experiment."""
 
-    train_images: Part[Path]
-    val_images: Part[Path]
+    train_images: Part[GivenImages]
+    val_images: Part[GivenImages]
     train_boxes: Part[CocoSet]
     val_boxes: Part[CocoSet]
     image_classes: tuple[str, ...]
@@ -68,8 +67,8 @@ def check_data(config: ExperimentConfig) -> None:
     """
     boxes, images = config.detection.data, config.classification.data
     classes = boxes.check() if isinstance(boxes, CocoData) else SHAPES
-    if isinstance(images, FolderData):
-        check_folder(images.root)
+    if isinstance(images, ImageData):
+        images.check()
     if isinstance(images, CropsData) and isinstance(boxes, CocoData):
         check_crops(boxes.train)
         check_crops(boxes.val)
@@ -107,15 +106,15 @@ def _boxes(config: ExperimentConfig, store: StageStore, split: Split) -> Part[Co
     return Part(CocoSet(folder / "instances.json", folder / "images"), None, stage)
 
 
-def _images(config: ExperimentConfig, store: StageStore, split: Split, boxes: Part[CocoSet]) -> Part[Path]:
+def _images(config: ExperimentConfig, store: StageStore, split: Split, boxes: Part[CocoSet]) -> Part[GivenImages]:
     data = config.classification.data
-    if isinstance(data, FolderData):
-        return Part(data.root, folder_fingerprint(data.root, split), None)
+    if isinstance(data, GivenImages):
+        return Part(data, data.fingerprint(split), None)
     if isinstance(data, ShapesData):
         stage = _shapes(data, config.classification.image_size, split)
     else:
         stage = _crops(boxes, split)
-    return Part(store.folder(stage), None, stage)
+    return Part(FolderData(type="folder", root=store.folder(stage)), None, stage)
 
 
 def _counted(config: ExperimentConfig) -> tuple[tuple[str, ...], int, int]:
@@ -129,8 +128,8 @@ def _counted(config: ExperimentConfig) -> tuple[tuple[str, ...], int, int]:
 
 def _image_classes(config: ExperimentConfig, box_classes: tuple[str, ...]) -> tuple[str, ...]:
     data, boxes = config.classification.data, config.detection.data
-    if isinstance(data, FolderData):
-        return class_names(data.root)
+    if isinstance(data, ImageData):
+        return data.check()
     if isinstance(data, CropsData) and isinstance(boxes, CocoData):
         categories = read_annotations(boxes.train.annotations)["categories"]
         return tuple(sorted(crop_classes(categories).values()))
@@ -139,8 +138,9 @@ def _image_classes(config: ExperimentConfig, box_classes: tuple[str, ...]) -> tu
 
 def _num_images(config: ExperimentConfig, num_objects: int) -> int:
     data = config.classification.data
-    if isinstance(data, FolderData):
-        return sum(1 for path in (data.root / "train").rglob("*") if path.is_file())
+    if isinstance(data, GivenImages):
+        images: Any = data.images("train", config.classification.image_size)
+        return len(images)
     return data.num_train if isinstance(data, ShapesData) else num_objects
 
 

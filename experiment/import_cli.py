@@ -19,7 +19,8 @@ def bring(
     file: Annotated[
         Path | None,
         typer.Argument(
-            help="Its weights from torchvision, timm or mmpretrain (.pth, .safetensors).", show_default="random ones"
+            help="Its weights from torchvision, timm, mmpretrain or a program for CIFAR (.pth, .th, .safetensors).",
+            show_default="random ones",
         ),
     ] = None,
     classes: Annotated[
@@ -38,7 +39,10 @@ def bring(
     detector: Annotated[bool, typer.Option("--detector", help="Put a Faster R-CNN around it.")] = False,
     size_hw: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="Height and width of its images.", show_default="224 224, of a detector 800 1344"),
+        typer.Option(
+            help="Height and width of its images.",
+            show_default="224 224, for CIFAR's images 32 32, of a detector 800 1344",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of random weights.")] = 0,
     out: Annotated[Path | None, out_file("<network>.safetensors, or <network>-detector.safetensors")] = None,
@@ -71,8 +75,8 @@ def bring(
         classifier, card = import_classifier(name, file, seed=seed)
         save_detector(out, *detector_around(classifier, card, class_list(classes, 80), size_hw or (800, 1344), seed))
     else:
-        height, width = size_hw or (224, 224)
-        if height != width or height not in range(1, 16_385):
+        height, width = size_hw or (None, None)
+        if height != width or height not in (None, *range(1, 16_385)):
             raise RequestError(f"--size-hw: not square, got {height} {width}; expected two equal sides up to 16384")
         save_model(out, *import_classifier(name, file, classes, height, seed))
     closing(f"wrote {out}", next_command)

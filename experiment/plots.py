@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from experiment.labels import drawable
+from deploy.text import drawable
 
 __all__ = ["FIGURES", "LossCurve", "Point", "accuracy_plot", "loss_plot", "speedup_plot"]
 

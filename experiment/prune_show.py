@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from classify.backbones import Architecture, build_classifier
+from classify.backbones import Architecture, build_classifier, default_side
 from classify.checkpoint import ModelCard, read_card
 from command.errors import MissingFileError, RequestError
 from detect.detector_file import load_detector
@@ -23,7 +23,7 @@ from detect.foreign import dense_of
 from detect.mmdet_option import next_step
 from detect.model import build_detector, config_of, settings_of
 from detect.traced import TracedDetector, traced_at_size
-from prune.choose.presets import PRESETS, Preset, preset
+from prune.choose.presets import Preset, preset
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model
 from prune.explain import Explanation, explain, untouched_reasons
@@ -91,8 +91,7 @@ class _Options:
 
     def of(self, backbone: str) -> tuple[Architecture, int]:
         """Return the dense architecture and the image side: as requested, or by the data set it is made for."""
-        known = (entry.image_side for entry in PRESETS.values() if entry.backbone == backbone)
-        side = next(known, _IMAGENET_SIDE)
+        side = default_side(backbone)
         num_classes = _IMAGENET_CLASSES if side == _IMAGENET_SIDE else _CIFAR_CLASSES
         return Architecture(backbone, self.num_classes or num_classes), self.image_side or side
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from classify.checkpoint import ModelCard, has_card, read_card
-from classify.config import ClassifierTraining, FolderData, ShapesData
+from classify.config import ClassifierTraining
+from classify.image_data import AnyImages, FolderData, ImageData
 from classify.synthetic import SHAPES
 from command.config import read_config
 from command.options import setting
@@ -22,7 +23,7 @@ _TRAININGS: dict[str, tuple[str, str, Any]] = {
 }
 """Kind of a model -> the command that trains it, a config for it, and what the config describes."""
 _KINDS: dict[str, tuple[str, Any]] = {
-    "classifier": ("classification", Annotated[ShapesData | FolderData, Field(discriminator="type")]),
+    "classifier": ("classification", Annotated[AnyImages, Field(discriminator="type")]),
     "detector": ("detection", Annotated[ScenesData | CocoData, Field(discriminator="type")]),
 }
 """Kind of a model -> its part in the config of an experiment, and the data that it may be trained on."""
@@ -55,6 +56,12 @@ def retraining_command(model: Path, config: PruneConfig, out: Path, is_foreign: 
     return ["espalier", room, "train", name, *(word for text in settings for word in ("--set", text))]
 
 
+def _paths(data: ModelData) -> tuple[Path, ...]:
+    if isinstance(data, ImageData):
+        return data.paths
+    return (data.root,) if isinstance(data, CocoData) else ()
+
+
 def _trained_on(card: ModelCard) -> ModelData | None:
     """Return the data of the training or experiment that made a model file, where the file names it and it is there."""
     part, kinds = _KINDS[card.kind]
@@ -62,6 +69,6 @@ def _trained_on(card: ModelCard) -> ModelData | None:
     config = config.get(part, config) if isinstance(config, dict) else {}
     try:
         data: ModelData = TypeAdapter(kinds).validate_python(config.get("data") if isinstance(config, dict) else None)
-        return data if not isinstance(data, FolderData | CocoData) or data.root.is_dir() else None
+        return data if all(path.exists() for path in _paths(data)) else None
     except (ValidationError, OSError):  # the latter of a name that is too long
         return None

@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from experiment.labels import drawable
+from deploy.text import drawable
 
 __all__ = ["METRICS", "sensitivity_plot"]
 

@@ -18,7 +18,6 @@ from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
 from classify.curve import CURVE, save_curve
-from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 from classify.losses import classifier_losses
 from classify.provenance import provenance
@@ -148,7 +147,7 @@ def _evaluate_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     if not job.source_figures().get("has_head", True):
         return {"top1": None}
     net, card = load_classifier(job.source_model)
-    images = image_folder(job.data.val_images.place, "val", card.preprocessing.image_hw[0])
+    images = job.data.val_images.place.images("val", card.preprocessing.image_hw[0])
     return dict(evaluate_classifier(net, images, folder / CHECKPOINTS))
 
 
@@ -198,7 +197,7 @@ def parts_read(step: str, config: ExperimentConfig, data: Data) -> tuple[Part[An
 def _trained_classifier(
     job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    images = image_folder(job.data.train_images.place, "train", job.config.classification.image_size)
+    images = job.data.train_images.place.images("train", job.config.classification.image_size)
     curve = train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
     save_curve(curve, folder / CURVE)
     return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule)}

@@ -15,10 +15,9 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from classify.checkpoint import check_classes, load_classifier, read_card
-from classify.config import FolderData, ShapesData
-from classify.data import check_folder, class_names, fingerprint, image_folder
 from classify.evaluate import evaluate_classifier
-from classify.synthetic import SHAPES, write_shapes
+from classify.image_data import ImageData
+from classify.synthetic import SHAPES
 from command.files import sha256_of
 from command.folders import generated
 from detect.annotations import read_annotations
@@ -81,23 +80,20 @@ def subject_of(
     card = load_detector(model, mmdet)[1] if mmdet else read_card(model)
     card.check_dense(model)
     check_data_kind(model, card, data)
-    if isinstance(data, ShapesData | FolderData):
+    if isinstance(data, ImageData):
         return _classifier(model, data, num_images, recipes)
     return _detector(model, mmdet, data, num_images, recipes, parts)
 
 
-def _classifier(
-    model: Path, data: ShapesData | FolderData, num_images: int | None, recipes: Sequence[Recipe]
-) -> Subject:
-    if isinstance(data, FolderData):
-        check_folder(data.root)
+def _classifier(model: Path, data: ImageData, num_images: int | None, recipes: Sequence[Recipe]) -> Subject:
+    classes = data.check()
     net, card = load_classifier(model)
-    check_classes(model, card, class_names(data.root) if isinstance(data, FolderData) else SHAPES)
+    check_classes(model, card, classes)
     side = card.preprocessing.image_hw[0]
     trials = Trials(net, (torch.zeros(1, 3, side, side),), recipes)
 
     def evaluator(folder: Path) -> tuple[Evaluate, int]:
-        images = _some_images(image_folder(_images(data, folder, side), "val", side), num_images, side)
+        images = _some_images(data.placed(folder / DATA_FOLDER, side).images("val", side), num_images, side)
 
         def evaluate(slim: nn.Module) -> float:
             with _workplace() as work:
@@ -105,15 +101,7 @@ def _classifier(
 
         return evaluate, len(images)
 
-    prints = (fingerprint(data.root, "val"),) if isinstance(data, FolderData) else ()
-    return Subject("classifier", "top1", trials, prints, evaluator)
-
-
-def _images(data: ShapesData | FolderData, folder: Path, side: int) -> Path:
-    if isinstance(data, FolderData):
-        return data.root
-    size = (data.num_train, data.num_val, side, data.seed)
-    return generated(folder / DATA_FOLDER, lambda partial: write_shapes(partial, *size))
+    return Subject("classifier", "top1", trials, data.fingerprints("val"), evaluator)
 
 
 def _some_images(dataset: Any, num_images: int | None, side: int) -> Any:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from classify.backbones import Architecture, build_classifier, build_trunk
-from classify.checkpoint import load_weights, read_weights
+from classify.checkpoint import load_weights, read_card, read_weights
 from classify.cifar import CifarResNet
 from classify.data import MEAN, STD
 from prune import cost_of
@@ -94,3 +95,17 @@ def test_networks_for_cifar_are_refused_as_detector_backbone(name):
     assert "'resnet18'" in str(error.value)
     assert "_cifar'," not in str(error.value).partition("expected")[2]
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "percent"),
+    [("resnet20_cifar", "resnet20-12fca82f.th", 81.35), ("resnet56_cifar", "resnet56-4bfd9763.th", 83.15)],
+)
+def test_published_weights_are_evaluated_and_imported(photographs, invoke, name, file, percent, tmp_path):
+    test, out = SHARED / "cifar10_test_2000.npz", tmp_path / "net.safetensors"
+    figures = json.loads(invoke("classify", "eval", name, test, "--weights", SHARED / file, "--json").stdout)
+    assert figures["num_images"] == 2000
+    assert 100 * figures["top1"] == pytest.approx(percent, abs=0.11)
+    invoke("import", name, SHARED / file, "--out", out)
+    assert read_card(out).preprocessing.image_hw == (32, 32)
+    assert json.loads(invoke("classify", "eval", out, test, "--json").stdout) == figures

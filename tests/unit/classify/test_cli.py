@@ -191,7 +191,10 @@ def test_other_classes_are_refused(trained, tmp_path):
 
 def test_eval_prints_figures(trained):
     result = invoke("eval", trained[0], trained[0].parent / "shapes2-32px-12-6-seed0")
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "top5", "macs", "params"]
+    names = [line.split()[0] for line in result.stdout.splitlines()[:6]]
+    assert names == ["top1", "top5", "macs", "params", "num_images", "calibration_error"]
+    for title in ("top-1 by class", "most frequent mistakes", "calibration: expected error"):
+        assert title in result.stdout
 
 
 def test_json_prints_only_figures_on_standard_output(trained):

@@ -131,7 +131,7 @@ def test_a_misspelt_key_is_reported_before_the_one_it_leaves_missing(tmp_path):
         ("data.num_train=1", "data.num_train: Input should be greater than or equal to 2, got 1"),
         ("schedule.lr=-1", "schedule.lr: out of range, got -1.0; expected at least 1e-12 and at most 1e+30"),
         ("start.name=resnet9", "start.name: unknown, got 'resnet9'; expected one of convnext_tiny, densenet121,"),
-        ("data.type=cifar", "data.type: unknown, got 'cifar'; expected one of 'shapes', 'folder'"),
+        ("data.type=lmdb", "data.type: unknown, got 'lmdb'; expected one of 'shapes', 'folder', 'npz', 'cifar'"),
     ],
 )
 def test_a_wrong_value_is_reported_with_its_key(override, message):

@@ -6,6 +6,7 @@ from torchvision.transforms import v2
 from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, Preprocessing
 from classify.data import MEAN, STD
+from classify.image_data import FolderData
 from classify.losses import calibration_batches, classifier_losses
 from classify.synthetic import SHAPES
 
@@ -24,14 +25,16 @@ def test_the_loss_is_cross_entropy_on_images_cropped_for_evaluation(tiny_net, ca
     net = tiny_net().eval()
     normal = (v2.CenterCrop(32)(pictures).float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     expected = torch.nn.functional.cross_entropy(net(normal), torch.arange(6))
-    (loss,) = classifier_losses(card, tmp_path, batch_size=6, num_batches=1)(net)
+    (loss,) = classifier_losses(card, FolderData(type="folder", root=tmp_path), batch_size=6, num_batches=1)(net)
     torch.testing.assert_close(loss, expected)
     assert loss.requires_grad
 
 
 def test_the_losses_come_from_the_seed_alone_and_leave_the_random_state(tiny_net, card, shapes):
+    images = FolderData(type="folder", root=shapes)
+
     def losses(seed):
-        return [loss.item() for loss in classifier_losses(card, shapes, 4, 3, seed)(net)]
+        return [loss.item() for loss in classifier_losses(card, images, 4, 3, seed)(net)]
 
     net = tiny_net().eval()
     torch.manual_seed(1)

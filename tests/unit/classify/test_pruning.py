@@ -3,6 +3,7 @@ import torch
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, save_model
+from classify.image_data import FolderData
 from classify.losses import classifier_losses
 from classify.pruning import prune_classifier
 from classify.synthetic import SHAPES
@@ -47,7 +48,9 @@ def test_a_classifier_pruned_twice_is_rebuilt_from_its_card(dense, tmp_path):
 @pytest.mark.parametrize("name", ["taylor", "mean_activation", "average_rank"])
 def test_a_criterion_measured_on_images_ranks_every_group(dense, shapes, name):
     def spec():
-        criterion = make_criterion(name, dense[0], classifier_losses(dense[1], shapes, 4, 2))
+        criterion = make_criterion(
+            name, dense[0], classifier_losses(dense[1], FolderData(type="folder", root=shapes), 4, 2)
+        )
         return prune_classifier(*dense, 0.5, criterion=criterion)[2].spec
 
     assert spec() == spec()

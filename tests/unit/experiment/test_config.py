@@ -130,7 +130,10 @@ def test_a_preset_sets_every_width_and_names_the_file():
         ),
         (["criterion=taylor"], "data: taylor measures on training images, got none; expected data=dict(type=...)"),
         (["data={'type': 'shapes'}"], "data: not used with l1, got shapes; expected none"),
-        (["data={'type': 'shape'}"], "data.type: unknown, got 'shape'; expected one of 'shapes', 'folder', 'scenes',"),
+        (
+            ["data={'type': 'shape'}"],
+            "data.type: unknown, got 'shape'; expected one of 'shapes', 'folder', 'npz', 'cifar',",
+        ),
         (["calibration.num_batches=0"], "calibration.num_batches: Input should be greater than or equal to 1, got 0"),
         (["calibration.batches=3"], "unknown key calibration.batches; nearest valid ones: num_batches"),
     ],

@@ -18,10 +18,9 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from deploy.text import printable
+from deploy.text import drawable, printable
 from experiment import plots
 from experiment.doctor import Finding, report_table
-from experiment.labels import drawable
 from experiment.prune_show import PruningReport, report_text
 from experiment.report import table_latex, table_markdown, table_text, write_report
 from experiment.sensitivity import sensitivity_table

@@ -8,6 +8,7 @@ import torch
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, read_card, save_model
+from classify.image_data import FolderData
 from classify.synthetic import SHAPES, write_shapes
 from command.config import read_config
 from command.errors import WorkError
@@ -240,7 +241,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_shapes(folder / "shapes", 12, 6, 32, seed=0)
     shutil.rmtree(folder / "shapes/val")  # as in a stage of a split
-    images = Part(folder / "shapes", "images", None)
+    images = Part(FolderData(type="folder", root=folder / "shapes"), "images", None)
     scenes = Part(write_scenes(folder / "scenes", 4, (64, 64), seed=0), "scenes", None)
     return Data(images, images, scenes, scenes, SHAPES, SHAPES, 12, 4)
 

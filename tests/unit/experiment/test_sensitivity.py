@@ -153,7 +153,8 @@ def test_the_table_is_printed_for_latex(config, classifier, finished, tmp_path, 
 def test_the_dense_score_is_that_of_an_evaluation(config, classifier, tmp_path):
     overrides = ("--set", "num_images=None", "--set", "skip=('*',)", "--set", "prune_ratios=(0.5,)")
     invoke("prune", "sensitivity", config, classifier, "--out", tmp_path / "out", *overrides)
-    evaluated = json.loads(invoke("classify", "eval", classifier, tmp_path / "out/data", "--json").stdout)
+    (images,) = (tmp_path / "out/data").glob("shapes2-*")
+    evaluated = json.loads(invoke("classify", "eval", classifier, images, "--json").stdout)
     figures = figures_in(tmp_path / "out")
     assert (figures["num_images"], figures["score"]) == (60, evaluated["top1"])
     assert (figures["macs"], figures["params"]) == (evaluated["macs"], evaluated["params"])
@@ -258,7 +259,10 @@ def test_a_folder_with_a_damaged_record_is_refused(config, classifier, finished,
         (["max_drop=nan"], "max_drop: Input should be less than or equal to 1, got 'nan'"),
         (["round_to=100000"], "round_to: Input should be less than or equal to 65536, got 100000"),
         (["num_images=0"], "num_images: Input should be greater than or equal to 1, got 0"),
-        (["data={'_delete_': True, 'type': 'scenes'}"], "holds a classifier, got 'scenes'; expected shapes or folder"),
+        (
+            ["data={'_delete_': True, 'type': 'scenes'}"],
+            "holds a classifier, got 'scenes'; expected shapes, folder, npz or cifar",
+        ),
         (["data={'_delete_': True, 'type': 'folder', 'root': 'none'}"], "none/train: no such folder"),
         (["data={'_delete_': True, 'type': 'folder', 'root': 'empty'}"], "holds no images"),
         (["data={'_delete_': True, 'type': 'folder', 'root': 'five'}"], "knows other classes than the data has, got 5"),
