@@ -10,7 +10,17 @@ import typer
 from rich.console import Console
 
 from command.extras import loading
-from command.options import AsJson, Force, Overrides, closing, model_output, out_file, refuse_existing, show
+from command.options import (
+    AsJson,
+    Force,
+    LauncherOption,
+    Overrides,
+    closing,
+    model_output,
+    out_file,
+    refuse_existing,
+    show,
+)
 
 __all__ = ["app", "evaluate", "train"]
 
@@ -22,6 +32,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="Config: a name, as resnet18_shapes, or a file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, out_file("runs/classify/<config>.safetensors")] = None,
+    launcher: LauncherOption = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -34,7 +45,10 @@ def train(
     settings = read_config(config, overrides or (), ClassifierTraining)
     out = model_output(out, Path("runs/classify") / f"{config.stem}.safetensors")
     refuse_existing(force, out, *curve_at_risk(out))
-    show(train_to_file(settings, out, force, Console(stderr=True)), as_json)
+    figures = train_to_file(settings, out, force, Console(stderr=True), launcher)
+    if not figures:  # another process of the same training shows them
+        return
+    show(figures, as_json)
     closing(f"wrote {out}, and {curve_file(out)}", ["espalier", "prune", "l1_half", out])
 
 

@@ -1,5 +1,6 @@
 """What the commands of classification do; `cli.py` parses their arguments and prints."""
 
+import contextlib
 import tempfile
 from dataclasses import replace
 from fractions import Fraction
@@ -28,33 +29,56 @@ from classify.curve import curve_file, save_curve
 from classify.evaluate import evaluate_classifier, predictions
 from classify.image_data import GivenImages
 from classify.importing import import_classifier
+from classify.objective import TrainedClassifier
+from classify.processes import processes
 from classify.provenance import origin, outcome
 from classify.schedule import Schedule
 from classify.train import silent, train_classifier, using_threads
 from command.errors import RequestError
 from command.folders import training_folder
+from command.options import Launcher
 from command.progress import RunProgress
 from prune.cost import cost_of
 
 __all__ = ["evaluate_file", "train_to_file"]
 
 
-def train_to_file(settings: ClassifierTraining, out: Path, force: bool, console: Console) -> dict[str, Any]:
+def train_to_file(
+    settings: ClassifierTraining, out: Path, force: bool, console: Console, launcher: Launcher | None = None
+) -> dict[str, Any]:
     """Check the data, train, evaluate and write the model file `out` and its curve; return its figures.
+
+    Args:
+        settings: The config.
+        out: Written.
+        force: Whether what another training left may be deleted.
+        console: Shows progress.
+        launcher: What started this process and others, which train together. Only the first one evaluates and writes;
+            the others return nothing.
 
     Raises:
         MissingFileError: If data or weights are missing.
         RequestError: If data or weights do not fit.
     """
-    net, card = _start(settings, settings.data.check())
-    schedule = _schedule(settings, card.backbone, console)
-    made_from = origin(settings, settings.start.file, settings.data.fingerprints("train", "val"))
-    with training_folder(out, made_from, force) as work, using_threads(settings.num_threads):
-        side = settings.image_size
-        images = settings.data.placed(out.parent, side)
-        progress = RunProgress(console, [schedule.epochs, 0.2])
+    side = settings.image_size
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(processes(launcher))
+        with group.first_one_first():
+            net, card = _start(settings, settings.data.check())
+            schedule = _schedule(settings, card.backbone, console)
+            model = TrainedClassifier(net, settings.objective, settings.objective.scores_of_teacher(card.classes))
+            made_from = origin(settings, settings.start.file, settings.data.fingerprints("train", "val"))
+            images = settings.data.placed(out.parent, side)
+        work = stack.enter_context(training_folder(out, made_from, force, group.is_first))
+        stack.enter_context(using_threads(settings.num_threads))
+        group.wait()
+        progress = RunProgress(console if group.is_first else Console(quiet=True), [schedule.epochs, 0.2])
         with progress.stage("train"):
-            curve = train_classifier(net, images.images("train", side), schedule, work, settings.seed, progress)
+            train = images.images("train", side)
+            curve = train_classifier(net, train, schedule, work, settings.seed, progress, model)
+        group.leave()
+        if not group.is_first:
+            return {}
         with progress.stage("evaluate"):
             figures = evaluate_classifier(net, images.images("val", side), work / "evaluation")
         save_curve(curve.evaluated(figures), curve_file(out))

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, with_config
 from classify.backbones import BACKBONES
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.image_data import AnyImages, FolderData, ShapesData
+from classify.objective import Objective
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
 
@@ -85,6 +86,8 @@ class ClassifierTraining(Part):
     image_size: int = Field(224, ge=32, le=4096)
     """Side of the training crops in pixels."""
     schedule: Schedule
+    objective: Objective = Objective()
+    """What is learnt besides the labels."""
     seed: Seed = 0
     num_threads: Threads = 1
     """CPU threads of torch; the weights depend on it."""

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 from torch import distributed
 
 from command.errors import RequestError, WorkError
+from command.options import Launcher
 
-__all__ = ["Launcher", "Processes", "processes"]
+__all__ = ["Processes", "processes"]
 
-Launcher = Literal["pytorch", "slurm"]
 _NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _IN_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 _PATIENCE = timedelta(hours=3)
@@ -43,6 +42,11 @@ class Processes:
         yield
         if self.is_first:
             self.wait()
+
+    def leave(self) -> None:
+        """Part from the others for good: what follows is done by each process alone."""
+        if self.size > 1:
+            distributed.destroy_process_group()
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -77,7 +81,8 @@ def processes(launcher: Launcher | None) -> Iterator[Processes]:
         raise
     finally:
         with contextlib.suppress(RuntimeError):  # others may be gone
-            distributed.destroy_process_group()
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
 
 
 def _prepare(launcher: Launcher) -> None:

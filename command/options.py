@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ __all__ = [
     "AsJson",
     "AsLatex",
     "Force",
+    "Launcher",
+    "LauncherOption",
     "Overrides",
     "check_file_name",
     "check_one_form",
@@ -33,6 +35,16 @@ Overrides = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
+Launcher = Literal["pytorch", "slurm"]
+"""What starts several processes of one training: torchrun, or srun."""
+LauncherOption = Annotated[
+    Launcher | None,
+    typer.Option(
+        "--launcher",
+        help="Take part in a training that torchrun (pytorch) or srun (slurm) started several processes of.",
+        show_default="this process trains alone",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the figures on standard output, as JSON.")]
 
 AsLatex = Annotated[bool, typer.Option("--latex", help="Print only the table, for LaTeX with the package booktabs.")]

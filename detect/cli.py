@@ -11,7 +11,17 @@ import typer
 from rich.console import Console
 
 from command.extras import loading
-from command.options import AsJson, Force, Overrides, closing, model_output, out_file, refuse_existing, show
+from command.options import (
+    AsJson,
+    Force,
+    LauncherOption,
+    Overrides,
+    closing,
+    model_output,
+    out_file,
+    refuse_existing,
+    show,
+)
 from deploy.runtime_option import RuntimeName
 from detect.mmdet_option import MmdetConfig, next_step
 
@@ -25,6 +35,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="Config: a name, such as faster_rcnn_scenes, or a file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, out_file("runs/detect/<config>.safetensors")] = None,
+    launcher: LauncherOption = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +50,10 @@ def train(
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
     mmdet = getattr(settings.start, "mmdet", None)
     refuse_existing(force, *files_at_risk(out, mmdet), *curve_at_risk(out))
-    show(train_to_file(settings, out, force, Console(stderr=True)), as_json)
+    figures = train_to_file(settings, out, force, Console(stderr=True), launcher)
+    if not figures:  # another process of the same training shows them
+        return
+    show(figures, as_json)
     written = f"wrote {out}, {curve_file(out)}, and {out.with_suffix('.py')} for mmdet's tools"
     closing(written, next_step(out, mmdet and out.with_suffix(".py")))
 

@@ -1,5 +1,6 @@
 """The work of the `espalier detect` commands; `cli.py` parses their arguments and prints."""
 
+import contextlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, check_classes, load_classifier, read_weights
 from classify.config import Dense
 from classify.curve import curve_file, save_curve
+from classify.processes import processes
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES
 from classify.train import using_threads
 from command.folders import generated, training_folder
+from command.options import Launcher
 from command.progress import RunProgress
 from detect.config import CocoData, DetectorTraining, FinetuneDetector, ScenesData
 from detect.data import CocoSet, check_coco, fingerprint
@@ -28,33 +31,48 @@ from detect.train import train_detector
 __all__ = ["evaluate_file", "train_to_file"]
 
 
-def train_to_file(settings: DetectorTraining, out: Path, force: bool, console: Console) -> dict[str, Any]:
-    """Check the data, train, evaluate and write the model file `out` and its curve.
+def train_to_file(
+    settings: DetectorTraining, out: Path, force: bool, console: Console, launcher: Launcher | None = None
+) -> dict[str, Any]:
+    """Check the data, train, evaluate and write the model file `out` and its curve; return those of `coco_figures`.
 
-    Returns:
-        Its figures, those of `coco_figures`.
+    Args:
+        settings: The config.
+        out: Written.
+        force: Whether what another training left may be deleted.
+        console: Shows progress.
+        launcher: As for `classify.commands.train_to_file`.
 
     Raises:
         MissingFileError: If data or the file to start from is missing.
         RequestError: If data and the file to start from do not match.
     """
     data = settings.data
-    classes = data.check() if isinstance(data, CocoData) else SHAPES
-    detector, card = _start(settings, classes)
-    prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
-    made_from = origin(settings, settings.start.file, prints)
-    progress = RunProgress(console, [settings.schedule.epochs, 0.2])
-    with training_folder(out, made_from, force) as work, using_threads(settings.num_threads):
-        train, val = _sets(data, card.preprocessing.image_hw, out.parent)
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(processes(launcher))
+        with group.first_one_first():
+            classes = data.check() if isinstance(data, CocoData) else SHAPES
+            detector, card = _start(settings, classes)
+            prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
+            made_from = origin(settings, settings.start.file, prints)
+            train, val = _sets(data, card.preprocessing.image_hw, out.parent)
+        work = stack.enter_context(training_folder(out, made_from, force, group.is_first))
+        stack.enter_context(using_threads(settings.num_threads))
+        group.wait()
+        progress = RunProgress(console if group.is_first else Console(quiet=True), [settings.schedule.epochs, 0.2])
         with progress.stage("train"):
             curve = train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
+        group.leave()
+        if not group.is_first:
+            return {}
         with progress.stage("evaluate"):
             found = found_by_detector(detector, card, val, work / "evaluation")
         figures = coco_figures(val.annotations, found)
         data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
         save_curve(curve.evaluated(figures), curve_file(out))
         mmdet = settings.start.mmdet if isinstance(settings.start, FinetuneDetector) else None
-        save_detector(out, detector, replace(card, provenance={**made_from, **data_prints, **outcome(figures)}), mmdet)
+        made = {**made_from, **data_prints, **outcome(figures, settings.schedule)}
+        save_detector(out, detector, replace(card, provenance=made), mmdet)
     return figures
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from classify.checkpoint import ModelCard, has_card, read_card
 from classify.config import ClassifierTraining
-from classify.image_data import AnyImages, FolderData, ImageData
+from classify.image_data import AnyImages, CifarData, FolderData, ImageData, NpzData
 from classify.synthetic import SHAPES
 from command.config import read_config
 from command.options import setting
@@ -21,7 +21,14 @@ _TRAININGS: dict[str, tuple[str, str, Any]] = {
     "classifier": ("classify", "resnet18_shapes_finetune", ClassifierTraining),
     "detector": ("detect", "faster_rcnn_scenes_finetune", DetectorTraining),
 }
-"""Kind of a model -> the command that trains it, a config for it, and what the config describes."""
+"""Kind of a model -> the command that trains it, a config for generated data, and what the config describes."""
+_CONFIGS: dict[type, str] = {
+    CocoData: "faster_rcnn_coco_finetune",
+    CifarData: "cifar_finetune",
+    FolderData: "imagenet_finetune",
+    NpzData: "cifar_finetune",
+}
+"""Kind of data -> the config that trains a cut model on it."""
 _KINDS: dict[str, tuple[str, Any]] = {
     "classifier": ("classification", Annotated[AnyImages, Field(discriminator="type")]),
     "detector": ("detection", Annotated[ScenesData | CocoData, Field(discriminator="type")]),
@@ -44,10 +51,11 @@ def retraining_command(model: Path, config: PruneConfig, out: Path, is_foreign: 
         is_foreign: Whether it is a detector of mmdet's own parts, with its config beside it.
     """
     card = read_card(model if has_card(model) else out)
-    room, name, kind = _TRAININGS[card.kind]
+    room, generated, kind = _TRAININGS[card.kind]
+    data: Any = config.data or _trained_on(card) or (None if card.classes == SHAPES else _UNKNOWN[card.kind])
+    name = next((name for of_data, name in _CONFIGS.items() if isinstance(data, of_data)), generated)
     settings = [f"start.file={out}", *([f"start.mmdet={out.with_suffix('.py')}"] if is_foreign else [])]
     default = read_config(Path(name), settings, kind)
-    data: Any = config.data or _trained_on(card) or (None if card.classes == SHAPES else _UNKNOWN[card.kind])
     if data and data != default.data:
         changed = data.model_dump(mode="json", exclude_defaults=True)
         settings.append(setting("data", {"_delete_": True, "type": data.type, **changed}))

@@ -154,3 +154,17 @@ def test_a_launcher_that_did_not_start_the_process_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RequestError, match="got a process of torchrun; add --launcher pytorch"):
         processes(None).__enter__()
+
+
+def test_the_command_trains_by_two_processes_and_writes_once(tmp_path):
+    small = ["data.num_train=24", "data.num_val=6", "schedule.epochs=2", "schedule.batch_size=8"]
+    small += ["start.base_channels=8", "image_size=32"]
+    sets = [text for setting in small for text in ("--set", setting)]
+    train = ["espalier", "classify", "train", "resnet18_shapes", "--launcher", "pytorch", "--out", "net.safetensors"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *TORCHRUN, "-m", *train, *sets]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("wrote net.safetensors") == 1
+    assert len(read_curve(tmp_path / "net.curve.json").epochs) == 2
+    assert not (tmp_path / "net.training").exists()
