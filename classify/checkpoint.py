@@ -182,7 +182,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if is_of_the_machine(error):
             raise
         raise RequestError(
-            f"{path}: no plain weights inside; expected .safetensors or a file of tensors only"
+            f"{path}: no plain weights inside; expected .safetensors or a file of tensors only, as "
+            "torch.save(net.state_dict(), FILE) writes it"
         ) from error
     data = unwrapped(data)
     named = data.items() if isinstance(data, dict) else ()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
         card = read_card(checkpoint)
         if not card.is_foreign:
             raise RequestError(f"{checkpoint}: of Espalier's own parts, got a config of mmdet; leave --mmdet out")
+        if (num := _num_classes(config, detector)) != len(card.classes):
+            raise RequestError(f"{checkpoint}: has {len(card.classes)} classes; expected {num}, as {config} has")
         if not _is_slim(settings):
             detector = narrowed_model(detector, card.widths)
         weights = read_weights(checkpoint)
@@ -84,11 +87,22 @@ def slim_config(config: Path, card: ModelCard, model_file: str) -> Config:
         widths = {name: list(width) for name, width in card.widths.items()}
         dense_type = settings.model.get("dense_type", settings.model["type"])
         settings.model |= {"type": SLIM_DETECTOR, "dense_type": dense_type, "widths": widths}
-    known = settings.get("custom_imports", {})
-    imports = [*dict.fromkeys([*known.get("imports", ()), "detect.register"])]
-    settings.custom_imports = {**known, "imports": imports}
+    known = settings.get("custom_imports") or {}
+    named = known.get("imports") or ()
+    imports = [*([named] if isinstance(named, str) else named), "detect.register"]
+    settings.custom_imports = {**known, "imports": [*dict.fromkeys(imports)]}
+    settings.resume = False
     settings.load_from = "{{ fileDirname }}/" + model_file  # mmengine fills it in
-    return settings
+    return Config(_with_names(settings.to_dict()))
+
+
+def _with_names(part: Any) -> Any:
+    """Return a config with classes and functions, which configs of the new style hold, as their names."""
+    if isinstance(part, Mapping):
+        return {key: _with_names(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return type(part)(map(_with_names, part))
+    return f"{part.__module__}.{part.__qualname__}" if isinstance(part, type | FunctionType) else part
 
 
 def dense_of(config: Path) -> nn.Module:
@@ -131,11 +145,11 @@ def _read(config: Path) -> Config:
     read_yaml_as_data()
     try:
         return Config.fromfile(config)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _not_built(config, error) from error
 
 
-def _not_built(config: Path, error: Exception) -> RequestError:
+def _not_built(config: Path, error: BaseException) -> RequestError:
     reason = " ".join(str(error).split())
     return RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet")
 
@@ -148,7 +162,10 @@ def _without_pretrained(part: Any) -> Any:
 
 
 def _is_pretrained(key: str, value: Any) -> bool:
-    return key == "pretrained" or (key == "init_cfg" and isinstance(value, Mapping) and _name(value) == "Pretrained")
+    rules = value if isinstance(value, list | tuple) else [value]
+    return key == "pretrained" or (
+        key == "init_cfg" and any(isinstance(rule, Mapping) and _name(rule) == "Pretrained" for rule in rules)
+    )
 
 
 def _check_normalises(config: Path, preprocessor: nn.Module) -> None:
@@ -167,6 +184,8 @@ def _preprocessing(settings: Config, detector: Any) -> Preprocessing:
         return Preprocessing(DetectorSettings.image_size_hw)
     strides = (stride for part in detector.modules() for stride in getattr(part, "featmap_strides", ()))
     step = max([detector.data_preprocessor.pad_size_divisor, *strides])
+    if not isinstance(scale, int | float | list | tuple):
+        return Preprocessing(DetectorSettings.image_size_hw)
     sides = np.resize(scale, 2).tolist()  # one number is used for both sides; of several pairs the first
     keep_ratio = scaling.get("keep_ratio", "img_scale" in scaling)  # the defaults of mmdet 3 and 2
     height, width = (math.ceil(side / step) * step for side in sorted(sides))

@@ -1,25 +1,20 @@
 """Detectors that were not trained here: around a classifier's backbone, or from mmdet's checkpoint and config."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, load_weights
 from classify.provenance import origin, outcome
 from detect.foreign import load_foreign
+from detect.found_alike import check_finds_the_same
 from detect.model import DetectorSettings, new_detector, transfer
-from detect.openmmlab import DetDataSample
 from detect.traced import TracedDetector
 
 __all__ = ["detector_around", "detector_from_mmdet"]
-
-_TRIAL_HW = (256, 320)
-"""Size of the image on which both detectors must find the same."""
 
 
 def detector_around(
@@ -72,7 +67,8 @@ def _as_ours(theirs: Any, found: ModelCard) -> tuple[nn.Module, ModelCard]:
     preprocessing = replace(preprocessing, mean_rgb=tuple(mean), std_rgb=tuple(std))
     ours, card = new_detector(network, found.classes, settings, seed=0, preprocessing=preprocessing)
     load_weights(ours, {_own_name(name): tensor for name, tensor in weights.items()}, "its weights")
-    _check_finds_the_same(theirs, ours.eval())
+    if not check_finds_the_same(theirs, ours.eval()):
+        raise ValueError("it does not predict")
     return ours, card
 
 
@@ -102,26 +98,3 @@ def _network(backbone: Any, num_classes: int) -> Architecture:
 
 def _own_name(name: str) -> str:
     return name.replace("backbone.", "backbone.net.", 1) if name.startswith("backbone.") else name
-
-
-def _check_finds_the_same(theirs: Any, ours: Any) -> None:
-    """Raise ValueError unless both find the same boxes in noise, with equal scores and labels."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, *_TRIAL_HW), dtype=torch.uint8, generator=generator)
-    # in float64: sums in another order may put nearly equal scores in another order
-    one, other = (_found(copy.deepcopy(detector).double(), image) for detector in (theirs, ours))
-    for key, tensor in one.items():
-        if tensor.shape != other[key].shape or not torch.allclose(tensor.float(), other[key].float(), 1e-4, 1e-4):
-            raise ValueError(f"other {key}")
-
-
-@torch.no_grad()
-def _found(detector: Any, image: Tensor) -> dict[str, Tensor]:
-    meta = {"img_shape": _TRIAL_HW, "ori_shape": _TRIAL_HW, "scale_factor": (1.0, 1.0), "img_id": 0}
-    config = detector.roi_head.test_cfg
-    threshold, config.score_thr = config.score_thr, 0.0  # an untrained one finds nothing above it
-    try:
-        (sample,) = detector.test_step({"inputs": [image], "data_samples": [DetDataSample(metainfo=meta)]})
-    finally:
-        config.score_thr = threshold
-    return {key: sample.pred_instances[key] for key in ("bboxes", "scores", "labels")}

@@ -9,13 +9,15 @@ from torch import nn
 
 from classify.checkpoint import ModelCard
 from command.errors import RequestError
+from detect.found_alike import check_finds_the_same
 from detect.model import build_detector, config_of
 from detect.traced import PARTS, TracedDetector, detector_cost, example_images
 from detect.trunk import TrunkBackbone
 from prune.choose.criteria import Criterion
 from prune.choose.recipe import Recipe, resolved
 from prune.cut.spec import PruneSpec
-from prune.cut.surgery import slim_model
+from prune.cut.surgery import masked_model, slim_model
+from prune.follow.layers import is_producer
 from prune.pruning import Pruned, prune_model
 
 __all__ = ["in_detector", "prune_detector"]
@@ -62,7 +64,7 @@ def prune_detector(
     pruned = prune_model(
         traced,
         example_images(),
-        replace(recipe, unused=(*recipe.unused, *(f"{head}.*" for head in traced.left_out))),
+        recipe,
         criterion=measured,
         dense_cost=detector_cost(detector, card) if recipe.limit else None,
         verify=verify,
@@ -74,10 +76,19 @@ def prune_detector(
     }
     decisions = tuple(replace(d, reason=untouched.get(d.reason or "", d.reason)) for d in pruned.decisions)
     pruned = replace(pruned, decisions=decisions)
-    return (*_rebuilt(detector, card, pruned), pruned)
+    slim, slim_card = _rebuilt(detector, card, pruned)
+    if card.is_foreign and verify and not recipe.norm_widths:
+        try:
+            check_finds_the_same(masked_model(detector, pruned.spec), slim)
+        except ValueError as error:
+            raise RequestError(
+                f"{type(detector).__name__}: cannot be pruned so, the slim detector finds otherwise than the masked "
+                f"one, got {error}; expected the same, leave out of parts what it reads in a way of its own"
+            ) from error
+    return slim, slim_card, pruned
 
 
-def in_detector(recipe: Recipe, parts: Sequence[str], detector: nn.Module) -> Recipe:
+def in_detector(recipe: Recipe, parts: Sequence[str], detector: TracedDetector) -> Recipe:
     """Return a recipe with its patterns in a detector's names, which skips the parts that are not cut.
 
     Raises:
@@ -89,11 +100,12 @@ def in_detector(recipe: Recipe, parts: Sequence[str], detector: nn.Module) -> Re
             part = pattern.split(".")[0]
             if part not in parts:
                 raise RequestError(f"{key}[{pattern!r}]: in a part that is not cut, got {part}; add it to parts")
-    has = {name.split(".")[0] for name, _ in detector.named_parameters()}
+    has = {name.split(".")[0] for name, layer in detector.named_modules() if is_producer(layer)}
     whole = (_layers(part) for part in PARTS if part in has and part not in parts)
     return replace(
         recipe,
         skip=(*(_layer_in_detector(pattern, prefix) for pattern in recipe.skip), *whole),
+        unused=(*recipe.unused, *(f"{head}.*" for head in detector.left_out)),
         ratios={_layer_in_detector(pattern, prefix): ratio for pattern, ratio in recipe.ratios.items()},
         widths={_layer_in_detector(pattern, prefix): width for pattern, width in recipe.widths.items()},
     )

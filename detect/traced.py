@@ -17,6 +17,9 @@ PARTS = ("backbone", "neck", "rpn_head", "roi_head", "bbox_head")
 """Parts of a detector that can be cut: two-stage ones have the next to last two, one-stage ones the last."""
 
 
+_STOCK = ("TwoStageDetector.extract_feat", "SingleStageDetector.extract_feat")
+
+
 def example_images() -> tuple[Tensor]:
     """Return the smallest images on which channels are followed: they are coupled alike at any size."""
     return (torch.zeros(1, 3, 64, 64),)
@@ -26,8 +29,8 @@ class TracedDetector(nn.Module):
     """A detector's layers without its boxes, under the same names.
 
     Boxes depend on the data, so here every RoI reads the sum of the levels, pooled to the extractor's size; channels
-    are coupled exactly as in the detector. A head that cannot be run so is left out: the maps that it reads are
-    outputs, which keep their channels.
+    are coupled exactly as in the detector. A head that cannot be run so is left out. What it reads are outputs, which
+    keep their channels, and so is what any further part of the detector or a class of the user's own may read.
 
     Args:
         detector: mmdet's detector; its modules are shared.
@@ -57,12 +60,18 @@ class TracedDetector(nn.Module):
             maps = self.neck(self.backbone(*example_images()))
             self.left_out = tuple(name for name, run in self._heads.items() if not self._runs_whole(name, run, maps))
         """Heads that are not run."""
+        more = [name for name, child in detector.named_children() if name not in PARTS and [*child.parameters()]]
+        self.is_stock = _is_stock(detector)
+        self.is_read_elsewhere = bool(self.left_out or more) or not self.is_stock
+        """Whether the maps are read by what is not run: a head, another part, or a class of the user's own."""
 
     def forward(self, images: Tensor) -> list[Any]:
         """Return the outputs of the heads, and the maps that other heads read, for images (1, 3, H, W)."""
-        maps = self.neck(self.backbone(images))
+        features = self.backbone(images)
+        maps = self.neck(features)
         outputs = [output for name, run in self._heads.items() if name not in self.left_out for output in run(maps)]
-        return [*outputs, maps] if self.left_out else outputs
+        more = [*([maps] if self.is_read_elsewhere else []), *([] if self.is_stock else [features])]
+        return [*outputs, *more]
 
     @property
     def _heads(self) -> dict[str, Callable[[Any], list[Any]]]:
@@ -99,6 +108,13 @@ class TracedDetector(nn.Module):
         return all(module in reached for module in head.modules() if [*module.parameters(recurse=False)])
 
 
+def _is_stock(detector: Any) -> bool:
+    """Return whether maps are the neck's output of the backbone's, as in mmdet's own classes."""
+    return type(detector).extract_feat.__qualname__ in _STOCK and (
+        type(detector).extract_feat.__module__.startswith("mmdet.models.detectors.")
+    )
+
+
 def _stages(roi_head: Any) -> Iterator[tuple[Any, nn.Module]]:
     """Yield every head of boxes or masks, with the extractor that feeds it."""
     for kind in ("bbox", "mask"):
@@ -119,5 +135,5 @@ def detector_cost(detector: Any, card: ModelCard) -> Cost:
 
 def traced_at_size(detector: Any) -> TracedDetector:
     """Return a detector's layers with as many RoIs as it has at most; one for one-stage detectors, which have none."""
-    rpn_head = getattr(detector, "rpn_head", None)
-    return TracedDetector(detector, rpn_head.test_cfg.max_per_img if rpn_head is not None else 1)
+    settings = getattr(getattr(detector, "rpn_head", None), "test_cfg", None) or {}
+    return TracedDetector(detector, settings.get("max_per_img", 1))

@@ -130,9 +130,7 @@ def test_weights_of_another_network_are_refused_with_what_was_found(net, tmp_pat
 
 def test_layers_of_other_sizes_are_named(net, tmp_path):
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(
-        ValueError, match=r"of another architecture, fc\.bias got \(5,\); expected \(9,\) \(and 1 more\)"
-    ):
+    with pytest.raises(ValueError, match=r"of another architecture, fc\.bias got \(5,\); expected \(9,\), fc\.weight"):
         import_classifier("resnet18", tmp_path / "w.pth", classes="9")
 
 

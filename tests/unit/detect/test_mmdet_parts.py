@@ -7,11 +7,13 @@ import mmdet
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
+from mmengine.config import Config
 
 from classify.checkpoint import read_card
 from classify.synthetic import SHAPES
 from command.errors import RequestError
-from detect import load_detector, mmdet_config
+from detect import build_detector, load_detector, mmdet_config
+from detect.foreign import slim_config
 from prune.cut.surgery import masked_model
 
 STOCK = Path(mmdet.__file__).parent / ".mim/configs"
@@ -237,3 +239,90 @@ def test_the_given_config_is_never_replaced(invoke, write, tmp_path):
         with pytest.raises(RequestError, match=r"its config would replace the given one, .*cascade\.py"):
             invoke(*command, "--mmdet", config, "--out", config.with_suffix(".safetensors"), "--force")
     assert config.read_text() == before
+
+
+MODULE = """
+from mmdet.models import FasterRCNN
+from mmdet.registry import MODELS
+
+
+@MODELS.register_module(force=True)
+class RollRCNN(FasterRCNN):
+    def extract_feat(self, batch_inputs):
+        return tuple(m.roll(7, 1) for m in super().extract_feat(batch_inputs))
+
+
+@MODELS.register_module(force=True)
+class SecondRCNN(FasterRCNN):
+    def predict(self, batch_inputs, batch_data_samples, rescale=True):
+        bias = self.neck.fpn_convs[0].conv.out_channels / 32
+        found = super().predict(batch_inputs, batch_data_samples, rescale)
+        for sample in found:
+            sample.pred_instances.scores = sample.pred_instances.scores * bias
+        return found
+"""
+
+
+@pytest.fixture
+def own_class(write, tmp_path, monkeypatch):
+    """Write a config with a class of the user's own, and its checkpoint."""
+
+    def both(name):
+        config, checkpoint = write("res2net")
+        (tmp_path / "mine_rcnn.py").write_text(MODULE)
+        monkeypatch.syspath_prepend(tmp_path)
+        more = f"\ncustom_imports = dict(imports='mine_rcnn')\nmodel['type'] = '{name}'\n"
+        config.write_text(config.read_text() + more)
+        return config, checkpoint
+
+    return both
+
+
+def test_maps_that_a_class_of_the_users_own_changes_stay_whole(invoke, own_class, tmp_path):
+    config, checkpoint = own_class("RollRCNN")
+    slim = tmp_path / "slim.safetensors"
+    invoke("prune", "l1_half", checkpoint, "--mmdet", config, "--out", slim, "--set", ALL_PARTS)
+    card = read_card(slim)
+    assert card.widths["neck.fpn_convs.0.conv"] == (16, 32)
+    by_mmdet = init_detector(str(slim.with_suffix(".py")), str(slim), device="cpu")
+    masked = masked_model(init_detector(str(config), str(checkpoint), device="cpu"), card.prune_spec)
+    assert_same(found_in_noise(masked.double()), found_in_noise(by_mmdet.double()), 1e-4)
+
+
+def test_a_detector_that_reads_its_widths_while_it_predicts_is_refused(invoke, own_class, tmp_path):
+    (config, checkpoint), slim = own_class("SecondRCNN"), tmp_path / "slim.safetensors"
+    with pytest.raises(RequestError, match=r"SecondRCNN: cannot be pruned so, .* got other scores; expected the same"):
+        invoke("prune", "l1_half", checkpoint, "--mmdet", config, "--out", slim, "--set", ALL_PARTS)
+    assert not slim.exists()
+
+
+def test_what_a_further_head_reads_stays_whole(invoke, tmp_path):
+    config, checkpoint, slim = (tmp_path / name for name in ("panoptic.py", "panoptic.pth", "slim.safetensors"))
+    config.write_text(
+        f'_base_ = "{STOCK}/panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py"\n'
+        f"model = dict(backbone={RESNET}, neck=dict(in_channels=[8, 16, 32, 64]))\n{PIPELINE}"
+    )
+    torch.manual_seed(0)
+    dense = init_detector(str(config), None, device="cpu")
+    torch.save(dense.state_dict(), checkpoint)
+    invoke("prune", "l1_half", checkpoint, "--mmdet", config, "--out", slim, "--set", ALL_PARTS)
+    widths = read_card(slim).widths
+    assert widths["neck.fpn_convs.0.conv"][1] == 256
+    by_mmdet = init_detector(str(slim.with_suffix(".py")), str(slim), device="cpu")
+    maps = by_mmdet.extract_feat(torch.rand(1, 3, 64, 64))
+    assert by_mmdet.semantic_head(maps)["seg_preds"].isfinite().all()
+
+
+def test_configs_with_classes_in_them_and_lists_of_rules_are_written(write, tmp_path):
+    config, checkpoint = write("res2net")
+    model = Config.fromfile(config).model.to_dict()
+    model["backbone"]["init_cfg"] = [{"type": "Kaiming", "layer": "Conv2d"}, {"type": "Pretrained", "checkpoint": "x"}]
+    new = "from mmdet.models.detectors import FasterRCNN\n" + f"model = {model!r}\nmodel.update(type=FasterRCNN)\n"
+    (tmp_path / "new.py").write_text(f"{new}resume = True\n")
+    written = slim_config(tmp_path / "new.py", load_detector(checkpoint, config)[1], "slim.safetensors")
+    (tmp_path / "slim.py").write_text(written.pretty_text)
+    read = Config.fromfile(tmp_path / "slim.py")
+    assert read.model.type.endswith("FasterRCNN")
+    assert "init_cfg" not in read.model.backbone
+    assert (read.resume, read.load_from) == (False, f"{tmp_path}/slim.safetensors")
+    assert type(build_detector(read.model, is_loaded_next=True)).__name__ == "FasterRCNN"

@@ -64,7 +64,7 @@ def test_a_classifier_is_trained_on_with_the_data_of_its_training(invoke, write_
     words = next_after_prune("l1_half", model)
     slim, out = model.with_name("net-l1-0.5.safetensors"), model.with_name("out.safetensors")
     given = ["--set", f"start.file={slim}", "--set", folder_data(images), "--set", "image_size=32"]
-    assert words == ["classify", "train", "resnet18_shapes_finetune", *given]
+    assert words == ["classify", "train", "imagenet_finetune", *given]
     assert invoke(*words, *SHORT, "--out", out).exit_code == 0
     assert load_classifier(out)[1].spec is not None
 
@@ -114,6 +114,6 @@ def test_a_detector_is_trained_on_with_the_data_of_its_training(invoke, tmp_path
     card.provenance["config"] = {"data": {"type": "coco", "root": str(root), **places}}
     save_detector(tmp_path / "det.safetensors", detector, card)
     words = next_after_prune("l1_half", tmp_path / "det.safetensors")
-    assert words[:3] == ["detect", "train", "faster_rcnn_scenes_finetune"]
+    assert words[:3] == ["detect", "train", "faster_rcnn_coco_finetune"]
     assert invoke(*words, *SHORT, "--out", tmp_path / "out.safetensors").exit_code == 0
     assert load_detector(tmp_path / "out.safetensors")[1].provenance["config"]["data"]["root"] == str(root)
