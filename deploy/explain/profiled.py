@@ -144,7 +144,10 @@ def ceilings_of(profiled: Profiled, rates: Mapping[str, float]) -> tuple[Ceiling
     product = f"a product of {side} x {side} matrices in {roofline.precision}"
     reached = {product: roofline.macs_per_s / 1000, **rates}
     peak_of = max(reached, key=lambda name: reached[name])
-    shortest_ms = min(ms for split in profiled.splits for ms in split.nodes_ms if ms > 0)
+    times_ms = [ms for split in profiled.splits for ms in split.nodes_ms if ms > 0]
+    if not times_ms:
+        raise RequestError("explain: nothing to measure, got a file that computes nothing; expected layers")
+    shortest_ms = min(times_ms)
     return Ceilings(reached[peak_of], roofline.bytes_per_s / 1000, shortest_ms), peak_of
 
 

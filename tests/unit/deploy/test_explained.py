@@ -6,12 +6,15 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from rich.console import Console
 from typer.testing import CliRunner
 
 from classify.backbones import Architecture
 from classify.synthetic import SHAPES
+from command.errors import RequestError
 from deploy import engine_from_onnx, onnx_from_module
 from deploy.explain import profiled
+from deploy.explain.alone import explain_alone
 from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
@@ -352,3 +355,11 @@ def test_without_a_name_in_the_sidecar_the_engines_own_name_is_used(pair, refusa
     engines = [built(path) for path in pair]
     changed(engines[0], onnx_file=None)
     assert refusal(*engines)[1].startswith(f"{engines[0]}: needs a GPU")
+
+
+def test_a_file_that_computes_nothing_is_refused(tmp_path):
+    constant = helper.make_node("Constant", [], ["y"], value=helper.make_tensor("v", 1, [1], [0.5]))
+    graph = helper.make_graph([constant], "g", [], [helper.make_tensor_value_info("y", 1, [1])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    with pytest.raises(RequestError, match="got a file that computes nothing"):
+        explain_alone(tmp_path / "n.onnx", 1, 2, Console(quiet=True))
