@@ -171,7 +171,7 @@ def test_transfer_copies_every_backbone_weight_and_nothing_else(tiny):
     ("source", "message"),
     [
         (("resnet18", 16), r"bn1\.bias got \(16,\); expected \(8,\)"),
-        (("resnet34", 8), r"layer1\.2\.bn1\.bias got \(8,\); expected no such layer \(and \d+ more\)"),
+        (("resnet34", 8), r"layer1\.2\.bn1\.bias got \(8,\); expected no such layer, .* \(and \d+ more\)"),
     ],
 )
 def test_transfer_from_another_architecture_names_the_layer(tiny, source, message):
