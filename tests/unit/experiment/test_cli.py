@@ -222,7 +222,12 @@ def test_a_limit_on_macs_is_kept_and_used_up(classifier, tmp_path):
             "preset: resnet34-A is for resnet34, got resnet18 with base_channels 16; expected resnet34 with",
         ),
         ("classifier", "max_macs.py", ["max_macs=1000"], "max_macs: below what can be reached, got 1000; expected"),
-        ("classifier", "taylor.py", ["data.type=scenes"], "which holds a classifier, got 'scenes'; expected shapes or"),
+        (
+            "classifier",
+            "taylor.py",
+            ["data.type=scenes"],
+            "which holds a classifier, got 'scenes'; expected shapes, folder, npz or",
+        ),
         ("detector", "taylor.py", [], "which holds a detector, got 'shapes'; expected scenes or coco"),
         ("detector", "taylor.py", ["data.type=scenes"], "knows other classes than the data has, got 6 (circle, cross"),
         ("detector", "taylor.py", ["data={'type': 'coco', 'root': 'none'}"], "instances_train2017.json: no such file"),

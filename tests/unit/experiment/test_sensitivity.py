@@ -254,7 +254,7 @@ def test_a_folder_with_a_damaged_record_is_refused(config, classifier, finished,
         (["skip=('nope',)"], "nope: no layer of the model matches"),
         (["criterion=taylor"], "criterion: unknown, got 'taylor'; expected one of bn_scale, fpgm, l1, l2, random"),
         (["reduction=median"], "reduction: unknown, got 'median'"),
-        (["parts=('tail',)"], "unknown, got 'tail'; expected one of backbone, neck, roi_head, rpn_head"),
+        (["parts=('tail',)"], "unknown, got 'tail'; expected one of backbone, bbox_head, neck, roi_head, rpn_head"),
         (["max_drop=inf"], "max_drop: Input should be less than or equal to 1, got 'inf'"),
         (["max_drop=nan"], "max_drop: Input should be less than or equal to 1, got 'nan'"),
         (["round_to=100000"], "round_to: Input should be less than or equal to 65536, got 100000"),
@@ -319,7 +319,9 @@ def test_a_detector_is_studied_in_all_its_parts(detector, scenes, tmp_path):
     for part, group in (("backbone", "backbone.net.conv1"), ("neck", "neck.lateral_convs.0.conv")):
         slim, slim_card, _ = prune_detector(net, card, 0.0, parts=[part], ratios={group: 0.5})
         assert scores[group] == evaluate_detector(slim, slim_card, scenes, tmp_path / part)["map"]
-    assert '--set round_to=1 --set \'parts=("backbone", "neck", "rpn_head", "roi_head",)\'' in result.stderr
+    assert (
+        '--set round_to=1 --set \'parts=("backbone", "neck", "rpn_head", "roi_head", "bbox_head",)\'' in result.stderr
+    )
 
 
 def test_a_detector_is_studied_on_some_images_of_a_coco_set(detector, scenes, tmp_path):
