@@ -99,7 +99,7 @@ def written(tmp_path):
 def test_weights_in_another_file_are_not_read(written, where, monkeypatch):
     path = written(OUTSIDE[where])
     monkeypatch.chdir(path.parent)  # where weights of a model in memory would be looked for
-    with pytest.raises(ValueError, match=r"net\.onnx: has weights in another file, got 'w'; expected all in one file"):
+    with pytest.raises(ValueError, match=r"net\.onnx: has weights in another file, got 'w'; expected all in one"):
         load_onnx(path)
     with pytest.raises(ValueError, match=r"net\.onnx: (has weights|ONNX Runtime cannot load it)"):
         OnnxRunner(path)
