@@ -246,7 +246,7 @@ def _control(lines: list[_Line]) -> str:
         if line.first("ordering") == "dense_longer":
             return (
                 f"Dense trained for {line.epochs('detector')} epochs (dense_longer) reaches {line.number('map', 3)} "
-                f"mAP; nothing of it is pruned, so that its {line.number('speedup', 2)}x is noise of the timing. "
+                f"mAP; it is not pruned, so its {line.number('speedup', 2)}x is what a speedup can be without pruning. "
             )
     return ""
 

@@ -252,7 +252,7 @@ def test_finding_adds_one_sentence_on_the_longer_control() -> None:
         "Detectors were trained for 12 to 20 epochs (dense 12, dense_longer 20, transfer_prune (finetune) 20), which "
         "alone can change mAP. transfer_prune (finetune) reaches 0.600 mAP (dense: 0.660) at 1.50x measured speedup "
         "(95% interval 1.40-1.60), with 3.00x fewer MACs. Dense trained for 20 epochs (dense_longer) reaches 0.680 "
-        "mAP; nothing of it is pruned, so that its 1.01x is noise of the timing. One seed: "
+        "mAP; it is not pruned, so its 1.01x is what a speedup can be without pruning. One seed: "
     )
     assert "dense_longer" not in finding([SLIM, DENSE])
 
