@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -73,13 +74,16 @@ def prune_table(figures: dict[str, Any]) -> Table:
         caption.append(f"rounding to a multiple of {step} {'took' if num < 0 else 'added'} {abs(num)} channels")
     if all(group["num_kept"] == group["num_channels"] for group in figures["groups"]):
         caption.append("NOTHING WAS CUT: every group stays whole, for the reasons above")
-    table = Table("layers", title="Channels cut together", caption="\n".join(caption))
+    title, text = "Channels cut together", "\n".join(caption)
+    table = Table(title=title, caption=text, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("layers", no_wrap=True, overflow="fold")  # reasons are wrapped first
     for header in ("before", "unrounded", "after"):
         table.add_column(header, justify="right")
     table.add_column("why untouched")
     for group in figures["groups"]:
         numbers = (group["num_channels"], group["before_rounding"], group["num_kept"])
-        names, reason = (printable(text) for text in (", ".join(group["layers"]), group["reason"] or ""))
+        names = "\n".join(map(printable, group["layers"]))
+        reason = printable(group["reason"] or "")
         table.add_row(Text(names), *("" if n is None else str(n) for n in numbers), Text(reason))
     return table
 
