@@ -99,7 +99,7 @@ def test_prune_writes_a_slim_classifier_beside_the_dense_one(slim, classifier):
 
 def test_prune_shows_every_group_with_its_reason_and_the_costs(slim):
     text = " ".join(slim[1].stdout.replace("│", " ").split())
-    assert "layer4.0.conv1, 128 64 64 layer4.0.bn1" in text
+    assert "layer4.0.conv1 128 64 64 layer4.0.bn1" in text
     assert "fc 6 6 its channels are an output" in text
     assert "macs: " in text
     assert "params: " in text
