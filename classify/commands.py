@@ -136,7 +136,7 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
 
 
 def _schedule(settings: ClassifierTraining, arch: Architecture, console: Console) -> Schedule:
-    """Return the schedule of the training; a start from random weights has a budget, whose epochs are told."""
+    """Return the schedule; a training from random weights is as long as its budget, which is printed."""
     start, schedule = settings.start, settings.schedule
     if not isinstance(start, Scratch):
         return schedule

@@ -22,7 +22,7 @@ _NAMES = {
     ("numpy", "dtype"): _DTYPE,
     ("_codecs", "encode"): _BYTES,  # how Python 3 writes bytes for Python 2
 }
-"""What a pickle may name; an object of ours stands for it."""
+"""The only names that a pickle may use; each becomes a placeholder."""
 _WHOLE_NUMBERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 
 
@@ -59,7 +59,7 @@ class _Reader(pickle._Unpickler):  # the one in C takes memory for any number th
     }
 
     def find_class(self, module: str, name: str) -> _Built:
-        """Return what stands for a name; no module is imported."""
+        """Return the placeholder for a name; no module is imported."""
         if (module, name) not in _NAMES:
             raise pickle.UnpicklingError(f"names {module}.{name}")
         return _Built(_NAMES[module, name])

@@ -87,10 +87,10 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def check_one_form(**chosen: bool) -> None:
-    """Raise RequestError if more than one form of the figures is asked for, by options of these names."""
+    """Raise RequestError if more than one of these output formats is chosen; the names are those of the options."""
     forms = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
     if len(forms) > 1:
-        raise RequestError(f"{' '.join(forms)}: more than one form, got {len(forms)}; expected one")
+        raise RequestError(f"{' '.join(forms)}: more than one output format, got {len(forms)}; expected one")
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:

@@ -69,23 +69,33 @@ def prune_detector(
         dense_cost=detector_cost(detector, card) if recipe.limit else None,
         verify=verify,
     )
+    pruned = _with_parts_named(pruned, parts)
+    slim, slim_card = _rebuilt(detector, card, pruned)
+    if card.is_foreign and verify and not recipe.norm_widths:
+        _check_slim(detector, slim, pruned.spec)
+    return slim, slim_card, pruned
+
+
+def _with_parts_named(pruned: Pruned, parts: Sequence[str]) -> Pruned:
+    """Return the result with the part as the reason why its layers were skipped, not the pattern made of it."""
     untouched = {
         f"skipped by the recipe ({_layers(part)})": f"{part} is not among the parts to cut"
         for part in PARTS
         if part not in parts
     }
     decisions = tuple(replace(d, reason=untouched.get(d.reason or "", d.reason)) for d in pruned.decisions)
-    pruned = replace(pruned, decisions=decisions)
-    slim, slim_card = _rebuilt(detector, card, pruned)
-    if card.is_foreign and verify and not recipe.norm_widths:
-        try:
-            check_finds_the_same(masked_model(detector, pruned.spec), slim)
-        except ValueError as error:
-            raise RequestError(
-                f"{type(detector).__name__}: cannot be pruned so, the slim detector finds otherwise than the masked "
-                f"one, got {error}; expected the same, leave out of parts what it reads in a way of its own"
-            ) from error
-    return slim, slim_card, pruned
+    return replace(pruned, decisions=decisions)
+
+
+def _check_slim(detector: nn.Module, slim: nn.Module, spec: PruneSpec) -> None:
+    """Raise RequestError if mmdet predicts otherwise with the slim detector than with the masked one."""
+    try:
+        check_finds_the_same(masked_model(detector, spec), slim)
+    except ValueError as error:
+        raise RequestError(
+            f"{type(detector).__name__}: cannot be pruned so, the slim detector finds otherwise than the masked "
+            f"one, got {error}; expected the same, leave out of parts what it reads in a way of its own"
+        ) from error
 
 
 def in_detector(recipe: Recipe, parts: Sequence[str], detector: TracedDetector) -> Recipe:

@@ -3,7 +3,8 @@ import shlex
 
 import pytest
 
-from command.options import closing, refuse_existing, setting
+from command.errors import RequestError
+from command.options import check_one_form, closing, refuse_existing, setting
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,9 @@ def test_the_next_command_can_be_pasted_whatever_a_path_holds(tmp_path, capsys):
     words = ["espalier", "deploy", "export", tmp_path / "my $net's; x.safetensors"]
     closing("done", words)
     assert shlex.split(capsys.readouterr().err.splitlines()[-1]) == ["next:", *map(str, words)]
+
+
+def test_one_output_format_may_be_chosen_at_a_time():
+    check_one_form(json=True, csv=False, latex=False)
+    with pytest.raises(RequestError, match="--json --latex: more than one output format, got 2; expected one"):
+        check_one_form(json=True, csv=False, latex=True)
