@@ -17,6 +17,7 @@ from classify.processes import processes
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES
 from classify.train import using_threads
+from command.files import sha256_of
 from command.folders import generated, training_folder
 from command.options import Launcher
 from command.progress import RunProgress
@@ -54,7 +55,9 @@ def train_to_file(
             classes = data.check() if isinstance(data, CocoData) else SHAPES
             detector, card = _start(settings, classes)
             prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
-            made_from = origin(settings, settings.start.file, prints)
+            mmdet = settings.start.mmdet if isinstance(settings.start, FinetuneDetector) else None
+            config = [sha256_of(mmdet)] if mmdet else []  # what it builds is part of what is trained
+            made_from = origin(settings, settings.start.file, [*prints, *config])
             train, val = _sets(data, card.preprocessing.image_hw, out.parent)
         work = stack.enter_context(training_folder(out, made_from, force, group.is_first))
         stack.enter_context(using_threads(settings.num_threads))
@@ -70,7 +73,6 @@ def train_to_file(
         figures = coco_figures(val.annotations, found)
         data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
         save_curve(curve.evaluated(figures), curve_file(out))
-        mmdet = settings.start.mmdet if isinstance(settings.start, FinetuneDetector) else None
         made = {**made_from, **data_prints, **outcome(figures, settings.schedule)}
         save_detector(out, detector, replace(card, provenance=made), mmdet)
     return figures
