@@ -21,6 +21,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from classify.backbones import Architecture
+from classify.checkpoint import ModelCard
 from deploy import (
     Arrays,
     ModuleRunner,
@@ -110,11 +111,11 @@ def _theirs(inputs: Arrays) -> Arrays:
     return {"image": np.ascontiguousarray(inputs["image"][0] / np.float32(255))}
 
 
-def random_detector(size_hw: tuple[int, int]) -> Any:
-    """Return mmdet's Faster R-CNN R50-FPN with heads whose outputs have the standard deviations in `SPREADS`."""
+def random_detector(size_hw: tuple[int, int]) -> tuple[Any, ModelCard]:
+    """Return mmdet's Faster R-CNN R50-FPN, its card; the heads' outputs have the standard deviations in `SPREADS`."""
     settings = DetectorSettings(image_size_hw=size_hw)
     classes = tuple(f"class {i}" for i in range(NUM_CLASSES))
-    detector, _ = new_detector(Architecture("resnet50", 1), classes, settings, seed=0)
+    detector, card = new_detector(Architecture("resnet50", 1), classes, settings, seed=0)
     graph = FixedShapeDetector(detector.eval(), size_hw)
     heads = {name: detector.get_submodule(name) for name in SPREADS}
     for name, head in heads.items():  # in order: later heads see what earlier ones propose
@@ -127,7 +128,7 @@ def random_detector(size_hw: tuple[int, int]) -> Any:
             head.weight.mul_(SPREADS[name] / spread)
         hook.remove()
         graph = FixedShapeDetector(detector, size_hw)
-    return detector
+    return detector, card
 
 
 def torchvision_twin(detector: Any, size_hw: tuple[int, int]) -> nn.Module:
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    detector = random_detector(tuple(arguments.size_hw))
+    detector, _ = random_detector(tuple(arguments.size_hw))
     with tempfile.TemporaryDirectory() as folder:
         files = files_of(detector, tuple(arguments.size_hw), Path(folder))
         runners = runners_of(detector, files, arguments.threads)

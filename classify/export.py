@@ -14,9 +14,10 @@ from deploy.deployment import Precision
 from deploy.ranges import check_finite, check_range
 from deploy.writing import Comparison, Origin, write_deployment
 
-__all__ = ["ClassScores", "export_classifier"]
+__all__ = ["DTYPES", "ClassScores", "export_classifier"]
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Precision of a network -> dtype of its weights."""
 
 
 def export_classifier(
@@ -41,7 +42,7 @@ def export_classifier(
         WorkError: If the file does not give what PyTorch gives.
     """
     net, card = load_classifier(model)
-    graph = ClassScores(net, _DTYPES[precision])
+    graph = ClassScores(net, DTYPES[precision])
     examples = [{"image": (torch.rand(batch, 3, *card.preprocessing.image_hw) * 255).to(getattr(torch, image))}]
     in_precision = f"{model} in {precision}"
     check_finite(in_precision, graph.state_dict(), "take bf16 or fp32")
@@ -65,8 +66,8 @@ class ClassScores(nn.Module):
 
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        # BatchNorm with fixed statistics is exactly this normalisation
-        self.normalise = nn.BatchNorm2d(3, eps=0.0, affine=False)
+        # BatchNorm with fixed statistics is exactly this normalisation; torch up to 2.11 refuses an eps of zero
+        self.normalise = nn.BatchNorm2d(3, eps=1e-12, affine=False)
         self.normalise.running_mean, self.normalise.running_var = torch.tensor(MEAN), torch.tensor(STD).square()
         # in half precision BatchNorm is folded here: the exporter folds it too, but leaves float32 weights
         copied = copy.deepcopy(net) if dtype == torch.float32 else fuse(net)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -17,9 +17,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from classify.backbones import BACKBONES, Architecture, build_classifier
+from classify.export import DTYPES, ClassScores
 from command.config import Part, check_name
 from command.errors import WorkError
 from command.files import written_atomically
@@ -28,7 +30,7 @@ from deploy.engine import engine_from_onnx
 from deploy.explain.profiled import measured_on
 from deploy.export import onnx_from_module
 from deploy.record import Record, record_from_measurement, rows_from_record, save_record
-from deploy.runtimes.registry import ENGINE, ONNX, RUNTIMES, runner_for
+from deploy.runtimes.registry import MODEL, ONNX, RUNTIMES, runner_for
 from deploy.runtimes.runner import FileRunner
 from deploy.tensors import random_inputs
 from experiment.config import Ratio, Timing
@@ -45,7 +47,6 @@ FILES = (_FIGURES, _RECORD, PICTURE)
 """What `measure_sweep` writes."""
 
 _DENSE = "dense"
-_RUNTIMES = [name for name, runtime in RUNTIMES.items() if runtime.suffix in (ONNX, ENGINE)]
 
 
 class SweepConfig(Part):
@@ -61,8 +62,10 @@ class SweepConfig(Part):
     """Shares of channels removed from every group."""
     round_to: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field((1, 8, 16, 32), min_length=1)
     """Multiples that kept channels are moved to, the nearest one."""
-    runtime: Annotated[str, AfterValidator(lambda name: check_name(name, _RUNTIMES))] = "onnxruntime"
-    """One of `deploy.runtimes.registry.RUNTIMES` that run ONNX files, or engines, which are built."""
+    runtime: Annotated[str, AfterValidator(lambda name: check_name(name, RUNTIMES))] = "onnxruntime"
+    """One of `deploy.runtimes.registry.RUNTIMES`; engines are built."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the networks; the images and the scores are float32."""
     latency: Timing = Timing()
 
 
@@ -91,7 +94,7 @@ def measure_sweep(config: SweepConfig, folder: Path, console: Console) -> dict[s
         RequestError: If a ratio and a rounding do not fit the network.
         WorkError: If a network cannot be exported, or the runtime or its GPU is missing.
     """
-    if RUNTIMES[config.runtime].suffix == ENGINE and not torch.cuda.is_available():
+    if RUNTIMES[config.runtime].needs_gpu and not torch.cuda.is_available():
         raise WorkError(f"runtime: no GPU for {config.runtime}, got a machine without CUDA; expected onnxruntime")
     num = 1 + len(config.prune_ratios) * len(config.round_to)
     progress = RunProgress(console, [3.0, 1.0])
@@ -135,7 +138,7 @@ def _exported(
 ) -> tuple[list[_Setting], dict[str, FileRunner]]:
     """Return all settings, the dense one first, and a runner for each network that differs from those before it."""
     torch.manual_seed(0)
-    images = torch.rand(config.batch, 3, config.image_size, config.image_size)
+    images = torch.rand(config.batch, 3, config.image_size, config.image_size) * 255
     settings: list[_Setting] = []
     runners: dict[str, FileRunner] = {}
     names: dict[tuple[torch.Size, ...], str] = {}
@@ -145,7 +148,7 @@ def _exported(
         name = names.setdefault(widths, setting.name)
         settings.append(_Setting(ratio, round_to, setting.cost, name))
         if name not in runners:
-            runners[name] = _runner(config, net, images, folder / f"{len(runners)}.onnx")
+            runners[name] = _runner(config, net, images, folder / str(len(runners)))
         progress(len(settings), num)
     return settings, runners
 
@@ -157,13 +160,17 @@ def _networks(config: SweepConfig, images: Tensor) -> Iterator[tuple[float, int 
         yield ratio, round_to, prune_model(dense, (images[:1],), ratio, round_to=round_to).model.eval()
 
 
-def _runner(config: SweepConfig, net: nn.Module, images: Tensor, path: Path) -> FileRunner:
-    onnx_from_module(net, {"image": images}, path, ["scores"], tolerance=None)  # deep random networks amplify rounding
-    file = path
-    if backend := RUNTIMES[config.runtime].backend:
-        file = path.with_suffix(ENGINE)
-        engine_from_onnx(path, file, backend=backend)
-    return runner_for(file, config.runtime, config.latency.num_threads)
+def _runner(config: SweepConfig, net: nn.Module, images: Tensor, stem: Path) -> FileRunner:
+    graph, runtime = ClassScores(net, DTYPES[config.precision]), RUNTIMES[config.runtime]
+    file = stem.with_suffix(runtime.suffix)
+    if runtime.suffix == MODEL:
+        save_file(graph.state_dict(), file)  # its hash in the record is of the weights
+    else:
+        onnx = stem.with_suffix(ONNX)
+        onnx_from_module(graph, {"image": images}, onnx, ["scores"], tolerance=None)  # random nets amplify rounding
+        if runtime.backend:
+            engine_from_onnx(onnx, file, backend=runtime.backend)
+    return runner_for(file, config.runtime, config.latency.num_threads, open_model=lambda _: (graph, (images,)))
 
 
 def _measured(
@@ -186,6 +193,7 @@ def _figures(config: SweepConfig, settings: list[_Setting], record: Record) -> d
         "device": record.device.name,
         "num_threads": record.device.num_threads,
         "runtime": config.runtime,
+        "precision": record.candidates[_DENSE].precision,
         "batch": config.batch,
         "rows": [
             {

@@ -1,11 +1,11 @@
-"""PyTorch modules, run eagerly or with torch.compile."""
+"""PyTorch modules, run eagerly, with torch.compile or as a CUDA graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from command.errors import RequestError, WorkError
 from command.files import sha256_of
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ModelFileRunner", "ModuleRunner", "OpenModel", "exact_float32"]
+__all__ = ["Mode", "ModelFileRunner", "ModuleRunner", "OpenModel", "exact_float32"]
+
+Mode = Literal["eager", "compile", "cuda_graph"]
+"""How a module runs: kernel by kernel, compiled by torch.compile, or recorded once as a CUDA graph."""
+_RUNTIMES: dict[Mode, str] = {"eager": "torch", "compile": "torch_compile", "cuda_graph": "torch_graph"}
 
 OpenModel = Callable[[Path], "tuple[Any, Sequence[torch.Tensor]]"]
 """Model file -> a module with `input_names` and `output_names`, and example inputs for it. The format of model files is
@@ -30,15 +34,15 @@ class ModuleRunner:
         module: Returns a tensor or a sequence of tensors; the caller sets its mode and device.
         output_names: One name for each tensor it returns.
         device: Device of its weights.
-        compiled: Whether to use torch.compile, which compiles in `prepare` or the first `run`.
+        mode: How it runs. torch.compile compiles in `prepare` or the first `run`; CUDA graphs need a GPU.
     """
 
     def __init__(
-        self, module: nn.Module, output_names: Sequence[str], *, device: str = "cpu", compiled: bool = False
+        self, module: nn.Module, output_names: Sequence[str], *, device: str = "cpu", mode: Mode = "eager"
     ) -> None:
         import torch
 
-        self.runtime = "torch_compile" if compiled else "torch"
+        self.runtime = _RUNTIMES[mode]
         self.device = device
         self.file_sha256: str | None = None
         weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
@@ -46,7 +50,7 @@ class ModuleRunner:
         self.precision = PRECISIONS.get(dtype, dtype)
         self.num_threads = torch.get_num_threads() if device == "cpu" else None
         self._name = type(module).__name__
-        self._module = torch.compile(module, dynamic=False) if compiled else module
+        self._module = torch.compile(module, dynamic=False) if mode == "compile" else module
         self._output_names = list(output_names)
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -56,7 +60,7 @@ class ModuleRunner:
             RequestError: If the number of tensors and of names differ.
             WorkError: If torch.compile cannot work here.
         """
-        tensors = self._first_forward(self._placed(inputs))
+        tensors = self._launcher(self._placed(inputs))()
         if len(tensors) != len(self._output_names):
             raise RequestError(
                 f"output_names: wrong count, got {len(self._output_names)} names; expected {len(tensors)}, "
@@ -71,17 +75,45 @@ class ModuleRunner:
             WorkError: If torch.compile cannot work here.
         """
         tensors = self._placed(inputs)
-        if self.runtime == "torch_compile":
-            self._first_forward(tensors)
+        launch = self._launcher(tensors)
         if self.device != "cpu":
-            return self._cuda_step(inputs, tensors)
+            return self._cuda_step(inputs, tensors, launch)
 
         def step() -> None:
-            self._forward(tensors)
+            launch()
 
         return step
 
-    def _cuda_step(self, inputs: Arrays, tensors: list[torch.Tensor]) -> Step:
+    def _launcher(self, tensors: list[torch.Tensor]) -> Callable[[], Sequence[torch.Tensor]]:
+        """Return what computes the outputs for the values in `tensors`, compiled or recorded already."""
+        if self.runtime == "torch_graph":
+            return self._recorded(tensors)
+        if self.runtime == "torch_compile":
+            self._compile(tensors)
+        return lambda: self._forward(tensors)
+
+    def _recorded(self, tensors: list[torch.Tensor]) -> Callable[[], Sequence[torch.Tensor]]:
+        import torch
+
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):  # libraries choose kernels and take memory in their first passes
+            for _ in range(3):
+                self._forward(tensors)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self._forward(tensors)
+
+        def launch() -> Sequence[torch.Tensor]:
+            graph.replay()
+            return outputs
+
+        return launch
+
+    def _cuda_step(
+        self, inputs: Arrays, tensors: list[torch.Tensor], compute: Callable[[], Sequence[torch.Tensor]]
+    ) -> Step:
         import torch
 
         pinned = [torch.from_numpy(array).pin_memory() for array in inputs.values()]
@@ -92,7 +124,7 @@ class ModuleRunner:
                 tensor.copy_(source, non_blocking=True)
 
         def launch() -> None:
-            outputs[:] = self._forward(tensors)
+            outputs[:] = compute()
 
         def fetch() -> None:
             for output in outputs:
@@ -105,11 +137,11 @@ class ModuleRunner:
 
         return [torch.from_numpy(array).to(self.device) for array in inputs.values()]
 
-    def _first_forward(self, tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _compile(self, tensors: list[torch.Tensor]) -> None:
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._forward(tensors)
+            self._forward(tensors)
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise WorkError(
@@ -133,7 +165,7 @@ class ModelFileRunner(ModuleRunner):
         open_model: Opens the file.
         num_threads: CPU threads of the whole process.
         device: Either "cpu" or "cuda:<index>".
-        compiled: Whether to use torch.compile.
+        mode: How it runs.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -144,7 +176,7 @@ class ModelFileRunner(ModuleRunner):
     classes: tuple[str, ...] | None = None
 
     def __init__(
-        self, path: Path, open_model: OpenModel, *, num_threads: int = 1, device: str = "cpu", compiled: bool = False
+        self, path: Path, open_model: OpenModel, *, num_threads: int = 1, device: str = "cpu", mode: Mode = "eager"
     ) -> None:
         import torch
 
@@ -152,10 +184,10 @@ class ModelFileRunner(ModuleRunner):
             raise WorkError(f"{path}: needs a GPU, got a machine without CUDA; use --runtime torch")
         torch.set_num_threads(num_threads)
         module, examples = open_model(path)
+        super().__init__(module.to(device), module.output_names, device=device, mode=mode)
         with torch.no_grad():
-            found = module(*examples)
+            found = module(*(example.to(device) for example in examples))
         outputs = (found,) if isinstance(found, torch.Tensor) else found
-        super().__init__(module.to(device), module.output_names, device=device, compiled=compiled)
         self.file_sha256 = sha256_of(path)
         self.inputs = dict(zip(module.input_names, map(_spec, examples), strict=True))
         self.outputs = dict(zip(module.output_names, map(_spec, outputs), strict=True))

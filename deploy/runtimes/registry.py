@@ -10,7 +10,7 @@ from pathlib import Path
 
 from command.errors import RequestError
 from deploy.engine import read_engine_info
-from deploy.runtimes.module import ModelFileRunner, OpenModel
+from deploy.runtimes.module import Mode, ModelFileRunner, OpenModel
 from deploy.runtimes.onnxruntime import OnnxRunner
 from deploy.runtimes.onnxruntime_cuda import CudaOnnxRunner
 from deploy.runtimes.openvino import OpenVinoRunner
@@ -41,6 +41,7 @@ class Runtime:
     """End of the error message for a file of another kind."""
     backend: str | None = None
     """The backend that builds its engines, if it runs engines."""
+    needs_gpu: bool = False
 
 
 def _engines_of(backend: str, *, cuda_graph: bool = False) -> Runtime:
@@ -52,10 +53,10 @@ def _engines_of(backend: str, *, cuda_graph: bool = False) -> Runtime:
             raise RequestError(f"{path}: not for {backend}, got an engine for {built}; {remedy}")
         return EngineRunner(path, cuda_graph=cuda_graph)
 
-    return Runtime(ENGINE, runner, remedy, backend)
+    return Runtime(ENGINE, runner, remedy, backend, needs_gpu=True)
 
 
-def _pytorch(*, on_gpu: bool = False, compiled: bool = False) -> Runtime:
+def _pytorch(mode: Mode = "eager", *, on_gpu: bool = False) -> Runtime:
     device = "cuda:0" if on_gpu else "cpu"
 
     def runner(path: Path, options: _Options) -> ModelFileRunner:
@@ -64,16 +65,14 @@ def _pytorch(*, on_gpu: bool = False, compiled: bool = False) -> Runtime:
                 f"{path}: runs only in PyTorch, got a model file; export it first: "
                 f"espalier deploy export {shlex.quote(str(path))}"
             )
-        return ModelFileRunner(
-            path, options.open_model, num_threads=options.num_threads, device=device, compiled=compiled
-        )
+        return ModelFileRunner(path, options.open_model, num_threads=options.num_threads, device=device, mode=mode)
 
-    return Runtime(MODEL, runner, "expected a model file")
+    return Runtime(MODEL, runner, "expected a model file", needs_gpu=on_gpu)
 
 
 RUNTIMES = {
     "onnxruntime": Runtime(ONNX, lambda path, options: OnnxRunner(path, num_threads=options.num_threads)),
-    "onnxruntime_cuda": Runtime(ONNX, lambda path, options: CudaOnnxRunner(path)),
+    "onnxruntime_cuda": Runtime(ONNX, lambda path, options: CudaOnnxRunner(path), needs_gpu=True),
     "openvino": Runtime(ONNX, lambda path, options: OpenVinoRunner(path, num_threads=options.num_threads)),
     "openvino_bf16": Runtime(
         ONNX, lambda path, options: OpenVinoRunner(path, num_threads=options.num_threads, precision_hint="bf16")
@@ -83,9 +82,10 @@ RUNTIMES = {
     "tensorrt_rtx": _engines_of("tensorrt_rtx"),
     "tensorrt_rtx_graph": _engines_of("tensorrt_rtx", cuda_graph=True),
     "torch": _pytorch(),
-    "torch_compile": _pytorch(compiled=True),
+    "torch_compile": _pytorch("compile"),
     "torch_cuda": _pytorch(on_gpu=True),
-    "torch_compile_cuda": _pytorch(on_gpu=True, compiled=True),
+    "torch_cuda_graph": _pytorch("cuda_graph", on_gpu=True),
+    "torch_compile_cuda": _pytorch("compile", on_gpu=True),
 }
 """By name; the first one with a suffix is the default for such files; for an engine, the backend that built it."""
 

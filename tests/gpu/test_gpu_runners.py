@@ -38,9 +38,17 @@ def check(runner, onnx_file):
     assert min(times.latency_ms, times.host_to_device_ms, times.device_to_host_ms) > 0
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_module_on_a_gpu_is_timed_in_three_parts(net, onnx_file, compiled):
-    check(ModuleRunner(net.cuda(), ["scores"], device="cuda:0", compiled=compiled), onnx_file)
+@pytest.mark.parametrize("mode", ["eager", "compile", "cuda_graph"])
+def test_a_module_on_a_gpu_is_timed_in_three_parts(net, onnx_file, mode):
+    check(ModuleRunner(net.cuda(), ["scores"], device="cuda:0", mode=mode), onnx_file)
+
+
+def test_a_cuda_graph_reads_the_inputs_it_is_given(net, onnx_file):
+    runner, session = ModuleRunner(net.cuda(), ["scores"], device="cuda:0", mode="cuda_graph"), OnnxRunner(onnx_file)
+    for seed in (0, 1):
+        inputs = random_inputs(session.inputs, seed)
+        expected = session.run(inputs)["scores"]
+        np.testing.assert_allclose(runner.run(inputs)["scores"], expected, atol=1e-3 * abs(expected).max())
 
 
 def test_onnx_runtime_on_a_gpu_is_timed_in_three_parts(onnx_file):

@@ -41,7 +41,7 @@ def test_a_module_compiles_before_it_is_timed_and_gives_the_same():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     inputs = {"x": np.array([-4, -1, 0, 1, 4], np.float32)}
-    runner = ModuleRunner(nn.Hardswish(), ["y"], compiled=True)
+    runner = ModuleRunner(nn.Hardswish(), ["y"], mode="compile")
     step = runner.prepare(inputs)
     assert (runner.runtime, step()) == ("torch_compile", None)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -52,7 +52,7 @@ def test_a_module_compiles_before_it_is_timed_and_gives_the_same():
 def test_torch_compile_without_a_compiler_is_a_one_line_error(conv_net):
     patch = {"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}
     with torch._inductor.config.patch(patch), pytest.raises(RuntimeError) as caught:
-        ModuleRunner(conv_net, ["y"], compiled=True).prepare({"image": np.ones((1, 3, 9, 9), np.float32)})
+        ModuleRunner(conv_net, ["y"], mode="compile").prepare({"image": np.ones((1, 3, 9, 9), np.float32)})
     assert str(caught.value).startswith("torch_compile: cannot compile Sequential, got InvalidCxxCompiler: No working")
     assert "install a C++ compiler" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -101,6 +101,15 @@ def test_the_picture_has_a_line_for_each_rounding(figures):
     assert list(right.lines[0].get_xdata()) == [0.0, 0.5]
 
 
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_a_sweep_in_half_precision_runs_halves(config, tmp_path, runtime):
+    options = ("--set", f"runtime={runtime!r}", "--set", "precision='fp16'", "--set", "prune_ratios=(0.5,)")
+    assert invoke("deploy", "sweep", config, "--out", tmp_path / "out", *options).exit_code == 0
+    figures, record = (json.loads((tmp_path / "out" / name).read_text()) for name in ("sweep.json", "latency.json"))
+    assert (figures["precision"], figures["runtime"]) == ("fp16", runtime)
+    assert {one["precision"] for one in record["candidates"].values()} == {"fp16"}
+
+
 def test_existing_output_is_replaced_only_with_force(finished, config, refusal):
     line = refusal("deploy", "sweep", config, "--out", finished[0])
     assert line == f"espalier: {finished[0]}/sweep.json: exists already; give another --out, or --force to replace it"
@@ -134,7 +143,7 @@ def test_the_table_is_printed_for_latex(figures, config, tmp_path, monkeypatch):
         ("batch=100_000", "batch: .*less than or equal to 65536"),
         ("num_classes=10_000_000", "num_classes: .*less than or equal to 1000000"),
         ("runtime='onnx'", "runtime: .*unknown, got 'onnx'; expected one of .*onnxruntime"),
-        ("runtime='torch'", "runtime: .*unknown, got 'torch'; expected one of .*onnxruntime"),
+        ("precision='int8'", "precision: .*'int8'"),
         ("ratios=(0.5,)", "unknown key ratios"),
     ],
 )
@@ -144,8 +153,8 @@ def test_a_wrong_config_is_refused_before_any_work(change, line, config, refusal
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
-@pytest.mark.parametrize("runtime", ["tensorrt_rtx", "tensorrt_rtx_graph"])
-def test_engines_without_a_gpu_are_refused_before_any_work(config, tmp_path, runtime):
+@pytest.mark.parametrize("runtime", ["tensorrt_rtx", "tensorrt_rtx_graph", "torch_cuda", "onnxruntime_cuda"])
+def test_a_gpu_that_is_missing_is_refused_before_any_work(config, tmp_path, runtime):
     options = ("--out", tmp_path / "out", "--set", f"runtime={runtime}")
     with pytest.raises(RuntimeError, match=rf"^runtime: no GPU for {runtime}, got a machine without CUDA; expected"):
         invoke("deploy", "sweep", config, *options)
