@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -103,13 +103,7 @@ def prune_model(
     """
     recipe, measured = resolved(recipe, criterion, fields)
     scored = Scored.of(model, Call.of(example_inputs, example_kwargs), recipe, measured)
-    shares = _shares(scored, recipe, dense_cost)
-    num_kept = {name: share.num_kept for name, share in shares.items()}
-    spec = scored.spec(num_kept)
-    slim = slim_model(model, spec)
-    if verify and (fault := scored.fault_of(slim, spec, num_kept)):
-        raise RequestError(f"model: its slim copy {fault}; {_remedy(scored, shares, slim, spec)}")
-    return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in scored.groups))
+    return scored.pruned(recipe, dense_cost, verify)
 
 
 @dataclass(frozen=True)
@@ -151,6 +145,26 @@ class Scored:
         weighed = _with_weights(model)
         ranked = {group.name: _ranked(ranker, weighed, group, recipe) for group in free}
         return cls(model, call, groups, free, ranked, channels)
+
+    def without(self, reasons: Mapping[str, str], recipe: Recipe) -> "Scored":
+        """Return it with some more groups that cannot be cut, by name, each with its reason.
+
+        Raises:
+            RequestError: If the recipe gives one of them a width.
+        """
+        groups = [replace(group, obstacle=group.obstacle or reasons.get(group.name)) for group in self.groups]
+        recipe.check_widths(groups)
+        return replace(self, groups=groups, free=tuple(group for group in groups if not recipe.reason_whole(group)))
+
+    def pruned(self, recipe: Recipe, dense_cost: Cost | None = None, verify: bool = True) -> Pruned:
+        """Cut what the recipe says; arguments and errors are those of `prune_model`."""
+        shares = _shares(self, recipe, dense_cost)
+        num_kept = {name: share.num_kept for name, share in shares.items()}
+        spec = self.spec(num_kept)
+        slim = slim_model(self.model, spec)
+        if verify and (fault := self.fault_of(slim, spec, num_kept)):
+            raise RequestError(f"model: its slim copy {fault}; {_remedy(self, shares, slim, spec)}")
+        return Pruned(slim, spec, tuple(_decision(group, recipe, shares.get(group.name)) for group in self.groups))
 
     @bookkeeping()
     def spec(self, num_kept: Mapping[str, int]) -> PruneSpec:

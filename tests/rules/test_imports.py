@@ -21,6 +21,7 @@ PARTS = {
     "prune.follow": set(),
     "prune.cut": {"prune.follow"},
     "prune.choose": {"prune.follow", "prune.cut"},
+    "prune.refit": {"prune.follow", "prune.cut", "prune.choose"},
     "deploy.runtimes": set(),
     "deploy.explain": {"deploy.runtimes"},
     "deploy.triton": {"deploy.runtimes"},

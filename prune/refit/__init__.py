@@ -1,0 +1,1 @@
+"""Selection from data that refits the next layer: ThiNet and LASSO regression."""

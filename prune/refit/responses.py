@@ -1,0 +1,217 @@
+"""The responses of the original network that a pruned layer is fitted to, at the places where its rows are sampled."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from command.errors import RequestError
+from prune.private import Call, PrivateModel
+from prune.refit.rows import Batches, Drawn, ReachedError, Rows, calls_of, check_finite, maps_of, rows_read, run_on
+
+__all__ = ["Responses"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Response:
+    """Of one layer to one batch."""
+
+    values: Tensor
+    """What it writes, or the residual sum that it feeds, (R, O)."""
+    factors: Tensor | None = None
+    """Of the layer's output in the sum, or None where it is its own target."""
+
+
+class Responses:
+    """Responses of a model that stays as it is; they take 4 bytes for each row and output channel of all layers.
+
+    Args:
+        model: The original network; it is only read.
+        layers: Conv2d and Linear layers.
+        batches: The data; it must come in the same order each time.
+        num_positions: Places per image.
+        seed: Of the places.
+        residual: Where a layer's output goes into a residual sum, at once or through a BatchNorm, the sum is the
+            target.
+
+    Raises:
+        RequestError: If no batch comes, or a layer is not reached.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        batches: Batches,
+        num_positions: int,
+        seed: int,
+        residual: bool = False,
+    ) -> None:
+        self._batches, self._num_positions, self._seed = _SameEachTime(batches), num_positions, seed
+        self._of: dict[str, list[_Response]] = {layer: [] for layer in layers}
+        private = PrivateModel(model).model
+        sums = _Sums(self._note_sum) if residual else None
+        for name in layers:
+            hook = partial(self._note, name, sums)
+            private.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+        for batch, call in enumerate(calls_of(self._batches)):
+            self._batch = batch
+            with sums or nullcontext():
+                run_on(private, call)
+            for name in layers:
+                check_finite(name, [response.values for response in self._of[name][batch:]])
+
+    def num_rows(self, layer: str) -> int:
+        """Return how many rows there are for a layer."""
+        return sum(len(response.values) for response in self._of[layer])
+
+    def factors(self, layer: str) -> Tensor | None:
+        """Return what BatchNorm multiplies each output by before the residual sum that is its target, or None."""
+        return self._of[layer][0].factors
+
+    def rows(self, model: nn.Module, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what a layer reads of each batch in the pruned network (R, D), and what it should write then (R, O).
+
+        That is the original response; or what lets the residual sum be the original one, whatever the pruned network
+        adds to it: Y1 + Y2 - Y2' of He et al., sec. 3.3.
+        """
+        if self._of[layer][0].factors is None:
+            for batch, rows in enumerate(rows_read(model, layer, self._batches)):
+                places = self._places(layer, batch, rows.num_images, rows.num_places)
+                yield rows.at(*places).cpu(), self._of[layer][batch].values
+            return
+        for batch, (rows, written, total, scale_O) in enumerate(_sums_of(model, layer, self._batches)):
+            places = self._places(layer, batch, rows.num_images, rows.num_places)
+            missing_RO = self._of[layer][batch].values - _at(total, *places)
+            yield rows.at(*places).cpu(), _at(written, *places) + (missing_RO / scale_O).nan_to_num(posinf=0, neginf=0)
+
+    def _places(self, layer: str, batch: int, num_images: int, num_places: int) -> tuple[Tensor, Tensor]:
+        return Drawn(self._seed, layer, batch).places(num_images, num_places, self._num_positions)
+
+    def _at_places(self, name: str, maps_NCHW: Tensor) -> Tensor:
+        places = self._places(name, self._batch, len(maps_NCHW), maps_NCHW[0, 0].numel())
+        return _at(maps_NCHW, *places)
+
+    def _note(self, name: str, sums: "_Sums | None", layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        self._of[name].append(_Response(self._at_places(name, maps_of(layer, output))))
+        if sums:
+            sums.follow(name, layer, output)
+
+    def _note_sum(self, name: str, layer: nn.Module, total: Tensor, scale_O: Tensor) -> None:
+        self._of[name][-1] = _Response(self._at_places(name, maps_of(layer, total)), scale_O)
+
+
+def _at(maps_NCHW: Tensor, images_R: Tensor, places_R: Tensor) -> Tensor:
+    """Return the numbers of all channels at these places, (R, C), float32 on the CPU."""
+    return maps_NCHW.flatten(2)[images_R.to(maps_NCHW.device), :, places_R.to(maps_NCHW.device)].float().cpu()
+
+
+def _sums_of(model: nn.Module, layer: str, batches: Batches) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor]]:
+    """Yield, for each batch, what a layer reads, what it writes, the sum it feeds and its factor in that sum."""
+    private = PrivateModel(model).model
+    own, seen = private.get_submodule(layer), list[Tensor]()
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+        read = next(iter((*args, *kwargs.values())))
+        seen.extend((read.clone(), maps_of(own, output).clone()))  # what follows may write to them
+        sums.follow(layer, own, output)
+
+    def stop(name: str, module: nn.Module, total: Tensor, scale_O: Tensor) -> None:
+        seen.extend((maps_of(module, total), scale_O))
+        raise ReachedError
+
+    sums = _Sums(stop)
+    own.register_forward_hook(note, with_kwargs=True)
+    for call in calls_of(batches):
+        seen.clear()
+        with suppress(ReachedError), sums:
+            run_on(private, call)
+        check_finite(layer, seen if len(seen) == 4 else [])
+        yield Rows(own, seen[0]), seen[1], seen[2], seen[3]
+
+
+class _Sums(TorchDispatchMode):
+    """Finds the residual sums that layers' outputs go into, at once or through a BatchNorm.
+
+    Args:
+        found: Called with the layer's name, the layer, the sum and the layer's factor in it, per channel.
+    """
+
+    def __init__(self, found: Callable[[str, nn.Module, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self._found = found
+        self._open: dict[int, tuple[Tensor, str, nn.Module, Tensor]] = {}  # tensors are kept: no other gets their id
+
+    def __enter__(self) -> "_Sums":
+        self._open.clear()
+        super().__enter__()
+        return self
+
+    def follow(self, name: str, layer: nn.Module, output: Tensor) -> None:
+        """Look for the sum that this output of a layer goes into."""
+        channels = -1 if isinstance(layer, nn.Linear) else 1
+        self._open[id(output)] = (output, name, layer, torch.ones(output.shape[channels]))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        for place, read in enumerate(args[:2]):
+            if isinstance(read, Tensor) and (known := self._open.get(id(read))) and known[0] is read:
+                self._pass_on(func, args, place, known, out)
+        return out
+
+    def _pass_on(
+        self, func: Any, args: Any, place: int, known: tuple[Tensor, str, nn.Module, Tensor], out: Any
+    ) -> None:
+        read, name, layer, scale_O = known
+        if "batch_norm" in func.name() and place == 0:
+            normed = out[0] if isinstance(out, tuple) else out
+            self._open[id(normed)] = (normed, name, layer, scale_O * _factor(args))
+        elif func in _ADDITIONS and isinstance(other := args[1 - place], Tensor) and other.shape == read.shape:
+            del self._open[id(read)]
+            self._found(name, layer, out, scale_O)
+        elif func._schema.is_mutable and place == 0:
+            del self._open[id(read)]
+
+
+_ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+
+
+def _factor(args: Sequence[Any]) -> Tensor:
+    """Return what BatchNorm in eval mode multiplies each channel by; one that is next to nothing is 0."""
+    weight, variance, epsilon = args[1], args[4], args[-1]
+    factor_O = (variance + epsilon).rsqrt() * (1 if weight is None else weight)
+    return factor_O.masked_fill(factor_O.abs() < 1e-6 * factor_O.abs().max(), 0).float().cpu()
+
+
+class _SameEachTime:
+    """Batches that are refused when they change from one time to the next.
+
+    Args:
+        batches: The data.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._known: list[float] | None = None
+
+    def __call__(self) -> Iterable[Any]:
+        """Yield the batches."""
+        seen: list[float] = []
+        for batch in self._batches():
+            seen.append(sum(tensor.double().sum().item() for tensor in Call.of(batch).tensors()))
+            self._check(seen, len(seen))
+            yield batch
+        self._check(seen, None)
+        self._known = seen
+
+    def _check(self, seen: list[float], num: int | None) -> None:
+        if self._known is not None and seen != self._known[:num]:
+            raise RequestError(
+                f"batches: batch {len(seen)} is not the same as the first time; "
+                "expected the same images in the same order each time: no shuffling, no random changes"
+            )
