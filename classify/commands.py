@@ -29,11 +29,12 @@ from classify.curve import curve_file, save_curve
 from classify.evaluate import evaluate_classifier, predictions
 from classify.image_data import GivenImages
 from classify.importing import import_classifier
+from classify.mmengine_runner import silent, using_threads
 from classify.objective import TrainedClassifier
 from classify.processes import processes
 from classify.provenance import origin, outcome
 from classify.schedule import Schedule
-from classify.train import silent, train_classifier, using_threads
+from classify.train import train_classifier
 from command.errors import RequestError
 from command.folders import training_folder
 from command.options import Launcher

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from classify.accuracy import Predictions, accuracy
-from classify.train import ClassifierModel, collate, make_runner, silent
+from classify.classifier_model import ClassifierModel, collate
+from classify.mmengine_runner import make_runner, silent
 from prune.modes import evaluating
 
 __all__ = ["evaluate_classifier", "predictions"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
+from classify.classifier_model import ClassifierModel, collate
 from classify.image_data import GivenImages
-from classify.train import ClassifierModel, collate
 from prune.choose.measured import Losses
 
 __all__ = ["calibration_batches", "classifier_losses"]

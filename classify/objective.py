@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from classify.checkpoint import check_classes, load_classifier
-from classify.train import ClassifierModel
+from classify.classifier_model import ClassifierModel
 from command.bounds import Bounds
 from command.errors import RequestError
 

@@ -28,8 +28,7 @@ class RunProgress:
         self._costs = costs
         self._clock = clock
         self._started = self._now()
-        self._last_line = 0.0
-        self._drawn = -math.inf
+        self._shown = -math.inf
         self._index = -1
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -48,7 +47,7 @@ class RunProgress:
         self._index += 1
         self._name = name
         began = self._now()
-        self._last_line = began
+        self._shown = -math.inf if self._console.is_terminal else began
         if not self._console.is_terminal:
             self._console.print(f"{self._position()} {name} ...", highlight=False)
         with self._bar:
@@ -58,14 +57,20 @@ class RunProgress:
         left = self.left_s(1.0)
         self._console.print(f"{self._position()} {name} done in {took}, {_left(left)}", highlight=False)
 
-    def __call__(self, done: int, total: int) -> None:
-        """Report that `done` of `total` parts of the current stage are done."""
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Report that `done` of `total` parts of the current stage are done; `note` says more, in words."""
+        is_live = self._console.is_terminal
+        if self._now() - self._shown < (_DRAW_EVERY_S if is_live else _LINE_EVERY_S):
+            return
+        self._shown = self._now()
         share = done / max(total, 1)
-        note = f"{share:4.0%} of step {self._position()}, {_left(self.left_s(share))}"
-        self._bar.update(self._task, completed=share, description=self._name, note=note, refresh=self._is_due())
-        if not self._console.is_terminal and self._now() - self._last_line >= _LINE_EVERY_S:
-            self._last_line = self._now()
-            self._console.print(f"{self._position()} {self._name} {share:.0%}, {_left(self.left_s(share))}")
+        more = f"{note}, {_left(self.left_s(share))}" if note else _left(self.left_s(share))
+        if is_live:
+            text = f"{share:4.0%} of step {self._position()}, {more}"
+            self._bar.update(self._task, completed=share, description=self._name, note=text, refresh=True)
+        else:
+            line = f"{self._position()} {self._name} {share:.0%}, {more}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def left_s(self, share: float) -> float | None:
         """Return the seconds left once `share` of the current stage is done; None before it can be estimated."""
@@ -74,13 +79,6 @@ class RunProgress:
         if done <= 0 or elapsed < 2:
             return None
         return elapsed / done * (sum(self._costs) - done)
-
-    def _is_due(self) -> bool:
-        """Return whether the bar was last drawn a while ago; drawing costs time, too."""
-        if self._now() - self._drawn < _DRAW_EVERY_S:
-            return False
-        self._drawn = self._now()
-        return True
 
     def _position(self) -> str:
         return f"[{self._index + 1}/{len(self._costs)}]".replace("[", "\\[")

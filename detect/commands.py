@@ -13,10 +13,10 @@ from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, check_classes, load_classifier, read_weights
 from classify.config import Dense
 from classify.curve import curve_file, save_curve
+from classify.mmengine_runner import using_threads
 from classify.processes import processes
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES
-from classify.train import using_threads
 from command.files import sha256_of
 from command.folders import generated, training_folder
 from command.options import Launcher

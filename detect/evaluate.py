@@ -1,6 +1,6 @@
 """COCO box AP by pycocotools, for predictions of mmdet and of deployed graphs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from classify.checkpoint import ModelCard
-from classify.train import Progress, make_runner, silent
+from classify.mmengine_runner import make_runner, silent
 from deploy.fitting import Graph, boxes_by_graph, fit_image
 from deploy.images import image_from_file
 from deploy.tensors import TensorSpec
@@ -36,6 +36,9 @@ __all__ = [
     "fitted_images",
     "found_by_detector",
 ]
+
+_Progress = Callable[[int, int], object]
+"""Called after every image with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +113,14 @@ def coco_evaluation(annotations: Path, results: list[dict[str, Any]]) -> COCOeva
 
 
 def evaluate_detector(
-    detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: Progress | None = None
+    detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: _Progress | None = None
 ) -> dict[str, float]:
     """Return `coco_map` of `found_by_detector`."""
     return coco_map(coco.annotations, found_by_detector(detector, card, coco, work_dir, progress))
 
 
 def found_by_detector(
-    detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: Progress | None = None
+    detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: _Progress | None = None
 ) -> list[dict[str, Any]]:
     """Return COCO result rows of mmdet's predictions, by mmengine's Runner; `progress` is called after every image."""
     found = _Rows(read_annotations(coco.annotations))
@@ -164,7 +167,7 @@ def fitted_images(
     return ((image_id, *fit_image(image, size_hw, dtype)) for image_id, image in _images(coco))
 
 
-def detected_rows(graph: Graph, image: TensorSpec, coco: CocoSet, progress: Progress) -> list[dict[str, Any]]:
+def detected_rows(graph: Graph, image: TensorSpec, coco: CocoSet, progress: _Progress) -> list[dict[str, Any]]:
     """Return COCO result rows of all detections of a deployed graph in a set; `image` is the spec of its input."""
     batch, _, height, width = image.fixed_shape("image")
     truth = read_annotations(coco.annotations)
@@ -195,7 +198,7 @@ def _images(coco: CocoSet) -> Iterator[tuple[int, NDArray[np.uint8]]]:
 
 
 class _ProgressHook(Hook):
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: _Progress) -> None:
         self.progress = progress
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

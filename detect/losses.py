@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
 from classify.losses import calibration_batches
-from classify.train import silent
+from classify.mmengine_runner import silent
 from detect.data import CocoSet
 from detect.openmmlab import DATASETS
 from detect.train import coco_loader

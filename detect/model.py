@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes, weightless
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights
-from classify.train import silent
+from classify.mmengine_runner import silent
 from command.bounds import Bounds
 from command.errors import RequestError
 from detect.openmmlab import MODELS, STOCK_FASTER_RCNN, DefaultScope, register_all_modules

@@ -8,14 +8,15 @@ from torch import nn
 
 from classify.checkpoint import ModelCard
 from classify.curve import Curve
+from classify.hooks import Progress
 from classify.schedule import Schedule
-from classify.train import Progress, fit
+from classify.train import fit
 from command.errors import WorkError
 from detect.annotations import as_coco
 from detect.data import CocoSet
 from detect.openmmlab import COCO, DATASETS, TRANSFORMS, CocoDataset, LoadImageFromFile
 
-__all__ = ["CheckedCoco", "LoadCheckedImage", "coco_loader", "train_detector"]
+__all__ = ["CheckedCoco", "LoadCheckedImage", "coco_loader", "train_detector", "train_loader"]
 
 
 @TRANSFORMS.register_module()
@@ -52,8 +53,12 @@ def train_detector(
     progress: Progress | None = None,
 ) -> Curve:
     """Train mmdet's detector in place, with random flips; continues from `work_dir` if it was interrupted."""
-    loader = {"dataset": _dataset(card, coco, is_train=True)}
-    return fit(detector, loader, schedule, work_dir, seed, progress, scope="mmdet")
+    return fit(detector, train_loader(card, coco), schedule, work_dir, seed, progress, scope="mmdet")
+
+
+def train_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:
+    """Return mmengine's data loader dictionary for training, without sampler and batch size."""
+    return {"dataset": _dataset(card, coco, is_train=True)}
 
 
 def coco_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from rich.console import Console
 from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
 from classify.curve import CURVE
-from classify.train import check_batch_size, using_threads
+from classify.mmengine_runner import using_threads
+from classify.train import check_batch_size
 from command.errors import RequestError, WorkError
 from command.files import write_json
 from command.folders import locked

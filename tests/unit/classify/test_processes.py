@@ -26,7 +26,8 @@ from classify.checkpoint import ModelCard, save_model
 from classify.curve import save_curve
 from classify.processes import processes
 from classify.schedule import Schedule
-from classify.train import train_classifier, using_threads
+from classify.mmengine_runner import using_threads
+from classify.train import train_classifier
 
 
 class Stripes(torch.utils.data.Dataset):

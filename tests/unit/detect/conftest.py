@@ -10,8 +10,8 @@ from PIL import Image
 
 from classify.backbones import Architecture
 from classify.checkpoint import load_weights, read_weights
+from classify.mmengine_runner import silent
 from classify.schedule import Schedule
-from classify.train import silent
 from detect import DetectorSettings, mmdet_config, new_detector
 from detect.annotations import read_annotations
 from detect.data import CocoSet

@@ -26,7 +26,7 @@ def uninterrupted(tiny, scenes, three_epochs, tmp_path_factory):
     """The weights after three epochs of two iterations each, the calls of `progress`, and the curve."""
     (detector, card), calls = tiny(), []
     folder = tmp_path_factory.mktemp("uninterrupted")
-    curve = train_detector(detector, card, scenes, three_epochs, folder, 0, lambda *counts: calls.append(counts))
+    curve = train_detector(detector, card, scenes, three_epochs, folder, 0, lambda *done: calls.append(done[:2]))
     return detector, calls, curve
 
 
@@ -56,7 +56,7 @@ def test_a_trained_detector_is_in_eval_mode(uninterrupted):
 
 
 def test_killed_and_resumed_equals_never_killed(tiny, scenes, three_epochs, uninterrupted, tmp_path):
-    def kill(done, _):
+    def kill(done, *_):
         if done == 3:  # the first iteration of the second epoch
             raise KilledError("at step 3")
 
@@ -79,7 +79,7 @@ def test_the_curve_has_each_loss_of_a_detector_and_their_sum(uninterrupted):
 def test_training_again_in_a_finished_folder_returns_its_weights(tiny, scenes, schedule, tmp_path):
     first, second, calls = tiny()[0], tiny(seed=9)[0], []
     for detector in (first, second):
-        train_detector(detector, tiny()[1], scenes, schedule, tmp_path, 0, lambda *counts: calls.append(counts))
+        train_detector(detector, tiny()[1], scenes, schedule, tmp_path, 0, lambda *done: calls.append(done[:2]))
     assert len(calls) == 2
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
 

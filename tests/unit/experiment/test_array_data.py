@@ -8,9 +8,9 @@ import torch
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, read_card, save_model
+from classify.classifier_model import ClassifierModel
 from classify.image_data import NpzData
 from classify.synthetic import SHAPES
-from classify.train import ClassifierModel
 from command.config import read_config, shipped_configs
 from command.options import setting
 from experiment.config import ExperimentConfig

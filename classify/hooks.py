@@ -1,0 +1,157 @@
+"""What happens around the iterations of a training: seeds, the curve, progress, the end of one that diverges."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.runner import Runner, set_random_seed
+from torch import Tensor
+
+from classify.curve import Curve, Epoch, Iteration
+from command.errors import WorkError
+
+__all__ = ["CurveKeeper", "EpochSeed", "Place", "Progress"]
+
+_CURVE, _KEPT_PER_EPOCH = "curve", 20
+"""The curve's name in a checkpoint; how many iterations of an epoch it has, at most."""
+_READ_EVERY = 20
+"""Iterations after which a GPU is waited for to read its losses; on a CPU, each time."""
+
+Progress = Callable[[int, int, str], None]
+"""Called after every iteration with (iterations done, iterations in all, how it goes in words)."""
+
+
+class Place(RuntimeInfoHook):
+    """Tells mmdet's parts the epoch and the iteration; mmengine's own also reads and keeps every loss, for its log."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Tell the iteration."""
+        runner.message_hub.update_info("iter", runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Keep nothing."""
+
+
+class EpochSeed(Hook):
+    """Starts every epoch from its own seed, and from a whole batch."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Set the seeds."""
+        runner.train_dataloader.dataset.seed.fill_((self.seed * 100_003 + runner.epoch) % 2**32)
+        set_random_seed((self.seed * 100_003 + runner.epoch + get_rank() * 7919) % 2**32)
+        # parts that are left over at the end of an epoch make a step: no checkpoint has their gradients
+        runner.optim_wrapper.initialize_count_status(runner.model, 0, len(runner.train_dataloader))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An iteration whose losses are perhaps still being computed."""
+
+    batch_idx: int
+    iteration: int
+    lr: float
+    losses: dict[str, Tensor]
+
+
+class CurveKeeper(Hook):
+    """Gathers the curve, reports progress, and stops a training whose loss or weights are no longer finite.
+
+    Whole epochs are in the checkpoints, so that a resumed training has each of them once.
+    """
+
+    curve = Curve()
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Begin with no iteration."""
+        self.sums: dict[str, float] = {}
+        self.kept: list[Iteration] = []
+        self.waiting: list[_Step] = []
+        self.began = time.monotonic()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
+    ) -> None:
+        """Keep the losses; report."""
+        losses = {name: value.detach() for name, value in (outputs or {}).items() if "loss" in name}
+        self.lr = runner.optim_wrapper.param_groups[0]["lr"]  # of this step: schedules go on after this hook
+        self.waiting.append(_Step(batch_idx, runner.iter + 1, self.lr, losses))
+        if len(self.waiting) == _READ_EVERY or not losses["loss"].is_cuda:
+            self._read(runner)
+        if self.progress:
+            self.progress(runner.iter + 1, runner.max_iters, self._in_words(runner, batch_idx + 1))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Add the epoch to the curve."""
+        self._read(runner)
+        _check_weights(runner)
+        means = {name: total / len(runner.train_dataloader) for name, total in self.sums.items()}
+        means, self.kept = _over_processes(means, self.kept)
+        epoch = Epoch(epoch=runner.epoch + 1, lr=self.lr, losses=means)
+        iterations = (*self.curve.iterations, *self.kept)
+        self.curve = Curve(epochs=(*self.curve.epochs, epoch), iterations=iterations)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Put the curve into the checkpoint."""
+        checkpoint[_CURVE] = self.curve.model_dump(mode="json")
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Take the curve from the checkpoint."""
+        self.curve = Curve.model_validate(checkpoint.get(_CURVE, {}))  # none in those of earlier versions
+
+    def _read(self, runner: Runner) -> None:
+        """Add the losses that wait, all in one copy from the GPU."""
+        if not self.waiting:
+            return
+        values = iter(torch.stack([loss for step in self.waiting for loss in step.losses.values()]).tolist())
+        for step in self.waiting:
+            self._add(runner, step, {name: next(values) for name in step.losses})
+        self.waiting = []
+
+    def _add(self, runner: Runner, step: _Step, losses: dict[str, float]) -> None:
+        self.loss = losses["loss"]
+        if not math.isfinite(self.loss):
+            where = f"epoch {runner.epoch + 1}, iteration {step.batch_idx + 1}"
+            raise WorkError(f"{runner.work_dir}: the loss is {self.loss} at {where}, {_remedy(step.lr)}")
+        self.sums = {name: self.sums.get(name, 0.0) + loss for name, loss in losses.items()}
+        if step.batch_idx % math.ceil(len(runner.train_dataloader) / _KEPT_PER_EPOCH) == 0:
+            self.kept.append(Iteration(iteration=step.iteration, loss=self.loss, lr=step.lr))
+
+    def _in_words(self, runner: Runner, num_batches: int) -> str:
+        num_images = num_batches * runner.train_dataloader.batch_size * get_world_size()
+        speed = num_images / max(time.monotonic() - self.began, 1e-9)
+        loss = f"loss {self.loss:.4g}, " if hasattr(self, "loss") else ""
+        return (
+            f"epoch {runner.epoch + 1} of {runner.max_epochs}, {loss}learning rate {self.lr:.3g}, "
+            f"{speed:,.{0 if speed >= 10 else 1}f} images a second"
+        )
+
+
+def _check_weights(runner: Runner) -> None:
+    """Raise WorkError if weights are not finite: a step can break them after a loss that is."""
+    floats = [tensor for tensor in runner.model.state_dict().values() if tensor.is_floating_point()]
+    if not torch.stack([tensor.isfinite().all() for tensor in floats]).all():
+        lr = runner.optim_wrapper.param_groups[0]["lr"]
+        raise WorkError(f"{runner.work_dir}: weights are not finite after epoch {runner.epoch + 1}, {_remedy(lr)}")
+
+
+def _remedy(lr: float) -> str:
+    return f"learning rate {lr:.3g}; lower it"
+
+
+def _over_processes(means: dict[str, float], kept: list[Iteration]) -> tuple[dict[str, float], list[Iteration]]:
+    """Return losses as their means over all processes, which had equal parts of each batch."""
+    values = torch.tensor([*means.values(), *(iteration.loss for iteration in kept)], dtype=torch.float64)
+    all_reduce(values, "mean")
+    found = iter(values.tolist())
+    return {name: next(found) for name in means}, [one.model_copy(update={"loss": next(found)}) for one in kept]
