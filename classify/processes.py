@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from classify.liveness import Liveness
 from command.errors import RequestError, WorkError
 from command.options import Launcher
 
@@ -19,7 +20,7 @@ __all__ = ["Processes", "processes"]
 _NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _IN_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 _PATIENCE = timedelta(hours=3)
-"""Others wait this long while the first process examines the data; one that ends is noticed at once."""
+"""Others wait this long while the first process examines the data; one that ends is noticed in a minute."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    life: Liveness | None = None
 
     @property
     def is_first(self) -> bool:
@@ -45,7 +47,9 @@ class Processes:
 
     def leave(self) -> None:
         """Part from the others for good: what follows is done by each process alone."""
-        if self.size > 1:
+        self.wait()  # none of them is missed by one that is still here
+        if self.life:
+            self.life.stop()
             distributed.destroy_process_group()
 
     def wait(self) -> None:
@@ -62,7 +66,8 @@ def processes(launcher: Launcher | None) -> Iterator[Processes]:
 
     Raises:
         RequestError: If this process was not started by that launcher, or by one that is not named.
-        WorkError: If another process ended during the block.
+        WorkError: If another process ended during the block; its message is in it. Where this process cannot notice by
+            itself, it is ended within a minute.
     """
     if launcher is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -73,16 +78,23 @@ def processes(launcher: Launcher | None) -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    life = Liveness(distributed.get_rank(), distributed.get_world_size())
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
-    except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "gloo" in str(error):
-            raise WorkError("training: another of its processes ended; its own message says why") from error
+        yield Processes(distributed.get_rank(), distributed.get_world_size(), life)
+    except BaseException as error:
+        if _is_of_another(error):
+            raise WorkError(life.reason()) from error
+        life.tell(error)
         raise
     finally:
         with contextlib.suppress(RuntimeError):  # others may be gone
             if distributed.is_initialized():
                 distributed.destroy_process_group()
+        life.stop()
+
+
+def _is_of_another(error: BaseException) -> bool:
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _prepare(launcher: Launcher) -> None:

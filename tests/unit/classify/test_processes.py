@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,7 +133,38 @@ def test_two_killed_processes_resume_to_the_same_bytes(train, tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_the_others_stop_when_one_process_dies(train, tmp_path):
+@pytest.fixture
+def two_by_hand(tmp_path, free_port):
+    """Start a long training by two processes without torchrun; return them once they train."""
+    started = []
+
+    def start(program):
+        (tmp_path / "program.py").write_text(program.replace("return 24", "return 24_000"))
+        for rank in (0, 1):
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
+            environment = {**os.environ, **address, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, tmp_path / "program.py", tmp_path, "classifier", "pytorch"]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            started.append(subprocess.Popen(command, env=environment, **pipes))
+        while not (tmp_path / "work").is_dir():
+            time.sleep(0.01)
+            assert [one.poll() for one in started] == [None, None]
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_the_others_stop_when_torchrun_s_process_dies(train, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM.replace("return 24", "return 24_000"))
     training = train("dies", "classifier", 2)
     while not (tmp_path / "dies/work").is_dir():
@@ -142,7 +174,35 @@ def test_the_others_stop_when_one_process_dies(train, tmp_path):
     os.kill(int(children[-1]), signal.SIGKILL)
     said, _ = training.communicate(timeout=60)
     assert training.returncode != 0
-    assert "another of its processes ended; its own message says why" in said or "Signal 9" in said
+    assert "another of its processes ended without a word" in said or "Signal 9" in said
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_the_other_stops_when_a_process_dies(two_by_hand, dies):
+    both = two_by_hand(PROGRAM)
+    both[dies].kill()
+    said, _ = both[1 - dies].communicate(timeout=60)
+    assert both[1 - dies].returncode == 1
+    assert "another of its processes ended without a word" in said
+
+
+def test_the_other_stops_when_a_process_is_frozen(two_by_hand):
+    sooner = "import classify.liveness\nclassify.liveness._LOST_S = 5.0\nclassify.liveness._GRACE_S = 1.0\n"
+    first, second = two_by_hand(sooner + PROGRAM)
+    second.send_signal(signal.SIGSTOP)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "espalier: training: process 1 gives no sign of life, got none for 5 s" in said
+
+
+def test_the_other_says_why_a_process_failed(two_by_hand):
+    failing = "image = fails() if os.environ['RANK'] == '1' and index > 20_000 else torch.randint"
+    fails = "import os\ndef fails():\n    raise RuntimeError('the disk is full')\n"
+    first, second = two_by_hand(fails + PROGRAM.replace("image = torch.randint", failing))
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "training: process 1 ended: the disk is full" in said
+    assert second.wait(60) == 1
 
 
 def test_a_launcher_that_did_not_start_the_process_is_refused(monkeypatch):
