@@ -40,16 +40,19 @@ def train(
     with loading():
         from classify.commands import train_to_file
         from classify.config import ClassifierTraining
-        from classify.curve import curve_at_risk, curve_file
+        from classify.curve import curve_at_risk, curve_file, curve_picture_file
+        from classify.validation import best_file
         from command.config import read_config
     settings = read_config(config, overrides or (), ClassifierTraining)
     out = model_output(out, Path("runs/classify") / f"{config.stem}.safetensors")
-    refuse_existing(force, out, *curve_at_risk(out))
+    best = [best_file(out)] if settings.validate_every else []
+    refuse_existing(force, out, *best, curve_picture_file(out), *curve_at_risk(out))
     figures = train_to_file(settings, out, force, Console(stderr=True), launcher)
     if not figures:  # another process of the same training shows them
         return
     show(figures, as_json)
-    closing(f"wrote {out}, and {curve_file(out)}", ["espalier", "prune", "l1_half", out])
+    written = ", ".join(map(str, (out, *best, curve_file(out))))
+    closing(f"wrote {written}, and {curve_picture_file(out)}", ["espalier", "prune", "l1_half", out])
 
 
 @app.command("eval")

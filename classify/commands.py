@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +26,8 @@ from classify.checkpoint import (
 )
 from classify.class_order import best_names
 from classify.config import ClassifierTraining, Dense, Scratch
-from classify.curve import curve_file, save_curve
+from classify.curve import Curve, curve_file, save_curve
+from classify.curve_plot import save_curve_picture
 from classify.evaluate import evaluate_classifier, predictions
 from classify.image_data import GivenImages
 from classify.importing import import_classifier
@@ -34,7 +36,9 @@ from classify.objective import TrainedClassifier
 from classify.processes import processes
 from classify.provenance import origin, outcome
 from classify.schedule import Schedule
+from classify.tracking import tracked
 from classify.train import train_classifier
+from classify.validation import BEST, Validation, best_file
 from command.errors import RequestError
 from command.folders import training_folder
 from command.options import Launcher
@@ -47,7 +51,7 @@ __all__ = ["evaluate_file", "train_to_file"]
 def train_to_file(
     settings: ClassifierTraining, out: Path, force: bool, console: Console, launcher: Launcher | None = None
 ) -> dict[str, Any]:
-    """Check the data, train, evaluate and write the model file `out` and its curve; return its figures.
+    """Check the data, train, evaluate and write the model file `out` with its curve; return its figures.
 
     Args:
         settings: The config.
@@ -64,6 +68,7 @@ def train_to_file(
     side = settings.image_size
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes(launcher))
+        tracker = stack.enter_context(tracked(settings.tracking, out, group.is_first))
         with group.first_one_first():
             net, card = _start(settings, settings.data.check())
             schedule = _schedule(settings, card.backbone, console)
@@ -74,16 +79,33 @@ def train_to_file(
         stack.enter_context(using_threads(settings.num_threads))
         group.wait()
         progress = RunProgress(console if group.is_first else Console(quiet=True), [schedule.epochs, 0.2])
+        val = images.images("val", side)
+
+        def save(path: Path, figures: Mapping[str, Any], **more: int) -> None:
+            save_model(path, net, replace(card, provenance={**made_from, **outcome(figures, schedule), **more}))
+
+        def save_best(curve: Curve) -> None:
+            save(work / BEST, curve.epochs[-1].figures, epoch=len(curve.epochs))
+
+        validation = Validation(settings.validate_every, val, save_best) if settings.validate_every else None
         with progress.stage("train"):
             train = images.images("train", side)
-            curve = train_classifier(net, train, schedule, work, settings.seed, progress, model)
+            curve = train_classifier(
+                net, train, schedule, work, settings.seed, progress, model, tracker=tracker, validation=validation
+            )
         group.leave()
         if not group.is_first:
             return {}
         with progress.stage("evaluate"):
-            figures = evaluate_classifier(net, images.images("val", side), work / "evaluation")
-        save_curve(curve.evaluated(figures), curve_file(out))
-        save_model(out, net, replace(card, provenance={**made_from, **outcome(figures, schedule)}))
+            figures = evaluate_classifier(net, val, work / "evaluation")
+        curve = curve.evaluated(figures)
+        save_curve(curve, curve_file(out))
+        save(out, figures)
+        if validation:
+            (work / BEST).replace(best_file(out))
+        save_curve_picture(curve, out)
+        if tracker:
+            tracker.write(figures, "validation")
     return figures
 
 

@@ -10,6 +10,7 @@ from classify.budget import SCRATCH_B_CAP, Budget
 from classify.image_data import AnyImages, FolderData, ShapesData
 from classify.objective import Objective
 from classify.schedule import Schedule
+from classify.tracking import Backend
 from command.config import Part, Seed, Threads, check_name
 
 __all__ = [
@@ -91,3 +92,7 @@ class ClassifierTraining(Part):
     seed: Seed = 0
     num_threads: Threads = 1
     """CPU threads of torch; the weights depend on it."""
+    validate_every: int = Field(0, ge=0, le=100_000)
+    """Epochs between two evaluations during the training, of which the best weights are kept; 0 = in the end alone."""
+    tracking: tuple[Backend, ...] = ()
+    """Where losses, rates and figures are written while training, besides the curve."""

@@ -9,7 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from command.errors import RequestError
 from command.files import model_from_json, write_json
 
-__all__ = ["CURVE", "Curve", "Epoch", "Iteration", "curve_at_risk", "curve_file", "read_curve", "save_curve"]
+__all__ = [
+    "CURVE",
+    "Curve",
+    "Epoch",
+    "Iteration",
+    "curve_at_risk",
+    "curve_file",
+    "curve_picture_file",
+    "read_curve",
+    "save_curve",
+]
 
 CURVE = "curve.json"
 """Name of the file in the folder of a training that has one."""
@@ -63,6 +73,11 @@ class Curve(_Part):
 def curve_file(model: Path) -> Path:
     """Return the place of the curve of a model file that may have others beside it."""
     return model.with_suffix(f".{CURVE}")
+
+
+def curve_picture_file(model: Path) -> Path:
+    """Return the place of the picture beside a model file."""
+    return model.with_suffix(".curve.png")
 
 
 def curve_at_risk(model: Path) -> tuple[Path, ...]:

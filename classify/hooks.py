@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
-from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
 from classify.curve import Curve, Epoch, Iteration
+from classify.tracking import Tracker
 from command.errors import WorkError
 
-__all__ = ["CurveKeeper", "EpochSeed", "Place", "Progress"]
+__all__ = ["CurveKeeper", "EpochSeed", "Progress"]
 
 _CURVE, _KEPT_PER_EPOCH = "curve", 20
 """The curve's name in a checkpoint; how many iterations of an epoch it has, at most."""
@@ -26,22 +27,15 @@ Progress = Callable[[int, int, str], None]
 """Called after every iteration with (iterations done, iterations in all, how it goes in words)."""
 
 
-class Place(RuntimeInfoHook):
-    """Tells mmdet's parts the epoch and the iteration; mmengine's own also reads and keeps every loss, for its log."""
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Tell the iteration."""
-        runner.message_hub.update_info("iter", runner.iter)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Keep nothing."""
-
-
 class EpochSeed(Hook):
     """Starts every epoch from its own seed, and from a whole batch."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+
+    def before_train(self, runner: Runner) -> None:
+        """Let the processes that load, which live longer than an epoch, see its seed; mmengine copied the data set."""
+        runner.train_dataloader.dataset.seed.share_memory_()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set the seeds."""
@@ -69,14 +63,15 @@ class CurveKeeper(Hook):
 
     curve = Curve()
 
-    def __init__(self, progress: Progress | None = None) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress | None = None, tracker: Tracker | None = None) -> None:
+        self.progress, self.tracker = progress, tracker
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Begin with no iteration."""
         self.sums: dict[str, float] = {}
         self.kept: list[Iteration] = []
         self.waiting: list[_Step] = []
+        self.known = next((epoch for epoch in reversed(self.curve.epochs) if "top1" in epoch.figures), None)
         self.began = time.monotonic()
 
     def after_train_iter(
@@ -100,6 +95,12 @@ class CurveKeeper(Hook):
         epoch = Epoch(epoch=runner.epoch + 1, lr=self.lr, losses=means)
         iterations = (*self.curve.iterations, *self.kept)
         self.curve = Curve(epochs=(*self.curve.epochs, epoch), iterations=iterations)
+        self._track(means, "epoch", runner.iter)
+
+    def add_figures(self, figures: dict[str, float]) -> None:
+        """Add figures on the validation images to the last epoch."""
+        self.curve = self.curve.evaluated(figures)
+        self._track(figures, "validation")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Put the curve into the checkpoint."""
@@ -126,15 +127,25 @@ class CurveKeeper(Hook):
         self.sums = {name: self.sums.get(name, 0.0) + loss for name, loss in losses.items()}
         if step.batch_idx % math.ceil(len(runner.train_dataloader) / _KEPT_PER_EPOCH) == 0:
             self.kept.append(Iteration(iteration=step.iteration, loss=self.loss, lr=step.lr))
+            self._track({"loss": self.loss, "learning rate": step.lr}, "iteration", step.iteration)
+
+    def _track(self, figures: dict[str, float], prefix: str, step: int | None = None) -> None:
+        if self.tracker:
+            self.tracker.write(figures, prefix, step)
 
     def _in_words(self, runner: Runner, num_batches: int) -> str:
         num_images = num_batches * runner.train_dataloader.batch_size * get_world_size()
         speed = num_images / max(time.monotonic() - self.began, 1e-9)
         loss = f"loss {self.loss:.4g}, " if hasattr(self, "loss") else ""
         return (
-            f"epoch {runner.epoch + 1} of {runner.max_epochs}, {loss}learning rate {self.lr:.3g}, "
+            f"epoch {runner.epoch + 1} of {runner.max_epochs}, {loss}{self._accuracy()}learning rate {self.lr:.3g}, "
             f"{speed:,.{0 if speed >= 10 else 1}f} images a second"
         )
+
+    def _accuracy(self) -> str:
+        if self.known is None:
+            return ""
+        return f"validation accuracy {100 * (self.known.figures['top1'] or 0):.1f} % after epoch {self.known.epoch}, "
 
 
 def _check_weights(runner: Runner) -> None:

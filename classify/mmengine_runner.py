@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.hooks import RuntimeInfoHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from classify.hooks import Place
 from classify.resume import ResumableRunner
 
 __all__ = ["make_runner", "silent", "using_threads"]
@@ -25,7 +25,7 @@ def make_runner(model: BaseModel, work_dir: Path, seed: int = 0, scope: str = "m
     name = f"{work_dir.resolve()}-{next(_NUMBERS)}"
     # Two checkpoints: one is deleted before the next is written, and a kill in between must leave one.
     checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
-    hooks = {"checkpoint": checkpoint, "runtime_info": Place(), "timer": None, "logger": None}  # the curve is our log
+    hooks = {"checkpoint": checkpoint, "runtime_info": _Place(), "timer": None, "logger": None}  # the curve is our log
     # The Runner's logger keeps the stream it was created with: created silent, it writes to its file only.
     with silent():
         return ResumableRunner(
@@ -58,3 +58,14 @@ def silent() -> contextlib.AbstractContextManager[Any]:
 class _Nowhere(io.TextIOBase):
     def write(self, text: str) -> int:
         return len(text)
+
+
+class _Place(RuntimeInfoHook):
+    """Tells mmdet's parts the epoch and the iteration; mmengine's own also reads and keeps every loss, for its log."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Tell the iteration."""
+        runner.message_hub.update_info("iter", runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Keep nothing."""

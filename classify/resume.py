@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from classify.checkpoint import UNREADABLE, torch_content
 from command.errors import WorkError, is_of_the_machine
 from command.files import sha256_of, written_atomically
+from command.notes import note
 
 __all__ = ["ResumableRunner", "newest_checkpoint"]
 
@@ -76,10 +77,14 @@ class ResumableRunner(Runner):
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in the folder that is as it was written; a damaged one is as good as none."""
+    """Return the newest checkpoint in the folder that is as it was written; newer ones that are not are named."""
     checkpoints = [path for path in folder.glob("epoch_*.pth") if path.is_file() and path.stem[6:].isdecimal()]
-    newest_first = sorted(checkpoints, key=lambda path: int(path.stem[6:]), reverse=True)
-    return next(filter(_is_whole, newest_first), None)
+    for path in sorted(checkpoints, key=lambda path: int(path.stem[6:]), reverse=True):
+        if _is_whole(path):
+            return path
+        if is_main_process():
+            note(f"{path}: not as it was written, cut off or damaged; the training goes on from an earlier epoch")
+    return None
 
 
 def _sum_file(checkpoint: Path) -> Path:

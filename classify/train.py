@@ -3,14 +3,17 @@
 `fit` trains any mmengine model, detectors included; `train_classifier` is its use for images and labels.
 """
 
+import contextlib
 import copy
+import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, DefaultScope
@@ -24,7 +27,10 @@ from classify.mmengine_runner import make_runner, silent
 from classify.optimization import optim_wrapper, param_scheduler
 from classify.resume import newest_checkpoint
 from classify.schedule import Schedule
-from command.errors import RequestError, WorkError
+from classify.tracking import Tracker
+from classify.validation import Validation, ValidationHook
+from command.errors import RequestError, WorkError, is_lack_of_memory
+from command.notes import note
 
 __all__ = ["check_batch_size", "fit", "train_classifier"]
 
@@ -37,6 +43,8 @@ def train_classifier(
     seed: int,
     progress: Progress | None = None,
     model: ClassifierModel | None = None,
+    tracker: Tracker | None = None,
+    validation: Validation | None = None,
 ) -> Curve:
     """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted.
 
@@ -48,10 +56,20 @@ def train_classifier(
     """
     num_images: int = len(dataset)  # type: ignore[arg-type]  # every one here has a length
     side = dataset[0][0].shape[-1]
-    check_batch_size(net, side, min(schedule.batch_size, num_images))
-    is_last_alone = num_images % schedule.batch_size == 1 < schedule.batch_size
+    num_own, part = math.ceil(num_images / get_world_size()), _part_of_batch(schedule)  # of this process
+    check_batch_size(net, side, min(part, num_own))
+    is_last_alone = num_own % part == 1 < part
     loader = {"dataset": dataset, "collate_fn": collate, "drop_last": is_last_alone and not _learns_from_one(net, side)}
-    return fit(model or ClassifierModel(net), loader, schedule, work_dir, seed, progress)
+    return fit(
+        model or ClassifierModel(net),
+        loader,
+        schedule,
+        work_dir,
+        seed,
+        progress,
+        tracker=tracker,
+        validation=validation,
+    )
 
 
 def check_batch_size(net: nn.Module, image_size: int, batch_size: int) -> None:
@@ -76,6 +94,8 @@ def fit(
     seed: int,
     progress: Progress | None = None,
     scope: str = "mmengine",
+    tracker: Tracker | None = None,
+    validation: Validation | None = None,
 ) -> Curve:
     """Train `model` in place, and return its curve.
 
@@ -89,6 +109,8 @@ def fit(
         seed: Of shuffling, augmentation and sampling; not of the weights, which come with `model`.
         progress: Called after every iteration.
         scope: mmengine's registry scope of the model and its data.
+        tracker: Gets losses, rates and figures.
+        validation: Of a `ClassifierModel`, during its training.
 
     Raises:
         WorkError: If the loss or a weight becomes NaN or infinite.
@@ -101,15 +123,19 @@ def fit(
         "batch_size": _part_of_batch(schedule),
         "num_workers": schedule.num_workers,
         "persistent_workers": schedule.num_workers > 0,
+        "generator": torch.Generator(),  # a loader that starts its workers draws from the training's numbers otherwise
         "pin_memory": torch.cuda.is_available(),
         "sampler": {"type": "DefaultSampler", "shuffle": True},
         **loader,
         "dataset": dataset,
     }
+    if (num := len(dataset)) < schedule.batch_size and is_main_process():
+        note(f"batch_size: more than there are images, got {schedule.batch_size}; a batch has all {num} of them")
     if schedule.channels_last:
         model.to(memory_format=torch.channels_last)
-    keeper = CurveKeeper(progress)
+    keeper = CurveKeeper(progress, tracker)
     averages = [EMAHook(momentum=1 - schedule.ema, update_buffers=True)] if schedule.ema else []
+    validations = [ValidationHook(validation, keeper, averages, schedule.num_workers)] if validation else []
     runner = make_runner(
         model,
         work_dir,
@@ -119,20 +145,38 @@ def fit(
         train_cfg={"by_epoch": True, "max_epochs": schedule.epochs},
         optim_wrapper=optim_wrapper(schedule),
         param_scheduler=param_scheduler(schedule),
-        custom_hooks=[EpochSeed(seed), keeper, *averages],
+        custom_hooks=[EpochSeed(seed), keeper, *averages, *validations],
         launcher="none" if get_world_size() == 1 else "pytorch",  # joined already, whoever started them
         cfg=_runner_options(schedule),
         **_resumption(work_dir),
     )
-    with silent():
-        try:
-            runner.train()
-        except WorkError as error:  # with the trace in its message, if it comes from a process that loads data
-            raise WorkError(str(error).splitlines()[-1].removeprefix("command.errors.WorkError: ")) from error
+    with silent(), _explained(schedule):
+        runner.train()
     for average in averages:
         average._swap_ema_parameters()
     model.cpu().eval()
     return keeper.curve
+
+
+@contextlib.contextmanager
+def _explained(schedule: Schedule) -> Iterator[None]:
+    """Say in one line what failed in the block, and which settings help."""
+    try:
+        yield
+    except WorkError as error:  # with the trace in its message, if it comes from a process that loads data
+        raise WorkError(str(error).splitlines()[-1].removeprefix("command.errors.WorkError: ")) from error
+    except (RuntimeError, MemoryError) as error:
+        if is_lack_of_memory(error):
+            raise WorkError(
+                f"training: out of memory, got {_part_of_batch(schedule)} images at a time; lower schedule.batch_size, "
+                f"or compute a batch in parts with schedule.accumulate{'' if schedule.amp else ', or set schedule.amp'}"
+            ) from error
+        if "DataLoader worker (pid" in str(error):
+            raise WorkError(
+                f"training: a process that loads images was killed, got {schedule.num_workers} of them, perhaps with "
+                "too little memory; lower schedule.num_workers or schedule.batch_size"
+            ) from error
+        raise
 
 
 def _part_of_batch(schedule: Schedule) -> int:
@@ -169,8 +213,7 @@ class _Seeded(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.seed = torch.zeros((), dtype=torch.int64).share_memory_()  # workers live longer than an epoch
+        self.dataset, self.seed = dataset, torch.zeros((), dtype=torch.int64)
         self.metainfo = getattr(dataset, "metainfo", {})
 
     def __len__(self) -> int:

@@ -20,7 +20,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-__all__ = ["BUG", "MissingFileError", "RequestError", "WorkError", "exit_code_of", "is_of_the_machine"]
+__all__ = [
+    "BUG",
+    "MissingFileError",
+    "RequestError",
+    "WorkError",
+    "exit_code_of",
+    "is_lack_of_memory",
+    "is_of_the_machine",
+]
 
 DONE, FAILED, WRONG, BUG = 0, 1, 2, 70
 """Exit codes; 70 is EX_SOFTWARE of sysexits.h."""
@@ -167,8 +175,15 @@ def is_of_the_machine(error: Exception) -> bool:
     """Return whether the operating system or the GPU's memory failed, not our code."""
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # of pathlib, below Python 3.13
         return True
-    is_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's word on a CPU
-    return isinstance(error, OSError) or is_memory or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, OSError) or is_lack_of_memory(error)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Return whether there was too little memory, on the CPU or a GPU."""
+    words = ("allocate memory", "out of memory", "_ALLOC_FAILED")  # torch's on a CPU, CUDA's, cuBLAS's and cuDNN's
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in words)
+    )
 
 
 def _prefixed(text: str, code: int) -> int:

@@ -16,6 +16,9 @@ _OWN_EXTRAS = {
     "openvino": "openvino",
     "pynvml": "nvml",
     "submitit": "slurm",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 """Modules that have an extra of their own; all others come with `train`."""
 _OURS = {"classify", "command", "deploy", "detect", "espalier", "experiment", "prune"}

@@ -41,7 +41,7 @@ def train(
 ) -> None:
     """Train a Faster R-CNN, from a classifier's backbone or from a (slim) detector."""
     with loading("torch and mmdet"):
-        from classify.curve import curve_at_risk, curve_file
+        from classify.curve import curve_at_risk, curve_file, curve_picture_file
         from command.config import read_config
         from detect.commands import train_to_file
         from detect.config import DetectorTraining
@@ -49,12 +49,14 @@ def train(
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
     mmdet = getattr(settings.start, "mmdet", None)
-    refuse_existing(force, *files_at_risk(out, mmdet), *curve_at_risk(out))
+    refuse_existing(force, *files_at_risk(out, mmdet), curve_picture_file(out), *curve_at_risk(out))
     figures = train_to_file(settings, out, force, Console(stderr=True), launcher)
     if not figures:  # another process of the same training shows them
         return
     show(figures, as_json)
-    written = f"wrote {out}, {curve_file(out)}, and {out.with_suffix('.py')} for mmdet's tools"
+    written = (
+        f"wrote {out}, {curve_file(out)}, {curve_picture_file(out)}, and {out.with_suffix('.py')} for mmdet's tools"
+    )
     closing(written, next_step(out, mmdet and out.with_suffix(".py")))
 
 

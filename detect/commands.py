@@ -13,10 +13,12 @@ from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, check_classes, load_classifier, read_weights
 from classify.config import Dense
 from classify.curve import curve_file, save_curve
+from classify.curve_plot import save_curve_picture
 from classify.mmengine_runner import using_threads
 from classify.processes import processes
 from classify.provenance import origin, outcome
 from classify.synthetic import SHAPES
+from classify.tracking import tracked
 from command.files import sha256_of
 from command.folders import generated, training_folder
 from command.options import Launcher
@@ -51,6 +53,7 @@ def train_to_file(
     data = settings.data
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes(launcher))
+        tracker = stack.enter_context(tracked(settings.tracking, out, group.is_first))
         with group.first_one_first():
             classes = data.check() if isinstance(data, CocoData) else SHAPES
             detector, card = _start(settings, classes)
@@ -64,7 +67,7 @@ def train_to_file(
         group.wait()
         progress = RunProgress(console if group.is_first else Console(quiet=True), [settings.schedule.epochs, 0.2])
         with progress.stage("train"):
-            curve = train_detector(detector, card, train, settings.schedule, work, settings.seed, progress)
+            curve = train_detector(detector, card, train, settings.schedule, work, settings.seed, progress, tracker)
         group.leave()
         if not group.is_first:
             return {}
@@ -72,9 +75,13 @@ def train_to_file(
             found = found_by_detector(detector, card, val, work / "evaluation")
         figures = coco_figures(val.annotations, found)
         data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
-        save_curve(curve.evaluated(figures), curve_file(out))
+        curve = curve.evaluated(figures)
+        save_curve(curve, curve_file(out))
         made = {**made_from, **data_prints, **outcome(figures, settings.schedule)}
         save_detector(out, detector, replace(card, provenance=made), mmdet)
+        save_curve_picture(curve, out)
+        if tracker:
+            tracker.write(figures, "validation")
     return figures
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from classify.config import Dense, Finetune
 from classify.schedule import Schedule
+from classify.tracking import Backend
 from command.config import Part, Seed, Threads
 from command.errors import MissingFileError, RequestError
 from detect.data import CocoSet, check_coco
@@ -92,6 +93,8 @@ class DetectorTraining(Part):
     seed: Seed = 0
     num_threads: Threads = 1
     """CPU threads of torch; the weights depend on it."""
+    tracking: tuple[Backend, ...] = ()
+    """Where losses, rates and figures are written while training, besides the curve."""
 
     @model_validator(mode="after")
     def _settings_count(self) -> "DetectorTraining":

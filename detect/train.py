@@ -10,6 +10,7 @@ from classify.checkpoint import ModelCard
 from classify.curve import Curve
 from classify.hooks import Progress
 from classify.schedule import Schedule
+from classify.tracking import Tracker
 from classify.train import fit
 from command.errors import WorkError
 from detect.annotations import as_coco
@@ -51,9 +52,10 @@ def train_detector(
     work_dir: Path,
     seed: int,
     progress: Progress | None = None,
+    tracker: Tracker | None = None,
 ) -> Curve:
     """Train mmdet's detector in place, with random flips; continues from `work_dir` if it was interrupted."""
-    return fit(detector, train_loader(card, coco), schedule, work_dir, seed, progress, scope="mmdet")
+    return fit(detector, train_loader(card, coco), schedule, work_dir, seed, progress, "mmdet", tracker)
 
 
 def train_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from classify.curve_plot import over_epochs
 from deploy.text import drawable
 
 __all__ = ["FIGURES", "LossCurve", "Point", "accuracy_plot", "loss_plot", "speedup_plot"]
@@ -119,10 +119,7 @@ def loss_plot(curves: list[LossCurve], unit: str) -> Markup:
         colour, marker = STYLE[curve.ordering]
         (line,) = axes.plot(curve.epochs, curve.losses, marker=marker, markersize=4, color=colour)
         line.set(label=drawable(curve.label, 48), linestyle=next(dashes[colour]))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"training loss ({unit})")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.grid(color=INK, alpha=0.12)
+    over_epochs(axes, f"training loss ({unit})", INK)
     legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)

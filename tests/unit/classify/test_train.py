@@ -1,4 +1,5 @@
 import os
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -79,6 +80,16 @@ def test_killed_and_resumed_equals_never_killed(shapes, tiny_net, tmp_path, iter
     assert [point.epoch for point in again.epochs] == [1, 2, 3]
 
 
+def test_killed_and_resumed_equals_never_killed_with_processes_that_load(shapes, tiny_net, tmp_path):
+    data, schedule = image_folder(shapes, "train", 24), Schedule(3, 12, 0.01, num_workers=2)
+    whole, resumed = tiny_net(), tiny_net()
+    train_classifier(whole, data, schedule, tmp_path / "whole", seed=1)
+    with pytest.raises(KilledError):
+        train_classifier(tiny_net(), data, schedule, tmp_path / "killed", seed=1, progress=stop_at(4))
+    train_classifier(resumed, data, schedule, tmp_path / "killed", seed=1)
+    assert equal_weights(resumed, whole)
+
+
 def test_finished_training_called_again_gives_its_weights_at_once(shapes, tiny_net, tmp_path):
     data, schedule = image_folder(shapes, "train", 24), Schedule(1, 12, 0.01)
     first, again, calls = tiny_net(), tiny_net(), []
@@ -117,6 +128,88 @@ def test_loss_that_is_not_finite_stops_and_names_its_place(shapes, tiny_net, tmp
         RuntimeError, match=r"the loss is (nan|inf) at epoch 1, iteration [23], learning rate 9.+; lower it"
     ):
         train_classifier(tiny_net(), image_folder(shapes, "train", 24), schedule, tmp_path, 0)
+
+
+class LateNan(nn.Module):
+    """A network whose third step, after a finite loss, makes weights that are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.steps = nn.Linear(192, 2), 0
+
+    def forward(self, images):
+        self.steps += 1
+        scores = self.fc(images.flatten(1))
+        if self.steps == 3 and scores.requires_grad:
+            scores.register_hook(lambda gradient: gradient * float("nan"))
+        return scores
+
+
+def test_no_checkpoint_holds_weights_that_are_not_finite(pairs, tmp_path):
+    data = pairs(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), [0, 1, 0, 1])
+    net = LateNan()
+    net.steps = 1  # the second and last step of the first epoch is the third
+    with pytest.raises(WorkError, match=r"weights are not finite after epoch 1, learning rate .*; lower it"):
+        train_classifier(net, data, Schedule(2, 2, 0.1, "SGD", warmup_iters=0), tmp_path, 0)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_parts_left_over_at_the_end_of_an_epoch_make_a_step(pairs, tmp_path):
+    # 6 images in parts of two, four to a batch: a whole batch and a half one
+    data = pairs(torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), [0, 1] * 3)
+    steps = []
+    hook = register_optimizer_step_pre_hook(lambda *_: steps.append(1))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    train_classifier(net, data, Schedule(2, 4, 0.1, "SGD", warmup_iters=0, accumulate=2), tmp_path, 0)
+    hook.remove()
+    assert len(steps) == 4
+
+
+def test_how_it_goes_is_told_in_words(shapes, tiny_net, tmp_path):
+    notes = []
+    data = image_folder(shapes, "train", 24)
+    train_classifier(tiny_net(), data, Schedule(2, 12, 0.01), tmp_path, 0, lambda *report: notes.append(report[2]))
+    words = r"epoch 2 of 2, loss \d[.\d]*, learning rate [.\de-]+, [\d,.]+ images a second"
+    assert re.fullmatch(words, notes[-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+            "training: out of memory, got 6 images",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "training: out of memory, got 6 images",
+        ),
+        (
+            MemoryError(),
+            "lower schedule.batch_size, or compute a batch in parts with schedule.accumulate, or set sched",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "a process that loads images was killed",
+        ),
+    ],
+)
+def test_too_little_memory_is_told_in_a_line_with_what_helps(shapes, tiny_net, tmp_path, error, line):
+    def fails(*report):
+        raise error
+
+    with pytest.raises(WorkError, match=line):
+        train_classifier(
+            tiny_net(), image_folder(shapes, "train", 24), Schedule(1, 12, 0.01, accumulate=2), tmp_path, 0, fails
+        )
+
+
+def test_a_batch_of_more_than_all_images_is_told(pairs, tmp_path, capsys):
+    data = pairs(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), [0, 1, 0])
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    train_classifier(net, data, Schedule(1, 64, 0.1), tmp_path, 0)
+    told = "note: batch_size: more than there are images, got 64; a batch has all 3 of them\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(
@@ -346,7 +439,7 @@ def test_batches_of_one_image_are_refused_for_batch_norm(pairs, on_one_pixel, tm
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
-def test_a_damaged_checkpoint_is_not_resumed_from(shapes, tiny_net, tmp_path, place):
+def test_a_damaged_checkpoint_is_named_and_not_resumed_from(shapes, tiny_net, tmp_path, place, capsys):
     data, schedule = image_folder(shapes, "train", 24), Schedule(4, 12, 0.01)
     whole, resumed = tiny_net(), tiny_net()
     train_classifier(whole, data, schedule, tmp_path / "whole", 0)
@@ -358,3 +451,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(shapes, tiny_net, tmp_path, pl
     os.mkfifo(tmp_path / "epoch_9.pth")
     train_classifier(resumed, data, schedule, tmp_path, 0)  # from epoch 1
     assert equal_weights(resumed, whole)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith(
+        "epoch_2.pth: not as it was written, cut off or damaged; the training goes on from an earlier epoch"
+    )
