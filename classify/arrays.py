@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from classify.class_order import numbered
+from classify.crops import Crops
 from command.errors import RequestError
 from command.files import existing_file, shown
 
@@ -121,12 +121,12 @@ def common_classes(subject: object, *parts: LabelledArrays) -> tuple[str, ...]:
 class ArrayImages(Dataset[tuple[Tensor, int]]):
     """(uint8 image (3, S, S), label) pairs of arrays."""
 
-    def __init__(self, arrays: LabelledArrays, transform: v2.Compose) -> None:
-        self._arrays, self._transform = arrays, transform
+    def __init__(self, arrays: LabelledArrays, crops: Crops) -> None:
+        self._arrays, self._crops = arrays, crops
 
     def __len__(self) -> int:
         return len(self._arrays.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = torch.from_numpy(self._arrays.images[index]).permute(2, 0, 1)
-        return self._transform(image), int(self._arrays.labels[index])
+        return self._crops.of_image(image), int(self._arrays.labels[index])

@@ -32,6 +32,7 @@ __all__ = [
     "Widths",
     "build_classifier",
     "build_trunk",
+    "default_crop_share",
     "default_side",
     "initialize",
     "stage_shapes",
@@ -106,6 +107,15 @@ def default_side(name: str) -> int:
         RequestError: If the name is unknown.
     """
     return _family(name).image_side
+
+
+def default_crop_share(name: str) -> float:
+    """Return the share of the scaled image's shorter side in their crops: 224 of 256 on ImageNet, all on CIFAR.
+
+    Raises:
+        RequestError: If the name is unknown.
+    """
+    return 0.875 if default_side(name) == _Family.image_side else 1.0
 
 
 class Trunk(nn.Module):

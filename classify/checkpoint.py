@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from classify.backbones import Architecture, Widths, build_classifier, weightless
 from classify.class_order import is_same_order
+from classify.crops import CropShare
 from classify.data import MEAN, STD
 from classify.naming import renamed, unwrapped
 from command.errors import RequestError, WorkError, is_of_the_machine
@@ -72,6 +73,8 @@ class Preprocessing:
     """Divided by, after the mean is subtracted."""
     keep_ratio: bool = True
     """False where a foreign detector was trained on images stretched to its shape."""
+    crop_share: CropShare = 1.0
+    """Of a classifier: its image is scaled until `image_hw` is this share of the shorter side, then cropped."""
 
 
 @dataclass(frozen=True)

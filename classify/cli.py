@@ -72,6 +72,15 @@ def evaluate(
         Path | None,
         typer.Option(help="Text file with the classes of val/*, without class folders.", show_default="none"),
     ] = None,
+    crop_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Share of the scaled image's shorter side that is seen, 0.875 for 224 of 256 pixels.",
+            show_default="the model's",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for figures and a picture.", show_default="none")
     ] = None,
@@ -86,7 +95,7 @@ def evaluate(
     if out:
         refuse_existing(force, out / FIGURES, out / PICTURE)
     with Console(stderr=True).status("Evaluating ..."):
-        figures = evaluate_file(model, images_at(data, val_labels), weights)
+        figures = evaluate_file(model, images_at(data, val_labels), weights, crop_share)
     if as_json:
         show(figures, as_json)
     else:

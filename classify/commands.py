@@ -79,7 +79,7 @@ def train_to_file(
         stack.enter_context(using_threads(settings.num_threads))
         group.wait()
         progress = RunProgress(console if group.is_first else Console(quiet=True), [schedule.epochs, 0.2])
-        val = images.images("val", side)
+        val = images.images("val", side, crop_share=settings.crop_share)
 
         def save(path: Path, figures: Mapping[str, Any], **more: int) -> None:
             save_model(path, net, replace(card, provenance={**made_from, **outcome(figures, schedule), **more}))
@@ -89,7 +89,7 @@ def train_to_file(
 
         validation = Validation(settings.validate_every, val, save_best) if settings.validate_every else None
         with progress.stage("train"):
-            train = images.images("train", side)
+            train = images.images("train", side, settings.augmentation)
             curve = train_classifier(
                 net, train, schedule, work, settings.seed, progress, model, tracker=tracker, validation=validation
             )
@@ -109,13 +109,16 @@ def train_to_file(
     return figures
 
 
-def evaluate_file(model: Path, data: GivenImages, weights: Path | None = None) -> dict[str, Any]:
+def evaluate_file(
+    model: Path, data: GivenImages, weights: Path | None = None, crop_share: float | None = None
+) -> dict[str, Any]:
     """Return the figures of a classifier on validation images, those of `detailed_accuracy` with its MACs and weights.
 
     Args:
         model: Model file; with `weights`, a key of `BACKBONES`.
         data: The images.
         weights: Trained elsewhere; see `import_classifier`.
+        crop_share: In place of the model's; see `classify.crops.CropShare`.
 
     Raises:
         MissingFileError: If a file is missing.
@@ -125,10 +128,11 @@ def evaluate_file(model: Path, data: GivenImages, weights: Path | None = None) -
     classes = data.check()
     check_classes(weights or model, card, classes)
     data.fingerprint("val")  # refuses images that do not decode
-    side = card.preprocessing.image_hw[0]
+    seen = card.preprocessing
+    side = seen.image_hw[0]
     cost = cost_of(net, (torch.zeros(1, 3, side, side),))
     with silent(), tempfile.TemporaryDirectory() as folder:
-        found = predictions(net, data.images("val", side), Path(folder))
+        found = predictions(net, data.images("val", side, crop_share=crop_share or seen.crop_share), Path(folder))
     names = best_names(card.classes, classes)
     return {**accuracy(found), "macs": cost.macs, "params": cost.params, **detailed_accuracy(found, names)}
 
@@ -154,7 +158,7 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
         check_classes(start.file, card, classes)
         if isinstance(start, Scratch):
             initialize(net)
-    shape = Preprocessing((settings.image_size, settings.image_size))
+    shape = Preprocessing((settings.image_size, settings.image_size), crop_share=settings.crop_share)
     return net, replace(card, classes=best_names(card.classes, classes), preprocessing=shape)
 
 

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, with_config
 
 from classify.backbones import BACKBONES
 from classify.budget import SCRATCH_B_CAP, Budget
+from classify.crops import Augmentation, CropShare
 from classify.image_data import AnyImages, FolderData, ShapesData
 from classify.objective import Objective
 from classify.schedule import Schedule
@@ -85,7 +86,11 @@ class ClassifierTraining(Part):
     """What is trained."""
     data: Annotated[AnyImages, Field(discriminator="type")]
     image_size: int = Field(224, ge=32, le=4096)
-    """Side of the training crops in pixels."""
+    """Side of the crops in pixels."""
+    crop_share: CropShare = 1.0
+    """Side of the crop to evaluate on, as a share of the scaled image's shorter side: 224 / 256 on ImageNet."""
+    augmentation: Augmentation = Augmentation()
+    """How training images are drawn."""
     schedule: Schedule
     objective: Objective = Objective()
     """What is learnt besides the labels."""

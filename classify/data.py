@@ -1,4 +1,4 @@
-"""Image folders (`train/<class>/*`, `val/<class>/*`, as ImageNet's) as data sets of uint8 images, and their crops."""
+"""Image folders (`train/<class>/*`, `val/<class>/*`, as ImageNet's) as data sets of uint8 images."""
 
 import hashlib
 import json
@@ -7,45 +7,52 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
+from classify.crops import Crops
 from classify.val_labels import labelled_files
 from command.errors import MissingFileError, RequestError, WorkError
 from command.notes import note
-from deploy.images import image_contents, image_from_file
+from deploy.images import image_contents, usable_images
 
-__all__ = ["MEAN", "STD", "Split", "check_folder", "class_names", "crops", "fingerprint", "image_folder"]
+__all__ = ["MEAN", "STD", "Damaged", "Split", "check_folder", "class_names", "fingerprint", "image_folder"]
 
 MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean of R, G and B, 0..255; detectors normalise with the same figures."""
 STD = (58.395, 57.12, 57.375)
 Split = Literal["train", "val"]
+Damaged = Literal["refuse", "skip"]
+"""What becomes of images that do not decode: nothing starts, or they are left out, named and counted."""
+_LISTED = 3
+"""Files that are left out are named, so many of them."""
+_MOST_IN_A_ROW = 10
+"""Images that may be replaced by one; with more of them the disk is at fault."""
 
 
 def image_folder(
     root: Path,
     split: Split,
-    image_size: int,
+    crops: Crops,
     *,
-    is_augmented: bool | None = None,
     val_labels: Path | None = None,
+    damaged: Damaged = "refuse",
+    replaces: bool = False,
 ) -> Dataset[tuple[Tensor, int]]:
     """Return (uint8 image (3, S, S), label) pairs of one split.
+
+    An image that cannot be read, though it could before, stops the work.
 
     Args:
         root: The folder that holds `train` and `val` (or `validation`).
         split: "train" or "val".
-        image_size: Side S of the crop in pixels.
-        is_augmented: Random crops and flips rather than centre crops; None for those of "train" alone.
+        crops: Makes squares of the images.
         val_labels: Labels of a `val` without class folders; see `classify.val_labels`.
+        damaged: With "skip", images that do not decode are left out.
+        replaces: An image that cannot be read any more is replaced by the next one in the list.
     """
-    is_random = split == "train" if is_augmented is None else is_augmented
-    transform = v2.Compose([v2.PILToTensor(), *crops(is_random, image_size)])
-    return _Images(_labelled(root, split, val_labels), transform)
+    return _Images(_kept(_labelled(root, split, val_labels), damaged), crops, replaces)
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -70,26 +77,27 @@ def check_folder(root: Path, val_labels: Path | None = None) -> None:
         if not classes[split]:
             raise RequestError(f"{folder}: holds no class folders; expected one folder per class with its images")
     if not val_labels and classes["train"] != classes["val"]:
-        odd = sorted(set(classes["train"]) ^ set(classes["val"]))
         raise RequestError(
-            f"{root}: train and val differ in the classes {odd}; expected the same class folders in both"
+            f"{root}: train and val differ in their classes, got {_alone(classes, 'train')} and "
+            f"{_alone(classes, 'val')}; expected the same class folders in both"
         )
     for split in with_folders:
         folder = _split_folder(root, split)
         if not _images(folder):
             raise RequestError(f"{folder}: holds no images, got empty class folders; expected images, as .jpg or .png")
         _tell_hidden(folder)
+        _tell_empty(folder)
     _labelled(root, "val", val_labels)
 
 
-def fingerprint(root: Path, split: Split, val_labels: Path | None = None) -> str:
+def fingerprint(root: Path, split: Split, val_labels: Path | None = None, damaged: Damaged = "refuse") -> str:
     """Return a hash of the class folders' names and of the name, content and label of every image in a split.
 
     Raises:
-        RequestError: If a file is not an image that decodes.
+        RequestError: If a file is not an image that decodes; with "skip", if none is.
     """
     folder = _split_folder(root, split)
-    labelled = _labelled(root, split, val_labels)
+    labelled = _kept(_labelled(root, split, val_labels), damaged)
     images = [path for path, _ in labelled]
     named = zip((path.relative_to(folder).as_posix() for path in images), image_contents(images), strict=True)
     content: list[object] = [_class_folders(folder), [(name, image.sha256) for name, image in named]]
@@ -98,26 +106,53 @@ def fingerprint(root: Path, split: Split, val_labels: Path | None = None) -> str
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _loaded(path: Path) -> Image.Image:
-    """Return an image as detectors read it: one network sees the same pixels in every use."""
-    try:
-        return Image.fromarray(image_from_file(path))
-    except (OSError, RequestError) as error:  # it decoded before the work
-        raise WorkError(f"{error}; replace or delete it") from error
-
-
 class _Images(Dataset[tuple[Tensor, int]]):
     """What `image_folder` returns."""
 
-    def __init__(self, labelled: list[tuple[Path, int]], transform: v2.Compose) -> None:
-        self._labelled, self._transform = labelled, transform
+    def __init__(self, labelled: list[tuple[Path, int]], crops: Crops, replaces: bool) -> None:
+        self._labelled, self._crops = labelled, crops
+        # shared with the processes that load images
+        self._replaced = torch.zeros(len(labelled), dtype=torch.bool).share_memory_() if replaces else None
 
     def __len__(self) -> int:
         return len(self._labelled)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self._labelled[index]
-        return self._transform(_loaded(path)), label
+        if index >= len(self):  # ends a loop over all
+            raise IndexError(index)
+        for place in range(index, index + _MOST_IN_A_ROW):
+            path, label = self._labelled[place % len(self)]
+            try:
+                return self._crops.of_file(path), label
+            except (OSError, RequestError) as error:  # it decoded before the work
+                if self._replaced is None:
+                    raise WorkError(f"{error}; replace or delete it") from error
+                self._tell_replaced(place % len(self), error)
+        raise WorkError(f"{path}: cannot be read, nor can the {_MOST_IN_A_ROW - 1} images before it; check the disk")
+
+    def _tell_replaced(self, place: int, error: Exception) -> None:
+        assert self._replaced is not None
+        if not self._replaced[place]:
+            self._replaced[place] = True
+            num = int(self._replaced.sum())
+            note(f"{error}; from now on the next image takes its place, {num} such images so far")
+
+
+def _kept(labelled: list[tuple[Path, int]], damaged: Damaged) -> list[tuple[Path, int]]:
+    """Return the images to use; those that are left out are named and counted on standard error.
+
+    Raises:
+        RequestError: If none is left.
+    """
+    if damaged == "refuse":
+        return labelled
+    found, faults = usable_images([path for path, _ in labelled])
+    if not found:
+        raise RequestError(f"{faults[0]}; none of the {len(faults)} images can be used")
+    if faults:
+        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        note(f"{len(faults)} of {len(labelled)} images are left out: {'; '.join(faults[:_LISTED])}{more}")
+    return [(path, label) for path, label in labelled if path in found]
 
 
 def _labelled(root: Path, split: Split, val_labels: Path | None) -> list[tuple[Path, int]]:
@@ -154,27 +189,22 @@ def _tell_hidden(folder: Path) -> None:
         note(f"{folder}: hidden images are left out, {len(hidden)} of them, first {hidden[0].relative_to(folder)}")
 
 
+def _tell_empty(folder: Path) -> None:
+    filled = {file.relative_to(folder).parts[0] for file in _images(folder)}
+    if empty := [name for name in _class_folders(folder) if name not in filled]:
+        note(f"{folder}: {len(empty)} classes have no images, first {empty[0]}")
+
+
+def _alone(classes: dict[str, list[str]], split: Split) -> str:
+    """Return how many classes a split has, and the first ones that the other lacks."""
+    others = classes["val" if split == "train" else "train"]
+    alone = [name for name in classes[split] if name not in others]
+    return f"{len(classes[split])} in {split}" + (f" ({', '.join(alone[:_LISTED])} there alone)" if alone else "")
+
+
 def _split_folder(root: Path, split: Split) -> Path:
     names = ("val", "validation") if split == "val" else (split,)
     for name in names:
         if (root / name).is_dir():
             return root / name
     raise MissingFileError(f"{root / names[0]}: no such folder; expected {root} to hold train/ and val/ class folders")
-
-
-def crops(is_random: bool, image_size: int, padding: int | None = None) -> list[torch.nn.Module]:
-    """Return what makes square images of one size.
-
-    Args:
-        is_random: Random crops and flips, for training; otherwise centre crops.
-        image_size: Side in pixels.
-        padding: Random crops are of the whole image with so many pixels of black around it, as CIFAR's are; None for
-            parts of half to all of it, scaled.
-    """
-    whole = [v2.Resize(image_size), v2.CenterCrop(image_size)]
-    if not is_random:
-        return whole
-    flip = v2.RandomHorizontalFlip()
-    if padding is None:
-        return [v2.RandomResizedCrop(image_size, scale=(0.5, 1.0)), flip]
-    return [*whole, v2.RandomCrop(image_size, padding), flip]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from classify.checkpoint import load_classifier
+from classify.crops import scaled_side
 from classify.data import MEAN, STD
 from deploy.deployment import Precision
 from deploy.ranges import check_finite, check_range
@@ -49,7 +50,9 @@ def export_classifier(
     check_range(in_precision, graph, examples)
     images = f"{batch} random image{'s' if batch > 1 else ''}"
     comparison = Comparison(examples, images, reference=ClassScores(net, torch.float32))
-    origin = Origin("classifier", card.classes, model, config, precision)
+    seen = card.preprocessing
+    scaled = None if seen.crop_share == 1 else scaled_side(seen.image_hw[0], seen.crop_share)
+    origin = Origin("classifier", card.classes, model, config, precision, shorter_side=scaled)
     return write_deployment(graph, origin, comparison, folder), images
 
 

@@ -11,20 +11,17 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from classify.arrays import ArrayImages, LabelledArrays, common_classes, read_npz
 from classify.cifar_files import cifar_place, read_cifar
-from classify.data import Split, check_folder, class_names, crops, fingerprint, image_folder
+from classify.crops import Augmentation, centre_crops
+from classify.data import Damaged, Split, check_folder, class_names, fingerprint, image_folder
 from classify.synthetic import SHAPES, write_shapes
 from command.config import Part, Seed
 from command.errors import RequestError
 from command.folders import generated
 
 __all__ = ["AnyImages", "CifarData", "FolderData", "GivenImages", "ImageData", "NpzData", "ShapesData", "images_at"]
-
-_MOST_PADDED = 64
-"""Side of the largest images that are padded and cropped for training, in pixels."""
 
 
 class ImageData(Part, ABC):
@@ -65,8 +62,17 @@ class GivenImages(ImageData):
         """
 
     @abstractmethod
-    def images(self, split: Split, image_size: int, is_augmented: bool | None = None) -> Dataset[tuple[Tensor, int]]:
-        """Return (uint8 image (3, S, S), label) pairs of one split; those of "train" are augmented unless told."""
+    def images(
+        self, split: Split, image_size: int, augmentation: Augmentation | None = None, crop_share: float = 1.0
+    ) -> Dataset[tuple[Tensor, int]]:
+        """Return (uint8 image (3, S, S), label) pairs of one split.
+
+        Args:
+            split: Which one.
+            image_size: Side S in pixels.
+            augmentation: Draws each image anew, to train on; None for the middle of each, to evaluate on.
+            crop_share: How much the middle is; see `classify.crops.CropShare`.
+        """
 
     def fingerprints(self, *splits: Split) -> tuple[str, ...]:
         """Return a hash of the content of each split."""
@@ -104,6 +110,9 @@ class FolderData(GivenImages):
     val_labels: Path | None = None
     """Text file with the classes of the images in `val`, where they lie without class folders; see
     `classify.val_labels`."""
+    damaged: Damaged = "refuse"
+    """`refuse`: an image that does not decode stops the work, before it or in it. `skip`: it is left out; in
+    place of a training image that becomes unreadable comes the next one in the list, with its label."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -117,11 +126,17 @@ class FolderData(GivenImages):
 
     def fingerprint(self, split: Split) -> str:
         """Return a hash of names and content."""
-        return fingerprint(self.root, split, self.val_labels)
+        return fingerprint(self.root, split, self.val_labels, self.damaged)
 
-    def images(self, split: Split, image_size: int, is_augmented: bool | None = None) -> Dataset[tuple[Tensor, int]]:
+    def images(
+        self, split: Split, image_size: int, augmentation: Augmentation | None = None, crop_share: float = 1.0
+    ) -> Dataset[tuple[Tensor, int]]:
         """Return crops of the photographs."""
-        return image_folder(self.root, split, image_size, is_augmented=is_augmented, val_labels=self.val_labels)
+        crops = augmentation.crops(image_size) if augmentation else centre_crops(image_size, crop_share)
+        replaces = augmentation is not None and self.damaged == "skip"  # an evaluation counts each image once
+        return image_folder(
+            self.root, split, crops, val_labels=self.val_labels, damaged=self.damaged, replaces=replaces
+        )
 
 
 class _ArrayData(GivenImages):
@@ -139,14 +154,12 @@ class _ArrayData(GivenImages):
         """Return a hash of the images, labels and names."""
         return self.arrays(split).fingerprint()
 
-    def images(self, split: Split, image_size: int, is_augmented: bool | None = None) -> Dataset[tuple[Tensor, int]]:
-        """Return the images; up to 64 pixels, training images are padded by an eighth, cropped and flipped.
-
-        Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2: 4 pixels of 32.
-        """
-        is_random = split == "train" if is_augmented is None else is_augmented
-        padding = image_size // 8 if image_size <= _MOST_PADDED else None
-        return ArrayImages(self.arrays(split), v2.Compose(crops(is_random, image_size, padding)))
+    def images(
+        self, split: Split, image_size: int, augmentation: Augmentation | None = None, crop_share: float = 1.0
+    ) -> Dataset[tuple[Tensor, int]]:
+        """Return crops of the images."""
+        crops = augmentation.crops(image_size, is_array=True) if augmentation else centre_crops(image_size, crop_share)
+        return ArrayImages(self.arrays(split), crops)
 
 
 class NpzData(_ArrayData):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from classify.backbones import HEADS, Architecture, build_classifier, default_side
+from classify.backbones import HEADS, Architecture, build_classifier, default_crop_share, default_side
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_weights
 from classify.class_order import IMAGENET, numbered
 from classify.data import class_names
@@ -47,7 +47,8 @@ def import_classifier(
             net, weights, str(file), optional=HEADS if _is_headless(weights) else (), in_same_order=name in IN_TIMM
         )
     provenance = {**origin({"import": name, "seed": seed}, file), **outcome({})}
-    card = ModelCard("classifier", architecture, names, Preprocessing((side, side)), provenance=provenance)
+    seen = Preprocessing((side, side), crop_share=default_crop_share(name))
+    card = ModelCard("classifier", architecture, names, seen, provenance=provenance)
     return net.eval(), card
 
 

@@ -29,7 +29,7 @@ def classifier_losses(card: ModelCard, images: GivenImages, batch_size: int, num
 
     def losses(net: nn.Module) -> Iterator[Tensor]:
         side = card.preprocessing.image_hw[0]
-        dataset: Any = images.images("train", side, is_augmented=False)
+        dataset: Any = images.images("train", side, crop_share=card.preprocessing.crop_share)
         model = ClassifierModel(net)
         for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
             batch = model.data_preprocessor(collate([dataset[i] for i in places]))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from command.errors import MissingFileError, RequestError
 
-__all__ = ["Content", "contents"]
+__all__ = ["Content", "contents", "usable"]
 
 Examine = Callable[[bytes], tuple[str | None, str]]
 """Takes a file's content; returns why it cannot be used, or None, and what is to be remembered of it."""
@@ -40,7 +40,21 @@ class Content(NamedTuple):
 
 
 def contents(paths: Sequence[Path], examine: Examine, examiner: str) -> list[Content]:
-    """Return what is in every file.
+    """Return what is in every file; see `usable`.
+
+    Raises:
+        MissingFileError: If a file does not exist.
+        RequestError: If one is not a regular file or cannot be used; it names the first and counts the others.
+    """
+    found, faults = usable(paths, examine, examiner)
+    if faults:
+        more = f" ({len(faults) - 1} more files cannot be used)" if len(faults) > 1 else ""
+        raise RequestError(faults[0] + more)
+    return [found[path] for path in paths]
+
+
+def usable(paths: Sequence[Path], examine: Examine, examiner: str) -> tuple[dict[Path, Content], list[str]]:
+    """Return what is in every file that can be used, and why each of the others cannot, beginning with its path.
 
     It is remembered in `espalier/contents.sqlite` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache), or in this
     process if that cannot be written.
@@ -52,7 +66,7 @@ def contents(paths: Sequence[Path], examine: Examine, examiner: str) -> list[Con
 
     Raises:
         MissingFileError: If a file does not exist.
-        RequestError: If one is not a regular file or cannot be used; it names the first and counts the others.
+        RequestError: If one is not a regular file.
     """
     before_ns = time.time_ns() - _RECENT_NS
     identities = [_identity(path) for path in paths]
@@ -68,10 +82,7 @@ def contents(paths: Sequence[Path], examine: Examine, examiner: str) -> list[Con
                 known[index] = content
             lasting = [index for index in good if max(identities[index][1:]) < before_ns]
             _remember(memory, [_row(paths[index], identities[index], good[index], examiner) for index in lasting])
-    if faults:
-        more = f" ({len(faults) - 1} more files cannot be used)" if len(faults) > 1 else ""
-        raise RequestError(faults[0] + more)
-    return [content for content in known if content]
+    return {path: content for path, content in zip(paths, known, strict=True) if content}, faults
 
 
 def _identity(path: Path) -> _Identity:

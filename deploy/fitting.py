@@ -47,15 +47,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return decode_image(path.read_bytes(), str(path))
 
 
-def decode_image(data: bytes, subject: str) -> NDArray[np.uint8]:
-    """Return the content of an image file as `read_image` does; `subject` begins the error message."""
+def decode_image(data: bytes, subject: str, flags: int = cv2.IMREAD_COLOR) -> NDArray[np.uint8]:
+    """Return the content of an image file as `read_image` does.
+
+    Args:
+        data: All of the file.
+        subject: Begins the error message.
+        flags: OpenCV's, for colours.
+    """
     try:
-        image_HW3 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image_HW3 = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # an empty file, or one of 2**30 pixels and more
         image_HW3 = None
     if image_HW3 is None:
         raise ValueError(f"{subject}: does not decode; expected an image")
-    return np.asarray(cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB, dst=image_HW3), np.uint8)
 
 
 def fit_image(

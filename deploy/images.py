@@ -15,14 +15,30 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from command.contents import contents
+from command.contents import contents, usable
 from command.errors import RequestError
-from deploy.fitting import read_image
+from deploy.fitting import decode_image
 
-__all__ = ["IMAGE_ENDINGS", "ImageContent", "image_contents", "image_from_file"]
+__all__ = [
+    "IMAGE_ENDINGS",
+    "REDUCTIONS",
+    "ImageContent",
+    "image_contents",
+    "image_from_bytes",
+    "image_from_file",
+    "jpeg_hw",
+    "usable_images",
+]
 
 IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of the files that are taken for images in a folder."""
+REDUCTIONS: dict[int, int] = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
+}
+"""By how much an image can be smaller than it is in the file, and OpenCV's flag for it; a JPEG is decoded faster so."""
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Without those that start another program, such as EPS."""
 _DAMAGE = (
@@ -41,6 +57,8 @@ _DAMAGE = (
     cv2.error,
 )
 """What Pillow and OpenCV raise for damaged files."""
+_ORIENTATION = 0x0112
+"""Number of the EXIF entry."""
 _NO_LOG = logging.NullHandler()
 
 
@@ -59,10 +77,37 @@ def image_from_file(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         RequestError: If it does not decode.
     """
+    return image_from_bytes(Path(path).read_bytes(), path)
+
+
+def image_from_bytes(data: bytes, subject: str | Path, reduction: int = 1) -> NDArray[np.uint8]:
+    """Return the content of an image file as `image_from_file` does.
+
+    Args:
+        data: All of the file.
+        subject: Begins the error message.
+        reduction: One of `REDUCTIONS`: height and width are divided by it and rounded up.
+
+    Raises:
+        RequestError: If it does not decode.
+    """
     try:
-        return read_image(Path(path))
+        return decode_image(data, str(subject), REDUCTIONS[reduction])
     except ValueError as error:  # fitting.py is copied into packages, without our error classes
         raise RequestError(str(error)) from error
+
+
+def jpeg_hw(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of a JPEG as `image_from_bytes` gives it, by its header alone; None of other files."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            width, height = image.size
+            is_on_its_side = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
+    return (width, height) if is_on_its_side else (height, width)
 
 
 def image_contents(paths: Sequence[Path]) -> list[ImageContent]:
@@ -73,6 +118,17 @@ def image_contents(paths: Sequence[Path]) -> list[ImageContent]:
         RequestError: If one is not an image that decodes; the message names the first and counts the others.
     """
     return [ImageContent(found.sha256, _size(found.about)) for found in contents(paths, _examined, _examiner())]
+
+
+def usable_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageContent], list[str]]:
+    """Return what is in each image file that decodes, and why each of the others does not, beginning with its path.
+
+    Raises:
+        MissingFileError: If a file does not exist.
+        RequestError: If one is not a regular file.
+    """
+    found, faults = usable(paths, _examined, _examiner())
+    return {path: ImageContent(content.sha256, _size(content.about)) for path, content in found.items()}, faults
 
 
 @cache

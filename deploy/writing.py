@@ -84,6 +84,12 @@ class Origin:
     """Name of mmdet's config, for a checkpoint of mmdet."""
     nms_iterations: int | None = None
     network_hw: tuple[int, int] | None = None
+    shorter_side: int | None = None
+    """Of a classifier's image before the centre is cut out, in pixels; None for the side of the input."""
+
+    def told(self, text: str) -> str:
+        """Return what is said of the input, for this file."""
+        return text.replace("the input's", f"{self.shorter_side} pixels") if self.shorter_side else text
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,8 @@ def _described(onnx: Path, origin: Origin, folder: Path) -> Deployment:
     return Deployment(
         inputs=inputs,
         outputs=outputs,
-        meaning={name: MEANINGS[origin.kind][name] for name in (*inputs, *outputs)},
-        preprocessing=_PREPROCESSING[origin.kind],
+        meaning={name: origin.told(MEANINGS[origin.kind][name]) for name in (*inputs, *outputs)},
+        preprocessing=origin.told(_PREPROCESSING[origin.kind]),
         classes=origin.classes,
         precision=origin.precision,
         versions=installed_versions(),

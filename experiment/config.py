@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.config import Backbone, Cap, FolderData, ShapesData
+from classify.crops import Augmentation, CropShare
 from classify.image_data import AnyImages
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
@@ -74,7 +75,11 @@ class Classification(Part):
 
     data: Annotated[AnyImages | CropsData, Field(discriminator="type")]
     image_size: int = Field(224, ge=32, le=4096)
-    """Side of the training crops in pixels."""
+    """Side of the crops in pixels."""
+    crop_share: CropShare = 1.0
+    """Side of the crop to evaluate on, as a share of the scaled image's shorter side."""
+    augmentation: Augmentation = Augmentation()
+    """How training images are drawn."""
     train: Schedule
     """Of the dense network, and of `scratch_e`; `scratch_b` stretches it, decay points included."""
     finetune: Schedule

@@ -186,7 +186,9 @@ class _Planner:
     def _settings(self, step: str, leaf: Leaf) -> dict[str, Any]:
         """Return the part of the config that a step depends on, so that other changes do not repeat its work."""
         config = self.config
-        weights = config.backbone.weights
+        weights, share = config.backbone.weights, config.classification.crop_share
+        drawn = config.classification.augmentation.effective()
+        augmentation = {"augmentation": drawn} if drawn else {}  # defaults change no hash of earlier versions
         pruning = to_jsonable_python(config.pruning.at(leaf.prune_ratio))
         del pruning["prune_ratios"]
         for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
@@ -203,10 +205,16 @@ class _Planner:
                 "weights": self._weights_sha256,
                 "image_size": config.classification.image_size,
                 "schedule": None if weights else config.classification.train.effective(),
+                **({} if weights else augmentation),
+                **({"crop_share": share} if share != 1 else {}),
             },
             "prune_classifier": pruning,
-            "finetune_classifier": {"schedule": config.classification.finetune.effective(), "seed": leaf.seed},
-            "scratch_classifier": {"seed": leaf.seed, **self._budget_settings(leaf)},
+            "finetune_classifier": {
+                "schedule": config.classification.finetune.effective(),
+                "seed": leaf.seed,
+                **augmentation,
+            },
+            "scratch_classifier": {"seed": leaf.seed, **augmentation, **self._budget_settings(leaf)},
             "transfer": {
                 "model": asdict(config.detection.model),
                 "classes": self.data.box_classes,

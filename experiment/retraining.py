@@ -61,6 +61,8 @@ def retraining_command(model: Path, config: PruneConfig, out: Path, is_foreign: 
         settings.append(setting("data", {"_delete_": True, "type": data.type, **changed}))
     if isinstance(default, ClassifierTraining) and default.image_size != card.preprocessing.image_hw[0]:
         settings.append(setting("image_size", card.preprocessing.image_hw[0]))
+    if isinstance(default, ClassifierTraining) and default.crop_share != card.preprocessing.crop_share:
+        settings.append(setting("crop_share", card.preprocessing.crop_share))
     return ["espalier", room, "train", name, *(word for text in settings for word in ("--set", text))]
 
 

@@ -72,7 +72,8 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     torch.manual_seed(job.seed)
     arch = Architecture(backbone.name, len(classes), backbone.base_channels)
     net = build_classifier(arch)
-    card = ModelCard("classifier", arch, classes, Preprocessing((side, side)))
+    seen = Preprocessing((side, side), crop_share=job.config.classification.crop_share)
+    card = ModelCard("classifier", arch, classes, seen)
     if backbone.weights:
         weights = read_weights(backbone.weights)
         load_weights(net, weights, str(backbone.weights), optional=HEADS)
@@ -147,7 +148,8 @@ def _evaluate_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     if not job.source_figures().get("has_head", True):
         return {"top1": None}
     net, card = load_classifier(job.source_model)
-    images = job.data.val_images.place.images("val", card.preprocessing.image_hw[0])
+    seen = card.preprocessing
+    images = job.data.val_images.place.images("val", seen.image_hw[0], crop_share=seen.crop_share)
     return dict(evaluate_classifier(net, images, folder / CHECKPOINTS))
 
 
@@ -197,7 +199,8 @@ def parts_read(step: str, config: ExperimentConfig, data: Data) -> tuple[Part[An
 def _trained_classifier(
     job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    images = job.data.train_images.place.images("train", job.config.classification.image_size)
+    settings = job.config.classification
+    images = job.data.train_images.place.images("train", settings.image_size, settings.augmentation)
     curve = train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
     save_curve(curve, folder / CURVE)
     return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule)}

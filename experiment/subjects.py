@@ -93,7 +93,8 @@ def _classifier(model: Path, data: ImageData, num_images: int | None, recipes: S
     trials = Trials(net, (torch.zeros(1, 3, side, side),), recipes)
 
     def evaluator(folder: Path) -> tuple[Evaluate, int]:
-        images = _some_images(data.placed(folder / DATA_FOLDER, side).images("val", side), num_images, side)
+        val = data.placed(folder / DATA_FOLDER, side).images("val", side, crop_share=card.preprocessing.crop_share)
+        images = _some_images(val, num_images, side)
 
         def evaluate(slim: nn.Module) -> float:
             with _workplace() as work:

@@ -8,12 +8,13 @@ Result:  not measured by us. Expected top-1 on CIFAR-10: ResNet-56 93.14, ResNet
 Cost:    160 epochs x 50 000 images x 3 (forward and backward) x MACs: 3.0e15 multiply-adds for ResNet-56;
          0.3, 2.0 and 2.5 times that for ResNet-20, ResNet-110 and VGG-16. Hours are not measured
 
-docs/training.md says where the images are treated otherwise than in the paper.
+Images are cropped as in the paper, but normalised with ImageNet's mean: see docs/training.md.
 """
 
 start = dict(type="dense", name="resnet56_cifar")
 data = dict(type="folder", root="data/cifar10")
 image_size = 32
+augmentation = dict(padding=4)
 schedule = dict(
     epochs=160,
     batch_size=64,

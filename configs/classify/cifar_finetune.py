@@ -14,6 +14,7 @@ The rate decides the comparison with training from scratch: see cifar_finetune_l
 start = dict(type="finetune", file="runs/classify/cifar_dense-resnet56-A.safetensors")
 data = dict(type="folder", root="data/cifar10")
 image_size = 32
+augmentation = dict(padding=4)
 schedule = dict(
     epochs=40,
     batch_size=64,

@@ -12,6 +12,7 @@ Cost:    40 epochs, 0.22 of the dense training's for ResNet-56-A. Hours are not 
 start = dict(type="finetune", file="runs/classify/cifar_dense-resnet56-A.safetensors")
 data = dict(type="folder", root="data/cifar10")
 image_size = 32
+augmentation = dict(padding=4)
 schedule = dict(
     epochs=40,
     batch_size=64,

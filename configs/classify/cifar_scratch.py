@@ -20,6 +20,7 @@ start = dict(
 )
 data = dict(type="folder", root="data/cifar10")
 image_size = 32
+augmentation = dict(padding=4)
 schedule = dict(
     epochs=160,  # of the dense network
     batch_size=64,

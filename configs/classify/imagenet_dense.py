@@ -9,12 +9,14 @@ Result:  not measured by us. Expected top-1: that of torchvision's weights, of a
 Cost:    90 epochs x 1.28 million images x 3 (forward and backward) x MACs: 1.3e18 multiply-adds for ResNet-34;
          0.5, 1.1 and 4.2 times that for ResNet-18, ResNet-50 and the VGGs. Hours are not measured
 
-docs/training.md says where the images are treated otherwise than in the paper.
+Images are cropped as in the paper: 8 to 100 % of each for training, 224 pixels of 256 for validation.
 """
 
 start = dict(type="dense", name="resnet34")
 data = dict(type="folder", root="data/imagenet")
 image_size = 224
+crop_share = 0.875  # scaled to 256
+augmentation = dict(crop_scale=(0.08, 1.0))
 schedule = dict(
     epochs=90,
     batch_size=256,

@@ -13,6 +13,8 @@ The rate decides the comparison with training from scratch: see imagenet_finetun
 start = dict(type="finetune", file="runs/classify/imagenet_dense-resnet34-A.safetensors")
 data = dict(type="folder", root="data/imagenet")
 image_size = 224
+crop_share = 0.875  # scaled to 256
+augmentation = dict(crop_scale=(0.08, 1.0))
 schedule = dict(
     epochs=20,
     batch_size=256,

@@ -12,6 +12,8 @@ Cost:    20 epochs, 0.19 of the dense training's for ResNet-34-A. Hours are not 
 start = dict(type="finetune", file="runs/classify/imagenet_dense-resnet34-A.safetensors")
 data = dict(type="folder", root="data/imagenet")
 image_size = 224
+crop_share = 0.875  # scaled to 256
+augmentation = dict(crop_scale=(0.08, 1.0))
 schedule = dict(
     epochs=20,
     batch_size=256,

@@ -14,6 +14,8 @@ Cost:    Scratch-B that of the dense training, but at most twice its epochs: Res
 start = dict(type="scratch", file="runs/classify/imagenet_dense-resnet34-A.safetensors", budget="scratch_b")
 data = dict(type="folder", root="data/imagenet")
 image_size = 224
+crop_share = 0.875  # scaled to 256
+augmentation = dict(crop_scale=(0.08, 1.0))
 schedule = dict(
     epochs=90,  # of the dense network
     batch_size=256,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mutations import damaged
 from PIL import Image
 
+from classify.crops import centre_crops
 from classify.data import check_folder, fingerprint, image_folder
 from command.files import sha256_of
 from deploy.images import ImageContent, image_contents, image_from_file
@@ -70,7 +71,7 @@ def use(root):
     """Check an image folder and load its image as a training and a report do."""
     check_folder(root)
     fingerprint(root, "val")
-    return image_folder(root, "val", 8)[0], image_from_file(root / "val/cat/a.png")
+    return image_folder(root, "val", centre_crops(8))[0], image_from_file(root / "val/cat/a.png")
 
 
 @pytest.mark.parametrize("kind", KINDS)

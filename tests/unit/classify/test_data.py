@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
+from classify.crops import Augmentation, centre_crops
 from classify.data import check_folder, class_names, fingerprint, image_folder
 from command.notes import note
 
@@ -26,8 +28,9 @@ def save_images(root, *names):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("image_size", [16, 48])
-def test_images_are_bytes_of_the_requested_size(shapes, split, image_size):
-    images = [image for image, _ in image_folder(shapes, split, image_size)]
+@pytest.mark.parametrize("kind", [Augmentation().crops, Augmentation(padding=4).crops, centre_crops])
+def test_images_are_bytes_of_the_requested_size(shapes, split, image_size, kind):
+    images = [image for image, _ in image_folder(shapes, split, kind(image_size))]
     assert {(image.dtype, tuple(image.shape)) for image in images} == {(torch.uint8, (3, image_size, image_size))}
 
 
@@ -35,17 +38,17 @@ def test_images_are_bytes_of_the_requested_size(shapes, split, image_size):
 def test_any_picture_becomes_rgb(tmp_path, mode, size_wh):
     folder = make_folders(tmp_path, "val/a") / "val/a"
     Image.new(mode, size_wh, 7 if mode != "RGBA" else (7, 7, 7, 255)).save(folder / "x.png")
-    image, label = image_folder(tmp_path, "val", 16)[0]
+    image, label = image_folder(tmp_path, "val", centre_crops(16))[0]
     assert (image.shape, label) == ((3, 16, 16), 0)
 
 
 def test_validation_images_are_not_augmented(shapes):
-    data = image_folder(shapes, "val", 24)
+    data = image_folder(shapes, "val", centre_crops(24))
     assert torch.equal(data[5][0], data[5][0])
 
 
 def test_training_images_are_augmented_and_follow_the_seed(shapes):
-    data = image_folder(shapes, "train", 24)
+    data = image_folder(shapes, "train", Augmentation().crops(24))
     torch.manual_seed(0)
     first, second = data[0][0], data[0][0]
     torch.manual_seed(0)
@@ -61,7 +64,7 @@ def test_folder_with_both_splits_passes(tmp_path):
 
 def test_validation_may_be_spelled_out(tmp_path):
     check_folder(save_images(tmp_path, "train/a/x.png", "validation/a/x.png"))
-    assert len(image_folder(tmp_path, "val", 8)) == 1
+    assert len(image_folder(tmp_path, "val", centre_crops(8))) == 1
 
 
 @pytest.mark.parametrize(("present", "missing"), [("train/a", "val"), ("val/a", "train")])
@@ -80,14 +83,16 @@ def test_split_without_class_folders_is_refused(tmp_path):
 
 def test_splits_with_different_classes_are_refused(tmp_path):
     make_folders(tmp_path, "train/a", "train/b", "val/a", "val/c")
-    with pytest.raises(ValueError, match=r"train and val differ in the classes \['b', 'c'\]"):
+    with pytest.raises(ValueError, match=r"got 2 in train \(b there alone\) and 2 in val \(c there alone\)"):
         check_folder(tmp_path)
 
 
-def test_a_class_may_be_empty(tmp_path):
+def test_a_class_may_be_empty_and_is_named(tmp_path, capsys):
+    note.cache_clear()
     make_folders(save_images(tmp_path, "train/b/x.png", "val/b/x.png"), "train/a", "val/a")
     check_folder(tmp_path)
-    assert [label for _, label in image_folder(tmp_path, "train", 8)] == [1]
+    assert "train: 1 classes have no images, first a" in capsys.readouterr().err
+    assert [label for _, label in image_folder(tmp_path, "train", Augmentation().crops(8))] == [1]
 
 
 @pytest.mark.parametrize(("full", "empty"), [("train", "val"), ("val", "train")])
@@ -141,7 +146,7 @@ def test_a_fifo_among_images_is_refused_not_waited_for(tmp_path):
 def test_sixteen_bits_of_grey_become_the_upper_eight(tmp_path):
     folder = make_folders(tmp_path, "val/a") / "val/a"
     Image.fromarray(np.full((16, 16), 0x80FF, np.uint16)).save(folder / "x.png")
-    assert set(image_folder(tmp_path, "val", 16)[0][0].flatten().tolist()) == {0x80}
+    assert set(image_folder(tmp_path, "val", centre_crops(16))[0][0].flatten().tolist()) == {0x80}
 
 
 HIDDEN = (
@@ -160,7 +165,7 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path, capsys)
     check_folder(tmp_path)
     assert capsys.readouterr().err.endswith("hidden images are left out, 4 of them, first .ipynb_checkpoints/x.png\n")
     assert class_names(tmp_path) == ("a", "b")
-    assert [label for _, label in image_folder(tmp_path, "train", 8)] == [0, 1]
+    assert [label for _, label in image_folder(tmp_path, "train", Augmentation().crops(8))] == [0, 1]
     assert fingerprint(tmp_path, "train") == before
 
 
@@ -169,5 +174,74 @@ def test_images_are_in_the_order_of_torchvision(tmp_path):
     expected = [(path, label) for path, label in ImageFolder(tmp_path / "val").samples]
     for i, (path, _) in enumerate(expected):
         Image.new("RGB", (8, 8), (i, i, i)).save(path)
-    found = [(int(image[0, 0, 0]), label) for image, label in image_folder(tmp_path, "val", 8)]
+    found = [(int(image[0, 0, 0]), label) for image, label in image_folder(tmp_path, "val", centre_crops(8))]
     assert found == [(i, label) for i, (_, label) in enumerate(expected)]
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.fixture
+def some_damaged(tmp_path):
+    """An image folder of eight grey images, of which five do not decode."""
+    save_images(tmp_path, "val/a/x.png")
+    for i in range(8):
+        save_images(tmp_path, f"train/a/{i}.png")
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"train/a/{i}.png")
+    for i in (0, 2, 3, 5, 6):
+        damage(tmp_path / f"train/a/{i}.png")
+    note.cache_clear()
+    return tmp_path
+
+
+def test_damaged_images_are_counted_and_left_out_if_chosen(some_damaged, capsys):
+    before = fingerprint(some_damaged, "train", damaged="skip")
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.startswith("note: 5 of 8 images are left out: ")
+    assert [name in told for name in ("0.png", "2.png", "3.png", "5.png")] == [True, True, True, False]
+    assert told.endswith("; and 2 more")
+    kept = image_folder(some_damaged, "train", centre_crops(8), damaged="skip")
+    assert [int(image.max()) for image, _ in kept] == [1, 4, 7]
+    for i in (0, 2, 3, 5, 6):
+        (some_damaged / f"train/a/{i}.png").unlink()
+    assert fingerprint(some_damaged, "train", damaged="skip") == before == fingerprint(some_damaged, "train")
+
+
+def test_a_split_without_a_usable_image_is_refused(some_damaged):
+    for i in (1, 4, 7):
+        damage(some_damaged / f"train/a/{i}.png")
+    with pytest.raises(ValueError, match="none of the 8 images can be used"):
+        fingerprint(some_damaged, "train", damaged="skip")
+
+
+def test_an_image_that_becomes_unreadable_stops_the_work(shapes, tmp_path):
+    root = save_images(tmp_path, "train/a/x.png", "val/a/x.png")
+    data = image_folder(root, "train", Augmentation().crops(8))
+    damage(root / "train/a/x.png")
+    with pytest.raises(RuntimeError, match=r"train/a/x\.png: .*; replace or delete it"):
+        data[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_becomes_unreadable_is_replaced_by_the_next(some_damaged, num_workers, capfd):
+    data = image_folder(some_damaged, "train", Augmentation().crops(8), damaged="skip", replaces=True)
+    damage(some_damaged / "train/a/4.png")
+    (some_damaged / "train/a/7.png").unlink()
+    for _ in range(2):  # each is named once
+        images = [int(image.max()) for image, _ in DataLoader(data, batch_size=None, num_workers=num_workers)]
+        assert images == [1, 1, 1]
+    told = " ".join(capfd.readouterr().err.split())
+    assert told.count("the next image takes its place") == told.count("4.png") + told.count("7.png")
+    assert 2 <= told.count("takes its place") <= 2 + num_workers
+    assert "2 such images so far" in told
+
+
+def test_many_unreadable_images_in_a_row_stop_the_work(tmp_path):
+    root = save_images(tmp_path, "val/a/x.png", *(f"train/a/{i:02}.png" for i in range(12)))
+    data = image_folder(root, "train", Augmentation().crops(8), replaces=True)
+    for i in range(10):
+        damage(root / f"train/a/{i:02}.png")
+    assert data[1][1] == 0
+    with pytest.raises(RuntimeError, match=r"09\.png: cannot be read, nor can the 9 images before it; check the disk"):
+        data[0]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from classify.crops import centre_crops
 from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 
@@ -44,14 +45,14 @@ def test_top5_counts_labels_among_the_five_best(tmp_path):
 def test_net_is_not_changed(shapes, tiny_net, tmp_path):
     net, untouched = tiny_net().train(), tiny_net()
     net.bn1.eval()
-    evaluate_classifier(net, image_folder(shapes, "val", 32), tmp_path)
+    evaluate_classifier(net, image_folder(shapes, "val", centre_crops(32)), tmp_path)
     pairs = zip(net.state_dict().values(), untouched.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert [name for name, layer in net.named_modules() if not layer.training] == ["bn1"]
 
 
 def test_evaluation_is_repeatable_and_in_eval_mode(shapes, tiny_net, tmp_path):
-    net, data = tiny_net().train(), image_folder(shapes, "val", 32)
+    net, data = tiny_net().train(), image_folder(shapes, "val", centre_crops(32))
     figures = [evaluate_classifier(net, data, tmp_path / str(size), size) for size in (1, 5, 12)]
     assert figures[0] == figures[1] == figures[2]  # batch statistics would differ by batch size
 

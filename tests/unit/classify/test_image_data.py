@@ -13,6 +13,7 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, check_classes, load_classifier, read_card, save_model
 from classify.class_order import IMAGENET, numbered
 from classify.cli import app
+from classify.crops import Augmentation
 from classify.image_data import CifarData, FolderData, NpzData, ShapesData, images_at
 
 NAMES = ("owl", "wren", "jay")
@@ -59,7 +60,7 @@ def test_every_kind_gives_labelled_images_of_one_size(kind, kinds, tmp_path):
     assert data.placed(tmp_path / "unused", 32) is data
     classes = data.check()
     for split in ("train", "val"):
-        pairs = [*data.images(split, 24)]
+        pairs = [*data.images(split, 24), *data.images(split, 24, Augmentation())]
         assert {(image.dtype, tuple(image.shape)) for image, _ in pairs} == {(torch.uint8, (3, 24, 24))}
         assert {label for _, label in pairs} <= {*range(len(classes))}
     assert len({*data.fingerprints("train", "val")}) == 2
@@ -74,9 +75,9 @@ def test_validation_images_of_arrays_are_the_pixels_themselves(npz):
 
 
 def test_small_training_images_of_arrays_are_padded_cropped_and_flipped(npz):
-    whole = torch.nn.functional.pad(npz.images("train", 32, is_augmented=False)[0][0], (4, 4, 4, 4))
+    whole = torch.nn.functional.pad(npz.images("train", 32)[0][0], (4, 4, 4, 4))
     torch.manual_seed(0)
-    found = {tuple(npz.images("train", 32)[0][0].flatten().tolist()) for _ in range(30)}
+    found = {tuple(npz.images("train", 32, Augmentation())[0][0].flatten().tolist()) for _ in range(30)}
     crops = (whole[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9))
     allowed = {tuple(image.flatten().tolist()) for crop in crops for image in (crop, crop.flip(2))}
     assert len(found) > 10
@@ -85,7 +86,7 @@ def test_small_training_images_of_arrays_are_padded_cropped_and_flipped(npz):
 
 def test_large_training_images_of_arrays_are_scaled_crops(npz):
     torch.manual_seed(0)
-    assert (npz.images("train", 72)[0][0] == 0).float().mean() < 0.05  # no black frame
+    assert (npz.images("train", 72, Augmentation())[0][0] == 0).float().mean() < 0.05  # no black frame
 
 
 def test_shapes_are_generated_once_and_have_no_fingerprint(tmp_path):

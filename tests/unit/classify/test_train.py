@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from classify.classifier_model import ClassifierModel, collate
+from classify.crops import Augmentation, centre_crops
 from classify.curve import save_curve
 from classify.data import MEAN, STD, image_folder
 from classify.evaluate import evaluate_classifier
@@ -55,7 +56,7 @@ def stop_at(iteration):
 
 
 def test_tiny_net_learns_its_images(shapes, tiny_net, tmp_path):
-    data, net = image_folder(shapes, "val", 32), tiny_net()
+    data, net = image_folder(shapes, "val", centre_crops(32)), tiny_net()
     before = evaluate_classifier(net, data, tmp_path / "before")["top1"]
     train_classifier(net, data, Schedule(60, 6, 0.01, warmup_iters=5), tmp_path / "run", seed=0)
     assert before < 0.5
@@ -66,7 +67,7 @@ def test_tiny_net_learns_its_images(shapes, tiny_net, tmp_path):
 
 @pytest.mark.parametrize("iteration", [2, 4, 8], ids=["in_epoch_1", "at_epoch_2", "in_epoch_3"])
 def test_killed_and_resumed_equals_never_killed(shapes, tiny_net, tmp_path, iteration):
-    data, schedule = image_folder(shapes, "train", 24), Schedule(3, 12, 0.01, warmup_iters=4)
+    data, schedule = image_folder(shapes, "train", Augmentation().crops(24)), Schedule(3, 12, 0.01, warmup_iters=4)
     whole, killed, resumed = tiny_net(), tiny_net(), tiny_net()
     curve = train_classifier(whole, data, schedule, tmp_path / "whole", seed=1)
     with pytest.raises(KilledError, match="killed"):
@@ -81,7 +82,7 @@ def test_killed_and_resumed_equals_never_killed(shapes, tiny_net, tmp_path, iter
 
 
 def test_killed_and_resumed_equals_never_killed_with_processes_that_load(shapes, tiny_net, tmp_path):
-    data, schedule = image_folder(shapes, "train", 24), Schedule(3, 12, 0.01, num_workers=2)
+    data, schedule = image_folder(shapes, "train", Augmentation().crops(24)), Schedule(3, 12, 0.01, num_workers=2)
     whole, resumed = tiny_net(), tiny_net()
     train_classifier(whole, data, schedule, tmp_path / "whole", seed=1)
     with pytest.raises(KilledError):
@@ -91,7 +92,7 @@ def test_killed_and_resumed_equals_never_killed_with_processes_that_load(shapes,
 
 
 def test_finished_training_called_again_gives_its_weights_at_once(shapes, tiny_net, tmp_path):
-    data, schedule = image_folder(shapes, "train", 24), Schedule(1, 12, 0.01)
+    data, schedule = image_folder(shapes, "train", Augmentation().crops(24)), Schedule(1, 12, 0.01)
     first, again, calls = tiny_net(), tiny_net(), []
     curve = train_classifier(first, data, schedule, tmp_path, seed=1)
     same = train_classifier(again, data, schedule, tmp_path, seed=1, progress=lambda *done: calls.append(done[:2]))
@@ -101,7 +102,7 @@ def test_finished_training_called_again_gives_its_weights_at_once(shapes, tiny_n
 
 
 def test_another_seed_gives_other_weights(shapes, tiny_net, tmp_path):
-    data, nets = image_folder(shapes, "train", 24), [tiny_net(), tiny_net()]
+    data, nets = image_folder(shapes, "train", Augmentation().crops(24)), [tiny_net(), tiny_net()]
     for seed, net in enumerate(nets):
         train_classifier(net, data, Schedule(1, 12, 0.01), tmp_path / str(seed), seed)
     assert not equal_weights(*nets)
@@ -109,7 +110,7 @@ def test_another_seed_gives_other_weights(shapes, tiny_net, tmp_path):
 
 def test_progress_counts_every_iteration_and_nothing_is_printed(shapes, tiny_net, tmp_path, capfd):
     calls = []
-    data = image_folder(shapes, "train", 24)
+    data = image_folder(shapes, "train", Augmentation().crops(24))
     train_classifier(tiny_net(), data, Schedule(2, 12, 0.01), tmp_path, 0, lambda *done: calls.append(done[:2]))
     assert calls == [(i, 6) for i in range(1, 7)]  # 36 images: 3 batches an epoch
     assert capfd.readouterr().out == ""
@@ -117,7 +118,7 @@ def test_progress_counts_every_iteration_and_nothing_is_printed(shapes, tiny_net
 
 def test_trained_net_is_in_eval_mode_on_the_cpu(shapes, tiny_net, tmp_path):
     net = tiny_net()
-    train_classifier(net, image_folder(shapes, "train", 24), Schedule(1, 12, 0.01), tmp_path, 0)
+    train_classifier(net, image_folder(shapes, "train", Augmentation().crops(24)), Schedule(1, 12, 0.01), tmp_path, 0)
     assert not any(layer.training for layer in net.modules())
     assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}
 
@@ -127,7 +128,7 @@ def test_loss_that_is_not_finite_stops_and_names_its_place(shapes, tiny_net, tmp
     with pytest.raises(
         RuntimeError, match=r"the loss is (nan|inf) at epoch 1, iteration [23], learning rate 9.+; lower it"
     ):
-        train_classifier(tiny_net(), image_folder(shapes, "train", 24), schedule, tmp_path, 0)
+        train_classifier(tiny_net(), image_folder(shapes, "train", Augmentation().crops(24)), schedule, tmp_path, 0)
 
 
 class LateNan(nn.Module):
@@ -167,7 +168,7 @@ def test_parts_left_over_at_the_end_of_an_epoch_make_a_step(pairs, tmp_path):
 
 def test_how_it_goes_is_told_in_words(shapes, tiny_net, tmp_path):
     notes = []
-    data = image_folder(shapes, "train", 24)
+    data = image_folder(shapes, "train", Augmentation().crops(24))
     train_classifier(tiny_net(), data, Schedule(2, 12, 0.01), tmp_path, 0, lambda *report: notes.append(report[2]))
     words = r"epoch 2 of 2, loss \d[.\d]*, learning rate [.\de-]+, [\d,.]+ images a second"
     assert re.fullmatch(words, notes[-1])
@@ -200,7 +201,12 @@ def test_too_little_memory_is_told_in_a_line_with_what_helps(shapes, tiny_net, t
 
     with pytest.raises(WorkError, match=line):
         train_classifier(
-            tiny_net(), image_folder(shapes, "train", 24), Schedule(1, 12, 0.01, accumulate=2), tmp_path, 0, fails
+            tiny_net(),
+            image_folder(shapes, "train", Augmentation().crops(24)),
+            Schedule(1, 12, 0.01, accumulate=2),
+            tmp_path,
+            0,
+            fails,
         )
 
 
@@ -330,7 +336,9 @@ def test_settings_without_effect_do_not_count():
 
 
 def test_a_checkpoint_holds_only_tensors_numbers_and_text(shapes, tiny_net, tmp_path):
-    train_classifier(tiny_net(), image_folder(shapes, "train", 24), Schedule(1, 12, 0.01), tmp_path, 0)
+    train_classifier(
+        tiny_net(), image_folder(shapes, "train", Augmentation().crops(24)), Schedule(1, 12, 0.01), tmp_path, 0
+    )
     checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
     assert checkpoint["meta"] == {"epoch": 1, "iter": 3}
     assert checkpoint["message_hub"]["log_scalars"] == {}
@@ -389,7 +397,7 @@ def in_weights(checkpoint, payload, text):
     ],
 )
 def test_a_foreign_checkpoint_runs_nothing_when_a_training_resumes(shapes, tiny_net, tmp_path, plant, is_refused):
-    data, schedule, net = image_folder(shapes, "train", 24), Schedule(2, 12, 0.01), tiny_net()
+    data, schedule, net = image_folder(shapes, "train", Augmentation().crops(24)), Schedule(2, 12, 0.01), tiny_net()
     with pytest.raises(KilledError):
         train_classifier(net, data, schedule, tmp_path, 0, progress=stop_at(5))
     path = tmp_path / "epoch_1.pth"
@@ -410,7 +418,7 @@ def test_a_foreign_checkpoint_runs_nothing_when_a_training_resumes(shapes, tiny_
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(shapes, tiny_net, tmp_path, part, change, what):
-    data, schedule = image_folder(shapes, "train", 24), Schedule(2, 12, 0.01)
+    data, schedule = image_folder(shapes, "train", Augmentation().crops(24)), Schedule(2, 12, 0.01)
     with pytest.raises(KilledError):
         train_classifier(tiny_net(), data, schedule, tmp_path, 0, progress=stop_at(5))
     checkpoint = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
@@ -440,7 +448,7 @@ def test_batches_of_one_image_are_refused_for_batch_norm(pairs, on_one_pixel, tm
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_a_damaged_checkpoint_is_named_and_not_resumed_from(shapes, tiny_net, tmp_path, place, capsys):
-    data, schedule = image_folder(shapes, "train", 24), Schedule(4, 12, 0.01)
+    data, schedule = image_folder(shapes, "train", Augmentation().crops(24)), Schedule(4, 12, 0.01)
     whole, resumed = tiny_net(), tiny_net()
     train_classifier(whole, data, schedule, tmp_path / "whole", 0)
     with pytest.raises(KilledError):

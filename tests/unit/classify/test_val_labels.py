@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from classify.crops import centre_crops
 from classify.data import check_folder, fingerprint, image_folder
 from classify.val_labels import labelled_files
 
@@ -34,7 +35,7 @@ FORMS = {
 def test_labels_are_read_in_every_form(root, form):
     (root / "labels.txt").write_text("\n".join(FORMS[form]) + "\n\n")
     check_folder(root, root / "labels.txt")
-    data = image_folder(root, "val", 32, val_labels=root / "labels.txt")
+    data = image_folder(root, "val", centre_crops(32), val_labels=root / "labels.txt")
     assert [label for _, label in data] == LABELS
     assert [round(image.float().mean().item() / 10) for image, _ in data] == LABELS
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from classify.crops import Augmentation, centre_crops
 from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 from classify.schedule import Schedule
@@ -29,14 +30,14 @@ def train(shapes, tiny_net, tmp_path):
     """Train in a folder, evaluating every so many epochs; return the weights, the curve and the best file's weights."""
 
     def run(name, every, schedule=SCHEDULE, kill_at=None, tracker=None):
-        net, val, best = tiny_net(), image_folder(shapes, "val", 24), tmp_path / f"{name}-{BEST}"
+        net, val, best = tiny_net(), image_folder(shapes, "val", centre_crops(24)), tmp_path / f"{name}-{BEST}"
 
         def progress(done, *_):
             if done == kill_at:
                 raise KilledError
 
         validation = Validation(every, val, lambda curve: save_file(net.state_dict(), best)) if every else None
-        data = image_folder(shapes, "train", 24)
+        data = image_folder(shapes, "train", Augmentation().crops(24))
         curve = train_classifier(
             net, data, schedule, tmp_path / name, 0, progress, tracker=tracker, validation=validation
         )
@@ -59,7 +60,7 @@ def test_evaluating_in_between_changes_no_weight(train):
 def test_the_last_epoch_is_evaluated_in_any_case(train, shapes, tmp_path):
     net, curve, _ = train("run", 3)
     assert [bool(epoch.figures) for epoch in curve.epochs] == [False, False, True, True]
-    found = evaluate_classifier(net, image_folder(shapes, "val", 24), tmp_path / "evaluation")
+    found = evaluate_classifier(net, image_folder(shapes, "val", centre_crops(24)), tmp_path / "evaluation")
     assert curve.epochs[-1].figures == pytest.approx(found)
 
 
@@ -67,7 +68,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(train, tiny_net, shapes, t
     _, curve, best = train("run", 1)
     net = tiny_net()
     net.load_state_dict(best)
-    found = evaluate_classifier(net, image_folder(shapes, "val", 24), tmp_path / "evaluation")["top1"]
+    found = evaluate_classifier(net, image_folder(shapes, "val", centre_crops(24)), tmp_path / "evaluation")["top1"]
     assert found == pytest.approx(max(epoch.figures["top1"] for epoch in curve.epochs))
 
 

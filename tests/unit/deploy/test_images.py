@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from classify.crops import centre_crops
 from classify.data import image_folder
 from deploy.detector import as_rgb
 from deploy.images import image_contents, image_from_file
@@ -197,7 +198,7 @@ def in_every_use(mode, folder):
     path = folder / "val/a" / f"x.{kind.lower()}"
     path.parent.mkdir(parents=True)
     image.save(path, kind, **({"transparency": 3} if "transparency" in mode else {}))
-    tensor, _ = image_folder(folder, "val", 30)[0]
+    tensor, _ = image_folder(folder, "val", centre_crops(30))[0]
     with Image.open(path) as opened:
         given = as_rgb(opened, "image")
     whole = image_from_file(path)

@@ -3,6 +3,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
+from classify.crops import centre_crops
 from classify.data import check_folder, image_folder
 from detect.annotations import read_annotations
 from detect.crops import check_crops, crop_classes, num_crops, write_crops
@@ -35,7 +36,7 @@ def test_a_class_without_crops_keeps_its_label(write_coco, save_image, tmp_path)
     for split in ("train", "val"):
         write_crops(coco, tmp_path / "crops" / split)
     check_folder(tmp_path / "crops")
-    assert [label for _, label in image_folder(tmp_path / "crops", "val", 16)] == [1]
+    assert [label for _, label in image_folder(tmp_path / "crops", "val", centre_crops(16))] == [1]
 
 
 def test_a_set_of_tiny_objects_has_no_crops(write_coco):

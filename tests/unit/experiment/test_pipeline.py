@@ -108,6 +108,9 @@ ALL_CLASSIFIERS = {"train_classifier", "prune_classifier", *SLIM, "evaluate_clas
             {"finetune_classifier", "evaluate_classifier", "transfer", "train_detector"},
         ),
         ("classification.train.lr=1.0", {*ALL_CLASSIFIERS, *TRAINED}),
+        ("classification.augmentation.erasing=0.5", {*ALL_CLASSIFIERS, *TRAINED}),
+        ("classification.crop_share=0.875", {*ALL_CLASSIFIERS, *TRAINED}),
+        ("classification.augmentation.padding=None", set()),  # the default
         ("latency.rounds=20", {"latency"}),
         ("name=other", set()),
         ("detection.data.num_val=7", {"val_scenes", *DETECTED}),
