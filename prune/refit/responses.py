@@ -1,17 +1,16 @@
 """The responses of the original network that a pruned layer is fitted to, at the places where its rows are sampled."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from command.errors import RequestError
 from prune.private import Call, PrivateModel
+from prune.refit.residual_sums import ResidualSums
 from prune.refit.rows import Batches, Drawn, ReachedError, Rows, calls_of, check_finite, maps_of, rows_read, run_on
 
 __all__ = ["Responses"]
@@ -55,7 +54,7 @@ class Responses:
         self._batches, self._num_positions, self._seed = _SameEachTime(batches), num_positions, seed
         self._of: dict[str, list[_Response]] = {layer: [] for layer in layers}
         private = PrivateModel(model).model
-        sums = _Sums(self._note_sum) if residual else None
+        sums = ResidualSums(self._note_sum) if residual else None
         for name in layers:
             hook = partial(self._note, name, sums)
             private.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
@@ -97,7 +96,9 @@ class Responses:
         places = self._places(name, self._batch, len(maps_NCHW), maps_NCHW[0, 0].numel())
         return _at(maps_NCHW, *places)
 
-    def _note(self, name: str, sums: "_Sums | None", layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+    def _note(
+        self, name: str, sums: ResidualSums | None, layer: nn.Module, args: Any, kwargs: Any, output: Tensor
+    ) -> None:
         self._of[name].append(_Response(self._at_places(name, maps_of(layer, output))))
         if sums:
             sums.follow(name, layer, output)
@@ -125,7 +126,7 @@ def _sums_of(model: nn.Module, layer: str, batches: Batches) -> Iterator[tuple[R
         seen.extend((maps_of(module, total), scale_O))
         raise ReachedError
 
-    sums = _Sums(stop)
+    sums = ResidualSums(stop)
     own.register_forward_hook(note, with_kwargs=True)
     for call in calls_of(batches):
         seen.clear()
@@ -133,59 +134,6 @@ def _sums_of(model: nn.Module, layer: str, batches: Batches) -> Iterator[tuple[R
             run_on(private, call)
         check_finite(layer, seen if len(seen) == 4 else [])
         yield Rows(own, seen[0]), seen[1], seen[2], seen[3]
-
-
-class _Sums(TorchDispatchMode):
-    """Finds the residual sums that layers' outputs go into, at once or through a BatchNorm.
-
-    Args:
-        found: Called with the layer's name, the layer, the sum and the layer's factor in it, per channel.
-    """
-
-    def __init__(self, found: Callable[[str, nn.Module, Tensor, Tensor], None]) -> None:
-        super().__init__()
-        self._found = found
-        self._open: dict[int, tuple[Tensor, str, nn.Module, Tensor]] = {}  # tensors are kept: no other gets their id
-
-    def __enter__(self) -> "_Sums":
-        self._open.clear()
-        super().__enter__()
-        return self
-
-    def follow(self, name: str, layer: nn.Module, output: Tensor) -> None:
-        """Look for the sum that this output of a layer goes into."""
-        channels = -1 if isinstance(layer, nn.Linear) else 1
-        self._open[id(output)] = (output, name, layer, torch.ones(output.shape[channels]))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **kwargs or {})
-        for place, read in enumerate(args[:2]):
-            if isinstance(read, Tensor) and (known := self._open.get(id(read))) and known[0] is read:
-                self._pass_on(func, args, place, known, out)
-        return out
-
-    def _pass_on(
-        self, func: Any, args: Any, place: int, known: tuple[Tensor, str, nn.Module, Tensor], out: Any
-    ) -> None:
-        read, name, layer, scale_O = known
-        if "batch_norm" in func.name() and place == 0:
-            normed = out[0] if isinstance(out, tuple) else out
-            self._open[id(normed)] = (normed, name, layer, scale_O * _factor(args))
-        elif func in _ADDITIONS and isinstance(other := args[1 - place], Tensor) and other.shape == read.shape:
-            del self._open[id(read)]
-            self._found(name, layer, out, scale_O)
-        elif func._schema.is_mutable and place == 0:
-            del self._open[id(read)]
-
-
-_ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
-
-
-def _factor(args: Sequence[Any]) -> Tensor:
-    """Return what BatchNorm in eval mode multiplies each channel by; one that is next to nothing is 0."""
-    weight, variance, epsilon = args[1], args[4], args[-1]
-    factor_O = (variance + epsilon).rsqrt() * (1 if weight is None else weight)
-    return factor_O.masked_fill(factor_O.abs() < 1e-6 * factor_O.abs().max(), 0).float().cpu()
 
 
 class _SameEachTime:
@@ -197,19 +145,20 @@ class _SameEachTime:
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
-        self._known: list[float] | None = None
+        self._known: list[list[float]] | None = None
 
     def __call__(self) -> Iterable[Any]:
         """Yield the batches."""
-        seen: list[float] = []
+        seen: list[list[float]] = []
         for batch in self._batches():
-            seen.append(sum(tensor.double().sum().item() for tensor in Call.of(batch).tensors()))
+            tensors = Call.of(batch).tensors()
+            seen.append([number for t in tensors for number in t.double().reshape(len(t), -1).sum(1).tolist()])
             self._check(seen, len(seen))
             yield batch
         self._check(seen, None)
         self._known = seen
 
-    def _check(self, seen: list[float], num: int | None) -> None:
+    def _check(self, seen: list[list[float]], num: int | None) -> None:
         if self._known is not None and seen != self._known[:num]:
             raise RequestError(
                 f"batches: batch {len(seen)} is not the same as the first time; "
