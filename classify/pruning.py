@@ -13,7 +13,7 @@ from prune.choose.recipe import Recipe
 from prune.cut.spec import PruneSpec
 from prune.pruning import Pruned, prune_model
 
-__all__ = ["prune_classifier"]
+__all__ = ["example_of", "prune_classifier", "with_card"]
 
 
 def prune_classifier(
@@ -37,8 +37,21 @@ def prune_classifier(
     Raises:
         RequestError: If the recipe does not fit.
     """
-    side = card.preprocessing.image_hw[0]
-    pruned = prune_model(net, (torch.zeros(1, 3, side, side),), recipe, criterion=criterion, **fields)
+    return with_card(card, prune_model(net, example_of(card), recipe, criterion=criterion, **fields))
+
+
+def example_of(card: ModelCard) -> tuple[torch.Tensor]:
+    """Return an image of the classifier's size."""
+    return (torch.zeros(1, 3, *card.preprocessing.image_hw),)
+
+
+def with_card(card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard, Pruned]:
+    """Return the slim classifier, its card, and what was done.
+
+    Args:
+        card: Of the classifier that was pruned.
+        pruned: What came of it.
+    """
     spec = pruned.spec.after(card.prune_spec or PruneSpec({}))
     slim = replace(card.backbone, widths=spec.widths())
     return pruned.model, replace(card, backbone=slim, spec=json.loads(spec.to_json())), pruned

@@ -1,4 +1,4 @@
-"""Losses of a detector on its training set, for criteria that measure on data."""
+"""Training images of a detector, and its losses on them, for methods that choose channels on data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +13,9 @@ from detect.data import CocoSet
 from detect.openmmlab import DATASETS
 from detect.train import coco_loader
 from prune.choose.measured import Losses
+from prune.refit.rows import Batches
 
-__all__ = ["detector_losses"]
+__all__ = ["detector_inputs", "detector_losses"]
 
 
 def detector_losses(card: ModelCard, coco: CocoSet, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
@@ -40,6 +41,30 @@ def detector_losses(card: ModelCard, coco: CocoSet, batch_size: int, num_batches
             yield loss
 
     return losses
+
+
+def detector_inputs(
+    detector: Any, card: ModelCard, coco: CocoSet, batch_size: int, num_batches: int, seed: int = 0
+) -> Batches:
+    """Return the training images as the backbone reads them, one (1, 3, H, W) after another.
+
+    Args:
+        detector: Normalises them.
+        card: Its card.
+        coco: The training set.
+        batch_size: Times `num_batches` is the number of images.
+        num_batches: See `detector_losses`.
+        seed: Of the choice of images.
+    """
+
+    def inputs() -> Iterator[Tensor]:
+        dataset = _training_images(card, coco)
+        for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
+            for row in (dataset[i] for i in places):
+                batch = {"inputs": [row["inputs"]], "data_samples": [row["data_samples"]]}
+                yield detector.data_preprocessor(batch)["inputs"]
+
+    return inputs
 
 
 def _training_images(card: ModelCard, coco: CocoSet) -> Any:

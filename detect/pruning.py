@@ -1,7 +1,7 @@
 """Prunes any part of a detector, and writes the new widths to its config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,10 @@ __all__ = ["in_detector", "prune_detector"]
 _OWN_BACKBONE, _BACKBONE = "backbone.net.", "backbone."
 
 
+Pruner = Callable[..., Pruned]
+"""Called like `prune.prune_model`."""
+
+
 def prune_detector(
     detector: nn.Module,
     card: ModelCard,
@@ -33,6 +37,7 @@ def prune_detector(
     *,
     parts: Sequence[str] = ("backbone",),
     verify: bool = True,
+    pruner: Pruner = prune_model,
     **fields: Any,
 ) -> tuple[nn.Module, ModelCard, Pruned]:
     """Return the slim detector, its card, and the pruning result; the given detector is not changed.
@@ -50,6 +55,7 @@ def prune_detector(
         criterion: An object made for `detector`, instead of the recipe's; or the recipe's by name.
         parts: The parts to cut, of `PARTS`.
         verify: As for `prune.prune_model`.
+        pruner: Another function that is called like `prune.prune_model`, such as a `prune.refit_model` with its images.
         fields: Fields of `Recipe`, if no recipe is given.
 
     Raises:
@@ -61,11 +67,11 @@ def prune_detector(
     given, measured = resolved(recipe, criterion, fields)
     traced = TracedDetector(detector)
     recipe = in_detector(given, parts, traced)
-    pruned = prune_model(
+    pruned = pruner(
         traced,
         example_images(),
-        recipe,
-        criterion=measured,
+        recipe=recipe,
+        **({"criterion": measured} if measured else {}),
         dense_cost=detector_cost(detector, card) if recipe.limit else None,
         verify=verify,
     )
@@ -134,6 +140,7 @@ def _layer_in_detector(pattern: str, prefix: str) -> str:
 def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard]:
     """Return the slim detector and its card, whose spec counts from the dense detector."""
     slim, spec = slim_model(detector, pruned.spec), pruned.spec.after(_spec_in_detector(card))
+    slim.load_state_dict(pruned.model.state_dict(), strict=False)  # weights may be refitted; it lacks some heads
     if card.is_foreign:
         return slim.eval(), replace(card, widths=spec.widths(), spec=json.loads(spec.to_json()))
     in_backbone = spec.under(_OWN_BACKBONE)

@@ -23,8 +23,11 @@ from detect.traced import PARTS
 from prune.choose.criteria import CRITERIA, DataDriven
 from prune.choose.presets import PRESETS
 from prune.choose.recipe import Recipe, check_ratio
+from prune.refitting import METHODS as REFITS
 
 __all__ = [
+    "METHODS",
+    "RANK",
     "Backbone",
     "Budget",
     "Calibration",
@@ -105,6 +108,11 @@ class Calibration(Part):
     batch_size: int = Field(4, ge=1, le=65_536)
 
 
+RANK = "rank"
+METHODS = (RANK, *REFITS)
+"""How channels are chosen."""
+
+
 @dataclass(frozen=True)
 class Cut(Recipe):
     """What is cut from a model file: a recipe with rounding, and the images for criteria that need data."""
@@ -112,12 +120,20 @@ class Cut(Recipe):
     round_to: int = 8
     """Kept channels are moved to the nearest multiple of it."""
     calibration: Calibration = field(default_factory=Calibration)
-    """Of taylor, mean_activation and average_rank; the other criteria use no images."""
+    """Of taylor, mean_activation, average_rank, and of methods other than rank; the other criteria use no images."""
+    method: Annotated[str, AfterValidator(lambda name: check_name(name, METHODS))] = RANK
+    """`rank`: the criterion ranks the channels. `thinet`, `thinet_forward`, `lasso`: they are chosen layer by layer on
+    training images, and the next layer is refitted; see `prune.refit_model`."""
 
     @property
     def needs_data(self) -> bool:
-        """Whether the criterion measures on training images."""
-        return issubclass(CRITERIA[self.criterion], DataDriven)
+        """Whether training images are read."""
+        return self.method != RANK or issubclass(CRITERIA[self.criterion], DataDriven)
+
+    @property
+    def chosen_by(self) -> str:
+        """The method's name in rows and file names: the criterion's where it decides."""
+        return self.criterion if self.method == RANK else self.method
 
 
 @dataclass(frozen=True)
@@ -165,15 +181,15 @@ class PruneConfig(Cut):
             self._check_alone(self.preset)
         if self.needs_data and self.data is None:
             raise RequestError(
-                f"data: {self.criterion} measures on training images, got none; expected data=dict(type=...)"
+                f"data: {self.chosen_by} measures on training images, got none; expected data=dict(type=...)"
             )
         if self.data and not self.needs_data:
-            raise RequestError(f"data: not used with {self.criterion}, got {self.data.type}; expected none")
+            raise RequestError(f"data: not used with {self.chosen_by}, got {self.data.type}; expected none")
 
     def _check_alone(self, preset: str) -> None:
         """Raise RequestError if a field is given that a preset sets."""
         plain = PruneConfig(0.0)
-        free = {"criterion", "reduction", "calibration", "preset", "data", "seed", *Recipe.amounts}
+        free = {"criterion", "method", "reduction", "calibration", "preset", "data", "seed", *Recipe.amounts}
         for name in (one.name for one in fields(self) if one.name not in free):
             if getattr(self, name) != getattr(plain, name):
                 raise RequestError(
@@ -193,7 +209,7 @@ class PruneConfig(Cut):
         if self.preset:
             return self.preset
         amount = "-".join(map(str, self.limit)) if self.limit else f"{self.prune_ratio:g}"
-        return f"{self.criterion}-{amount}"
+        return f"{self.chosen_by}-{amount}"
 
 
 with_config(ConfigDict(extra="forbid"))(Pruning)

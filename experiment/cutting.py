@@ -1,6 +1,7 @@
 """`cut_model` prunes every model, classifier or detector, for `espalier prune` and for experiments."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,31 +9,51 @@ from tempfile import TemporaryDirectory
 from torch import nn
 
 from classify.checkpoint import ModelCard, check_classes
-from classify.image_data import AnyImages, ImageData
-from classify.losses import classifier_losses
-from classify.pruning import prune_classifier
+from classify.image_data import AnyImages, GivenImages, ImageData
+from classify.losses import classifier_inputs, classifier_losses
+from classify.pruning import example_of, prune_classifier, with_card
 from classify.synthetic import SHAPES
 from command.errors import RequestError
 from detect.config import CocoData, ScenesData
 from detect.data import CocoSet, check_coco, fingerprint
-from detect.losses import detector_losses
+from detect.losses import detector_inputs, detector_losses
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
-from experiment.config import Cut, PruneConfig
+from experiment.config import RANK, Cut, PruneConfig
 from prune.choose.criteria import make_criterion
 from prune.choose.measured import Losses
 from prune.pruning import Pruned
+from prune.refit.rows import Batches
+from prune.refitting import refit_model
 
-__all__ = ["ModelData", "check_data_kind", "cut_by_config", "cut_model"]
+__all__ = ["ModelData", "TrainingImages", "check_data_kind", "cut_by_config", "cut_model"]
 
 ModelData = AnyImages | ScenesData | CocoData
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images that a method chooses channels on; both functions take `batch_size`, `num_batches` and `seed`."""
+
+    losses: Callable[..., Losses]
+    inputs: Callable[..., Batches]
+
+    @classmethod
+    def of_classifier(cls, card: ModelCard, images: GivenImages) -> "TrainingImages":
+        """Return those of a classifier."""
+        return cls(partial(classifier_losses, card, images), partial(classifier_inputs, card, images))
+
+    @classmethod
+    def of_detector(cls, detector: nn.Module, card: ModelCard, coco: CocoSet) -> "TrainingImages":
+        """Return those of a detector."""
+        return cls(partial(detector_losses, card, coco), partial(detector_inputs, detector, card, coco))
 
 
 def cut_model(
     model: nn.Module,
     card: ModelCard,
     recipe: Cut,
-    losses: Callable[..., Losses] | None,
+    data: TrainingImages | None,
     seed: int,
     parts: Sequence[str] = ("backbone",),
 ) -> tuple[nn.Module, ModelCard, Pruned]:
@@ -42,20 +63,22 @@ def cut_model(
         model: A dense classifier or detector.
         card: Its card.
         recipe: What is cut.
-        losses: Takes `batch_size`, `num_batches` and `seed`; not called where the criterion needs no data.
+        data: Not read where the method needs none.
         seed: Of the choice of images, and of random scores.
         parts: Those of a detector that are cut.
 
     Raises:
         RequestError: If the recipe does not fit the model.
     """
-    calibration = recipe.calibration
-    data = (
-        losses(batch_size=calibration.batch_size, num_batches=calibration.num_batches, seed=seed)
-        if losses and recipe.needs_data
-        else None
-    )
-    criterion = make_criterion(recipe.criterion, model, data, seed)
+    some = {"batch_size": recipe.calibration.batch_size, "num_batches": recipe.calibration.num_batches, "seed": seed}
+    if recipe.method != RANK:
+        assert data is not None
+        refit = partial(refit_model, batches=data.inputs(**some), method=recipe.method, seed=seed)
+        if card.kind == "detector":
+            return prune_detector(model, card, recipe, parts=parts, pruner=refit)
+        return with_card(card, refit(model, example_of(card), recipe=recipe))
+    losses = data.losses(**some) if data and recipe.needs_data else None
+    criterion = make_criterion(recipe.criterion, model, losses, seed)
     if card.kind == "detector":
         return prune_detector(model, card, recipe, criterion, parts=parts)
     return prune_classifier(model, card, recipe, criterion)
@@ -72,16 +95,16 @@ def cut_by_config(
     """
     cut = partial(cut_model, model, card, config.recipe, seed=config.seed, parts=config.parts)
     if config.data is None:
-        return cut(losses=None), ()
+        return cut(data=None), ()
     check_data_kind(path, card, config.data)
     _check_data(path, card, config.data)
     with TemporaryDirectory() as folder:
         size_hw = card.preprocessing.image_hw
         if isinstance(config.data, ImageData):
             images = config.data.placed(Path(folder), size_hw[0])
-            return cut(losses=partial(classifier_losses, card, images)), images.fingerprints("train")
+            return cut(data=TrainingImages.of_classifier(card, images)), images.fingerprints("train")
         coco = _training_set(config.data, Path(folder), size_hw)
-        return cut(losses=partial(detector_losses, card, coco)), (fingerprint(coco),)
+        return cut(data=TrainingImages.of_detector(model, card, coco)), (fingerprint(coco),)
 
 
 def check_data_kind(path: Path, card: ModelCard, data: ModelData) -> None:

@@ -17,7 +17,7 @@ from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import CONTROLS, ORDERINGS, steps
-from experiment.config import ExperimentConfig
+from experiment.config import RANK, ExperimentConfig
 from experiment.data import Data, Part, plan_data
 from experiment.measuring import export, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
@@ -195,6 +195,8 @@ class _Planner:
             pruning[name] = list(pruning[name].items())
         if not config.pruning.needs_data:
             del pruning["calibration"]
+        if config.pruning.method == RANK:  # as in earlier versions
+            del pruning["method"]
         if config.pruning.needs_data or config.pruning.criterion == "random":
             pruning["seed"] = leaf.seed
         by_step: dict[str, dict[str, Any]] = {

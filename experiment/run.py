@@ -28,7 +28,7 @@ from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import new_detector
-from experiment.config import ExperimentConfig
+from experiment.config import RANK, ExperimentConfig
 from experiment.data import check_data
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
@@ -127,7 +127,7 @@ def _check_backbone(config: ExperimentConfig) -> None:
     side = config.classification.image_size
     for schedule in (config.classification.train, config.classification.finetune):
         check_batch_size(net, side, schedule.batch_size)
-    recipe = replace(pruning, criterion="l1") if pruning.needs_data else pruning  # no data is there yet
+    recipe = replace(pruning, criterion="l1", method=RANK) if pruning.needs_data else pruning  # no data is there yet
     for ratio in pruning.prune_ratios:
         prune_model(net, (torch.zeros(1, 3, side, side),), recipe.at(ratio))
 
@@ -176,7 +176,7 @@ def _row(
         "name": leaf.name,
         "ordering": leaf.ordering,
         "budget": leaf.budget,
-        "method": config.pruning.criterion if leaf.budget else None,
+        "method": config.pruning.chosen_by if leaf.budget else None,
         "prune_ratio": leaf.prune_ratio,
         "seed": leaf.seed,
         "map": exported["map"],

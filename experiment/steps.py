@@ -7,7 +7,6 @@ import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,15 @@ from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
 from classify.curve import CURVE, save_curve
 from classify.evaluate import evaluate_classifier
-from classify.losses import classifier_losses
 from classify.provenance import provenance
 from classify.schedule import Schedule
 from classify.train import train_classifier
 from detect.detector_file import load_detector, save_detector
 from detect.evaluate import evaluate_detector
-from detect.losses import detector_losses
 from detect.model import new_detector, transfer
 from detect.train import train_detector
 from experiment.config import ExperimentConfig, Pruning
-from experiment.cutting import cut_model
+from experiment.cutting import TrainingImages, cut_model
 from experiment.data import Data, Part
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
 from prune.cost import cost_of
@@ -86,8 +83,8 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the classifier."""
     net, card = load_classifier(job.source_model)
-    losses = partial(classifier_losses, card, job.data.train_images.place)
-    slim, card, pruned = cut_model(net, card, job.config.pruning.at(job.prune_ratio), losses, job.seed)
+    data = TrainingImages.of_classifier(card, job.data.train_images.place)
+    slim, card, pruned = cut_model(net, card, job.config.pruning.at(job.prune_ratio), data, job.seed)
     figures = _saved_classifier(job, folder, slim, card)
     dense_macs = job.source_figures()["macs"]
     return {**figures, "dense_macs": dense_macs, "untouched": [asdict(d) for d in pruned.untouched]}
@@ -129,10 +126,10 @@ def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone."""
     detector, card = load_detector(job.source_model)
-    losses = partial(detector_losses, card, job.data.train_boxes.place)
+    data = TrainingImages.of_detector(detector, card, job.data.train_boxes.place)
     recipe = job.config.pruning.at(job.prune_ratio)
     recipe = _in_trunk(recipe, detector)
-    slim, card, pruned = cut_model(detector, card, recipe, losses, job.seed)
+    slim, card, pruned = cut_model(detector, card, recipe, data, job.seed)
     save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))
     return {"untouched": [asdict(d) for d in pruned.untouched]}
 

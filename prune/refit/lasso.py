@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
 from prune.refit.least_squares import Fit, Moments, correction
@@ -115,10 +113,14 @@ class _Path:
     def __init__(self, design: np.ndarray, target: np.ndarray) -> None:
         self._design, self._target = design, target
         self._most = np.abs(design.T @ target).max() / len(design)
+        from sklearn.linear_model import Lasso  # takes a second
+
         self._lasso = Lasso(fit_intercept=False, warm_start=True, max_iter=10_000)
 
     def coefficients(self, share: float) -> np.ndarray:
         """Return them for a penalty given as a share of the one at which all are zero."""
+        from sklearn.exceptions import ConvergenceWarning
+
         self._lasso.set_params(alpha=max(share * self._most, np.finfo(float).tiny))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # nearly dependent channels: any of them will do
