@@ -53,8 +53,8 @@ def test_train_writes_a_model_file_and_prints_the_next_command(trained):
     net, card = load_classifier(out)
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["top1", "top5"]
-    curve = out.with_suffix(".curve.json")
-    assert result.stderr.endswith(f"wrote {out}, and {curve}\nnext: espalier prune l1_half {out}\n")
+    curve = f"{out.with_suffix('.curve.json')}, and {out.with_suffix('.curve.png')}"
+    assert result.stderr.endswith(f"wrote {out}, {curve}\nnext: espalier prune l1_half {out}\n")
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 6)
     assert card.preprocessing.image_hw == (32, 32)
 
@@ -73,6 +73,7 @@ def test_the_model_records_what_it_was_made_from(trained):
 def test_train_leaves_the_model_and_the_generated_images_alone(trained):
     assert sorted(path.name for path in trained[0].parent.iterdir()) == [
         "net.curve.json",
+        "net.curve.png",
         "net.safetensors",
         "shapes2-32px-12-6-seed0",
     ]
@@ -160,6 +161,21 @@ def test_a_dense_file_has_its_own_epochs_in_every_budget(config, trained, tmp_pa
     path = start_from(config, trained[0], "scratch")
     done = invoke("train", path, "--set", "start.budget=scratch_b", "--out", tmp_path / "net.safetensors")
     assert done.stderr.startswith("scratch_b: 1 epochs; the dense network has 1, and 1.0000 times the MACs")
+
+
+def test_the_best_weights_and_a_picture_of_the_curve_lie_beside_the_model(config, tmp_path):
+    out = tmp_path / "net.safetensors"
+    done = invoke("train", config, "--set", "validate_every=1", "--set", "schedule.epochs=2", "--out", out)
+    best, picture = out.with_name("net-best.safetensors"), out.with_suffix(".curve.png")
+    assert f"wrote {out}, {best}, {out.with_suffix('.curve.json')}, and {picture}\n" in done.stderr
+    curve, made = read_curve(out.with_suffix(".curve.json")), read_card(best).provenance
+    assert made["metrics"] == curve.epochs[made["epoch"] - 1].figures
+    assert made["metrics"]["top1"] == max(epoch.figures["top1"] for epoch in curve.epochs)
+    with Image.open(picture) as image:
+        assert (image.format, image.width) == ("PNG", 1080)  # 9 inches of 120 dots
+    out.unlink()
+    with pytest.raises(ValueError, match=r"net-best.safetensors: exists already"):
+        invoke("train", config, "--set", "validate_every=1", "--out", out)
 
 
 def test_an_existing_model_is_refused_and_replaced_with_force(trained, config):

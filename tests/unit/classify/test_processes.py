@@ -29,6 +29,7 @@ from classify.processes import processes
 from classify.schedule import Schedule
 from classify.mmengine_runner import using_threads
 from classify.train import train_classifier
+from classify.validation import Validation
 
 
 class Stripes(torch.utils.data.Dataset):
@@ -46,7 +47,14 @@ def classifier(folder):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     schedule = Schedule(epochs=4, batch_size=8, lr=0.1, optimizer="SGD", warmup_iters=2)
-    return net, train_classifier(net, Stripes(), schedule, folder / "work", seed=0)
+    images = torch.randint(0, 256, (13, 3, 16, 16), generator=torch.Generator().manual_seed(99), dtype=torch.uint8)
+    val = [(image, index % 3) for index, image in enumerate(images)]
+    validation = Validation(2, val, lambda curve: save(net, folder / "best.safetensors"))
+    return net, train_classifier(net, Stripes(), schedule, folder / "work", seed=0, validation=validation)
+
+
+def save(net, path):
+    save_model(path, net, ModelCard("classifier", Architecture("", 3), ("a", "b", "c")))
 
 
 def detector(folder):
@@ -69,7 +77,7 @@ with processes(launcher) as group, using_threads(1):
     net, curve = {"classifier": classifier, "detector": detector}[kind](folder)
     if group.is_first:
         save_curve(curve, folder / "curve.json")
-        save_model(folder / "net.safetensors", net, ModelCard("classifier", Architecture("", 3), ("a", "b", "c")))
+        save(net, folder / "net.safetensors")
 '''
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -106,6 +114,11 @@ def test_two_processes_train_a_classifier_as_one_does(train, tmp_path):
     finished(train("one", "classifier", 1))
     finished(train("two", "classifier", 2))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    figures = [
+        [epoch.figures for epoch in read_curve(tmp_path / name / "curve.json").epochs] for name in ("one", "two")
+    ]
+    assert figures[0] == figures[1]
+    assert [bool(epoch) for epoch in figures[0]] == [False, True, False, True]
     one, two = (load_file(tmp_path / name / "net.safetensors") for name in ("one", "two"))
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
 
@@ -129,7 +142,7 @@ def test_two_killed_processes_resume_to_the_same_bytes(train, tmp_path):
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     finished(train("killed", "classifier", 2))
-    for name in ("net.safetensors", "curve.json"):
+    for name in ("net.safetensors", "best.safetensors", "curve.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

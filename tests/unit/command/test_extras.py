@@ -16,6 +16,7 @@ from command.extras import install_command, loading, optional_module
         ("openvino", "openvino"),
         ("pynvml", "nvml"),
         ("submitit", "slurm"),
+        ("tensorboard", "tensorboard"),
     ],
 )
 def test_module_is_brought_by_its_extra(module, extra):

@@ -51,6 +51,28 @@ def test_without_a_terminal_a_line_comes_every_fifteen_seconds(output):
     assert [line.split()[2] for line in lines] == ["38%,", "75%,"]  # after 15 s of 40 and after 30 s
 
 
+def test_a_line_says_how_it_goes_and_the_time_left(output):
+    clock = Clock()
+    progress = run_progress(output, [1.0], clock)
+    with progress.stage("train"):
+        clock.now = 20.0
+        progress(1, 5, "epoch 1 of 5, loss 0.7, learning rate 0.1, 90 images a second")
+    line = "[1/1] train 20%, epoch 1 of 5, loss 0.7, learning rate 0.1, 90 images a second, about 1 min 20 s left"
+    assert line in output.getvalue().splitlines()
+
+
+def test_a_terminal_shows_the_same_beside_the_bar(output):
+    clock = Clock()
+    progress = RunProgress(Console(file=output, width=200, force_terminal=True), [1.0], clock)
+    with progress.stage("train"):
+        clock.now = 0.1
+        progress(1, 5, "drawn too soon after the last time")
+        clock.now = 20.0
+        progress(1, 5, "epoch 1 of 5, loss 0.7")
+    assert "20% of step [1/1], epoch 1 of 5, loss 0.7, about 1 min 20 s left" in output.getvalue()
+    assert "too soon" not in output.getvalue()
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(59, "59 s"), (61, "1 min 01 s"), (3660, "1 h 01 min")])
 def test_durations_are_human_readable(output, seconds, text):
     clock = Clock()
