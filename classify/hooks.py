@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ _CURVE, _KEPT_PER_EPOCH = "curve", 20
 _READ_EVERY = 20
 """Iterations after which a GPU is waited for to read its losses; on a CPU, each time."""
 
-Progress = Callable[[int, int, str], None]
-"""Called after every iteration with (iterations done, iterations in all, how it goes in words)."""
+Progress = Callable[[int, int, Callable[[], str]], None]
+"""Called after every iteration with (iterations done, iterations in all, what says in words how it goes)."""
 
 
 class EpochSeed(Hook):
@@ -84,7 +85,7 @@ class CurveKeeper(Hook):
         if len(self.waiting) == _READ_EVERY or not losses["loss"].is_cuda:
             self._read(runner)
         if self.progress:
-            self.progress(runner.iter + 1, runner.max_iters, self._in_words(runner, batch_idx + 1))
+            self.progress(runner.iter + 1, runner.max_iters, partial(self._in_words, runner, batch_idx + 1))
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Add the epoch to the curve."""

@@ -57,14 +57,14 @@ class RunProgress:
         left = self.left_s(1.0)
         self._console.print(f"{self._position()} {name} done in {took}, {_left(left)}", highlight=False)
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` parts of the current stage are done; `note` says more, in words."""
+    def __call__(self, done: int, total: int, in_words: Callable[[], str] | None = None) -> None:
+        """Report that `done` of `total` parts of the current stage are done; `in_words` says more where it is shown."""
         is_live = self._console.is_terminal
         if self._now() - self._shown < (_DRAW_EVERY_S if is_live else _LINE_EVERY_S):
             return
         self._shown = self._now()
         share = done / max(total, 1)
-        more = f"{note}, {_left(self.left_s(share))}" if note else _left(self.left_s(share))
+        more = ", ".join([*([in_words()] if in_words else []), _left(self.left_s(share))])
         if is_live:
             text = f"{share:4.0%} of step {self._position()}, {more}"
             self._bar.update(self._task, completed=share, description=self._name, note=text, refresh=True)

@@ -26,7 +26,7 @@ __all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_i
 Figures = dict[str, Any]
 """Results of a stage; plain JSON."""
 Report = Callable[..., None]
-"""Called with (parts done, parts in all), and perhaps a few words on how it goes."""
+"""Called with (parts done, parts in all), and perhaps what says in words how it goes."""
 
 _VERSION = 4  # raise it when a stage's result would change for the same inputs
 

@@ -48,7 +48,7 @@ def rates_of(pairs, tmp_path):
 
 
 def stop_at(iteration):
-    def progress(done, total, note):
+    def progress(done, *_):
         if done == iteration:
             raise KilledError("killed")
 
@@ -169,7 +169,7 @@ def test_parts_left_over_at_the_end_of_an_epoch_make_a_step(pairs, tmp_path):
 def test_how_it_goes_is_told_in_words(shapes, tiny_net, tmp_path):
     notes = []
     data = image_folder(shapes, "train", Augmentation().crops(24))
-    train_classifier(tiny_net(), data, Schedule(2, 12, 0.01), tmp_path, 0, lambda *report: notes.append(report[2]))
+    train_classifier(tiny_net(), data, Schedule(2, 12, 0.01), tmp_path, 0, lambda *report: notes.append(report[2]()))
     words = r"epoch 2 of 2, loss \d[.\d]*, learning rate [.\de-]+, [\d,.]+ images a second"
     assert re.fullmatch(words, notes[-1])
 

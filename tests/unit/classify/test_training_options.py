@@ -27,7 +27,7 @@ def trained(pairs, tmp_path):
         images = torch.randint(0, 256, (8, 3, 2, 2), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
         steps = []
 
-        def follow(done, total, note):
+        def follow(done, *_):
             steps.append(copy.deepcopy(net.state_dict()))
             if progress:
                 progress(done)

@@ -56,7 +56,7 @@ def test_a_line_says_how_it_goes_and_the_time_left(output):
     progress = run_progress(output, [1.0], clock)
     with progress.stage("train"):
         clock.now = 20.0
-        progress(1, 5, "epoch 1 of 5, loss 0.7, learning rate 0.1, 90 images a second")
+        progress(1, 5, lambda: "epoch 1 of 5, loss 0.7, learning rate 0.1, 90 images a second")
     line = "[1/1] train 20%, epoch 1 of 5, loss 0.7, learning rate 0.1, 90 images a second, about 1 min 20 s left"
     assert line in output.getvalue().splitlines()
 
@@ -66,9 +66,9 @@ def test_a_terminal_shows_the_same_beside_the_bar(output):
     progress = RunProgress(Console(file=output, width=200, force_terminal=True), [1.0], clock)
     with progress.stage("train"):
         clock.now = 0.1
-        progress(1, 5, "drawn too soon after the last time")
+        progress(1, 5, lambda: "drawn too soon after the last time")
         clock.now = 20.0
-        progress(1, 5, "epoch 1 of 5, loss 0.7")
+        progress(1, 5, lambda: "epoch 1 of 5, loss 0.7")
     assert "20% of step [1/1], epoch 1 of 5, loss 0.7, about 1 min 20 s left" in output.getvalue()
     assert "too soon" not in output.getvalue()
 
