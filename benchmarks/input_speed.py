@@ -1,12 +1,12 @@
 """Measure how fast training images are delivered: ours beside other ways to decode, crop and scale them.
 
-Run:     python benchmarks/input_speed.py RECORD.json --photos FOLDER [--rounds 7] [--images 256]
+Run:     python benchmarks/input_speed.py RECORD.json --photos FOLDER [--rounds 5] [--images 192]
 Needs:   an image folder, train/<class>/*. simplejpeg, torchcodec and nvidia-dali-cuda120 are measured where installed
 Writes:  a record: images a second through a DataLoader with two processes, in alternating rounds, and how the pixels
          differ from those of torchvision's reference pipeline for the same part of the same image
 
 Every way draws a part of 8 to 100 % of an image, scales it to 224 pixels and flips half of them. Generated photographs
-are coloured noise whose amplitude rises with its wavelength: 500 x 375 pixels, ImageNet's usual size, and 2000 x 1500.
+are coloured noise whose amplitude rises with its wavelength: 500 x 375 pixels, ImageNet's usual size, and 1200 x 900.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from classify.crops import Augmentation
+from classify.augmentation import Augmentation
 from classify.data import MEAN, STD
 from classify.train import collate
 
-SIDE, BATCH, WORKERS, SCALE = 224, 64, 2, (0.08, 1.0)
-GENERATED = {"generated, 500 x 375": (500, 375), "generated, 2000 x 1500": (2000, 1500)}
+SIDE, BATCH, WORKERS, SCALE = 224, 32, 2, (0.08, 1.0)
+GENERATED = {"generated, 500 x 375": (500, 375), "generated, 1200 x 900": (1200, 900)}
 QUALITY = 92
 REFERENCE, OURS = "torchvision's reference: PIL, v1, float32", "ours"
 Cut = Callable[[Path], Tensor]
@@ -47,11 +47,16 @@ def _opened(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _drafted(path: Path) -> Image.Image:
-    """Return an image with a half, a quarter or an eighth of its pixels, if 1.5 crops still fit into them."""
+def _drafted(path: Path) -> Tensor:
+    """Draw a part, then have libjpeg scale the whole image by eighths as long as the part is large enough."""
     with Image.open(path) as image:
-        image.draft("RGB", (SIDE * 3 // 2, SIDE * 3 // 2))
-        return image.convert("RGB")
+        width0, height0 = image.size
+        top, left, height, width = v1.RandomResizedCrop.get_params(image, list(SCALE), [3 / 4, 4 / 3])
+        image.draft("RGB", (width0 * SIDE // width, height0 * SIDE // height))
+        whole, shrunk = image.convert("RGB"), image.size[0] / width0
+    box = tuple(shrunk * edge for edge in (left, top, left + width, top + height))
+    part = whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)
+    return v1.functional.pil_to_tensor(v1.functional.hflip(part) if torch.rand(1) < 0.5 else part)
 
 
 def _through_tensor(decode: Callable[[bytes], Tensor]) -> Cut:
@@ -93,7 +98,7 @@ def ways() -> dict[str, Cut]:
         REFERENCE: lambda path: reference(_opened(path)),
         "PIL, v1, bytes": lambda path: as_bytes(_opened(path)),
         "PIL, v2, bytes": lambda path: modern(_opened(path)).contiguous(),
-        "PIL draft, v1, bytes": lambda path: as_bytes(_drafted(path)),
+        "PIL draft, bytes": _drafted,
         "torchvision.io, v2": _through_tensor(_torchvision),
         "OpenCV, scaled by it": partial(_by_opencv, _opencv),
         OURS: Augmentation(crop_scale=SCALE).crops(SIDE).of_file,
@@ -128,46 +133,50 @@ class Cuts(Dataset[tuple[Tensor, int]]):
         return self.cut(self.files[index]), 0
 
 
-def batches(files: Sequence[Path], cut: Cut) -> Iterable[Any]:
-    """Return the batches of an epoch."""
-    return DataLoader(Cuts(files, cut), BATCH, num_workers=WORKERS, collate_fn=collate)
+class DaliLoader:
+    """Batches by NVIDIA's DALI with two threads, which decodes only the part that it draws."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Build the pipeline."""
+        from nvidia.dali import fn, pipeline_def, types
+
+        @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)
+        def described() -> Any:
+            data, _ = fn.readers.file(files=[str(file) for file in files], labels=[0] * len(files))
+            part = fn.decoders.image_random_crop(data, random_area=list(SCALE), random_aspect_ratio=[3 / 4, 4 / 3])
+            scaled = fn.resize(part, size=[SIDE, SIDE], antialias=True)
+            flip = fn.random.coin_flip()
+            return fn.crop_mirror_normalize(scaled, mirror=flip, dtype=types.UINT8, output_layout="CHW", mean=0, std=1)
+
+        self.pipeline, self.num = described(), -(-len(files) // BATCH)
+        self.pipeline.build()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of an epoch."""
+        return (self.pipeline.run() for _ in range(self.num))
 
 
-def dali_batches(files: Sequence[Path]) -> Iterable[Any]:
-    """Return the batches that NVIDIA's DALI makes with two threads, which decodes only the part that is drawn."""
-    from nvidia.dali import fn, pipeline_def, types
-
-    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)
-    def described() -> Any:
-        data, _ = fn.readers.file(files=[str(file) for file in files], labels=[0] * len(files), name="files")
-        part = fn.decoders.image_random_crop(data, random_area=list(SCALE), random_aspect_ratio=[3 / 4, 4 / 3])
-        scaled = fn.resize(part, size=[SIDE, SIDE], antialias=True)
-        flip = fn.random.coin_flip()
-        return fn.crop_mirror_normalize(scaled, mirror=flip, dtype=types.UINT8, output_layout="CHW", mean=0, std=1)
-
-    made = described()
-    made.build()
-    return (made.run() for _ in range(-(-len(files) // BATCH)))
-
-
-def per_second(files: Sequence[Path], epoch: Callable[[], Iterable[Any]]) -> float:
-    """Return how many images a second are delivered; starting the processes counts."""
+def per_second(num_images: int, loader: Iterable[Any]) -> float:
+    """Return how many images a second are delivered in an epoch."""
     begun = time.perf_counter()
-    for _ in epoch():
+    for _ in loader:
         pass
-    return len(files) / (time.perf_counter() - begun)
+    return num_images / (time.perf_counter() - begun)
 
 
 def speeds(files: Sequence[Path], cuts: dict[str, Cut], rounds: int) -> dict[str, list[float]]:
-    """Return the images a second of every way in each round; all ways take turns."""
-    epochs: dict[str, Callable[[], Iterable[Any]]] = {name: partial(batches, files, cut) for name, cut in cuts.items()}
+    """Return the images a second of every way in each round; all ways take turns, with processes that run already."""
+    loaders: dict[str, Iterable[Any]] = {
+        name: DataLoader(Cuts(files, cut), BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True)
+        for name, cut in cuts.items()
+    }
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        epochs["NVIDIA DALI on the CPU"] = partial(dali_batches, files)
-    found: dict[str, list[float]] = {name: [] for name in epochs}
-    for _ in range(rounds):
-        for name, epoch in epochs.items():
-            found[name].append(per_second(files, epoch))
-    return found
+        loaders["NVIDIA DALI on the CPU"] = DaliLoader(files)
+    found: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(rounds + 1):
+        for name, loader in loaders.items():
+            found[name].append(per_second(len(files), loader))
+    return {name: values[1:] for name, values in found.items()}  # the first one starts the processes
 
 
 def pixels(files: Sequence[Path], cuts: dict[str, Cut]) -> dict[str, dict[str, Any]]:
@@ -240,8 +249,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("record", type=Path)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=192)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -249,7 +258,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for what, size_wh in GENERATED.items():
-            num = arguments.images // (1 if size_wh[0] < 1000 else 8)
+            num = arguments.images // (1 if size_wh[0] < 1000 else 4)
             results += rows_of(what, generate(Path(folder) / what, num, size_wh), arguments.rounds)
         results += rows_of("real photographs", photos[:: max(1, len(photos) // arguments.images)], arguments.rounds)
     columns = ["images", "way", "images/s", "x the reference", "mean difference of pixels", "sharpness"]

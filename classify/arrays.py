@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from classify.augmentation import Crops
 from classify.class_order import numbered
-from classify.crops import Crops
 from command.errors import RequestError
 from command.files import existing_file, shown
 

@@ -15,9 +15,9 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from classify.augmentation import CropShare
 from classify.backbones import Architecture, Widths, build_classifier, weightless
 from classify.class_order import is_same_order
-from classify.crops import CropShare
 from classify.data import MEAN, STD
 from classify.naming import renamed, unwrapped
 from command.errors import RequestError, WorkError, is_of_the_machine

@@ -118,7 +118,7 @@ def evaluate_file(
         model: Model file; with `weights`, a key of `BACKBONES`.
         data: The images.
         weights: Trained elsewhere; see `import_classifier`.
-        crop_share: In place of the model's; see `classify.crops.CropShare`.
+        crop_share: In place of the model's; see `classify.augmentation.CropShare`.
 
     Raises:
         MissingFileError: If a file is missing.

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, with_config
 
+from classify.augmentation import Augmentation, CropShare
 from classify.backbones import BACKBONES
 from classify.budget import SCRATCH_B_CAP, Budget
-from classify.crops import Augmentation, CropShare
 from classify.image_data import AnyImages, FolderData, ShapesData
 from classify.objective import Objective
 from classify.schedule import Schedule

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from classify.crops import Crops
+from classify.augmentation import Crops
 from classify.val_labels import labelled_files
 from command.errors import MissingFileError, RequestError, WorkError
 from command.notes import note

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from classify.augmentation import scaled_side
 from classify.checkpoint import load_classifier
-from classify.crops import scaled_side
 from classify.data import MEAN, STD
 from deploy.deployment import Precision
 from deploy.ranges import check_finite, check_range

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from classify.arrays import ArrayImages, LabelledArrays, common_classes, read_npz
+from classify.augmentation import Augmentation, centre_crops
 from classify.cifar_files import cifar_place, read_cifar
-from classify.crops import Augmentation, centre_crops
 from classify.data import Damaged, Split, check_folder, class_names, fingerprint, image_folder
 from classify.synthetic import SHAPES, write_shapes
 from command.config import Part, Seed
@@ -71,7 +71,7 @@ class GivenImages(ImageData):
             split: Which one.
             image_size: Side S in pixels.
             augmentation: Draws each image anew, to train on; None for the middle of each, to evaluate on.
-            crop_share: How much the middle is; see `classify.crops.CropShare`.
+            crop_share: How much the middle is; see `classify.augmentation.CropShare`.
         """
 
     def fingerprints(self, *splits: Split) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, with_config
 
+from classify.augmentation import Augmentation, CropShare
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.config import Backbone, Cap, FolderData, ShapesData
-from classify.crops import Augmentation, CropShare
 from classify.image_data import AnyImages
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name

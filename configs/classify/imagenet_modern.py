@@ -9,8 +9,8 @@ Result:  not measured by us. Expected top-1 between 76.13 %, that of imagenet_de
 Cost:    600 epochs x 1.28 million images x 3 (forward and backward) x MACs: 9.4e18 multiply-adds for ResNet-50.
          Hours are not measured
 
-Source: Vryniotis, How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives, pytorch.org, 2021.
-Not here: CutMix, repeated augmentation, no weight decay of normalisation layers, and training at 176 pixels.
+Source: Vryniotis, How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives, pytorch.org, 2021. It
+also has CutMix, repeated augmentation, no weight decay of normalisation layers, and training at 176 pixels.
 """
 
 start = dict(type="dense", name="resnet50")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mutations import damaged
 from PIL import Image
 
-from classify.crops import centre_crops
+from classify.augmentation import centre_crops
 from classify.data import check_folder, fingerprint, image_folder
 from command.files import sha256_of
 from deploy.images import ImageContent, image_contents, image_from_file

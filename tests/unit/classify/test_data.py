@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from classify.crops import Augmentation, centre_crops
+from classify.augmentation import Augmentation, centre_crops
 from classify.data import check_folder, class_names, fingerprint, image_folder
 from command.notes import note
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from classify.crops import centre_crops
+from classify.augmentation import centre_crops
 from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 

@@ -9,11 +9,11 @@ import torch
 from cifar_archives import write_cifar
 from typer.testing import CliRunner
 
+from classify.augmentation import Augmentation
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, check_classes, load_classifier, read_card, save_model
 from classify.class_order import IMAGENET, numbered
 from classify.cli import app
-from classify.crops import Augmentation
 from classify.image_data import CifarData, FolderData, NpzData, ShapesData, images_at
 
 NAMES = ("owl", "wren", "jay")

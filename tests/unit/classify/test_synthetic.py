@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from classify.crops import centre_crops
+from classify.augmentation import centre_crops
 from classify.data import check_folder, class_names, image_folder
 from classify.synthetic import SHAPES, background, draw_shape, write_shapes
 

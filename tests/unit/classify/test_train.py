@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from classify.augmentation import Augmentation, centre_crops
 from classify.classifier_model import ClassifierModel, collate
-from classify.crops import Augmentation, centre_crops
 from classify.curve import save_curve
 from classify.data import MEAN, STD, image_folder
 from classify.evaluate import evaluate_classifier

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from classify.crops import centre_crops
+from classify.augmentation import centre_crops
 from classify.data import check_folder, fingerprint, image_folder
 from classify.val_labels import labelled_files
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classify.crops import centre_crops
+from classify.augmentation import centre_crops
 from classify.data import image_folder
 from deploy.detector import as_rgb
 from deploy.images import image_contents, image_from_file

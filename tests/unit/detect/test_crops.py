@@ -3,7 +3,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from classify.crops import centre_crops
+from classify.augmentation import centre_crops
 from classify.data import check_folder, image_folder
 from detect.annotations import read_annotations
 from detect.crops import check_crops, crop_classes, num_crops, write_crops

@@ -11,11 +11,11 @@ from PIL import Image
 from torchvision.transforms import v2
 from typer.testing import CliRunner
 
+from classify.augmentation import Augmentation, centre_crops
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, read_card, save_model
 from classify.cli import app
 from classify.config import ClassifierTraining
-from classify.crops import Augmentation, centre_crops
 from classify.export import export_classifier
 from classify.importing import import_classifier
 from classify.provenance import origin
@@ -68,7 +68,8 @@ def test_a_small_photograph_is_cut_as_torchvision_does(saved, seed):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_large_photograph_has_the_same_part_with_fewer_pixels_decoded(saved, orientation):
+def test_a_large_photograph_has_the_same_part_with_fewer_pixels_decoded(saved, orientation, monkeypatch):
+    monkeypatch.setattr("classify.augmentation._LARGE", 0)
     path, crops = saved(orientation=orientation), Augmentation(crop_scale=(0.3, 1.0)).crops(48)
     expected = v2.Compose([v2.PILToTensor(), v2.RandomResizedCrop(48, (0.3, 1.0)), v2.RandomHorizontalFlip()])
     for seed in range(5):
