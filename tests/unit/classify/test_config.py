@@ -115,7 +115,8 @@ def test_an_unknown_key_in_a_chosen_kind_names_that_kinds_keys():
 def test_an_unknown_key_like_no_other_lists_all_of_its_level():
     assert (
         refused("xyz=3")
-        == "unknown key xyz; nearest valid ones: start, data, image_size, crop_share, augmentation, schedule, objective, seed, num_threads"
+        == "unknown key xyz; nearest valid ones: start, data, image_size, crop_share, augmentation, schedule, "
+        "objective, seed, num_threads"
     )
 
 
