@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from classify.crops import Augmentation, centre_crops
+from classify.augmentation import Augmentation, centre_crops
 from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 from classify.schedule import Schedule
