@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from command.errors import RequestError
 from prune.held_tensors import OF_EVERY_MODULE, PLAIN, is_plain, modules_of, stored
@@ -44,6 +44,8 @@ def copied(model: nn.Module, replaced: Mapping[int, Tensor]) -> nn.Module:
 @cache
 def _copies_plainly(kind: Any) -> bool:
     """Return whether such a module is made again from copies of its attributes, as nn.Module is."""
+    if issubclass(kind, fx.GraphModule):  # its own way makes each of its parts anew; its forward pass is in its class
+        return True
     bases = [vars(base) for base in kind.__mro__ if base not in (nn.Module, object)]
     foreign = [
         vars(base) for base in kind.__mro__ if not base.__module__.startswith("torch.nn.") and base is not object

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from command.errors import RequestError
 from prune.cost import Cost, cost_of
-from prune.cut.spec import layer_of, layer_widths
+from prune.cut.spec import PruneSpec, layer_of, layer_widths
 from prune.follow.groups import find_groups
 from prune.follow.layers import is_producer
 from prune.layer_rows import LAG, MEMORY_BOUND, Finding, LayerRow, padded
@@ -60,9 +60,13 @@ class Explanation:
 
 
 def explain(
-    dense: nn.Module, slim: nn.Module, example_inputs: tuple[Any, ...], reasons: Mapping[str, str]
+    dense: nn.Module,
+    slim: nn.Module,
+    example_inputs: tuple[Any, ...],
+    reasons: Mapping[str, str],
+    spec: PruneSpec | None = None,
 ) -> Explanation:
-    """Compare a slim model with its dense one, layer by layer.
+    """Compare a slim model with its dense one, layer by layer; layers of removed blocks count in the dense sums alone.
 
     Only shapes count: both models and the inputs may be on the meta device.
 
@@ -71,12 +75,13 @@ def explain(
         slim: The same layers, some of them narrower.
         example_inputs: Positional arguments of both models, of batch size 1.
         reasons: Layer -> why its outputs are untouched; see `untouched_reasons`.
+        spec: What was cut, where it removes blocks.
 
     Raises:
         RequestError: If the models do not have the same layers.
     """
     before, after = cost_of(dense, example_inputs), cost_of(slim, example_inputs)
-    odd = sorted(before.layers.keys() ^ after.layers.keys())
+    odd = sorted(name for name in before.layers.keys() ^ after.layers.keys() if not (spec and spec.is_removed(name)))
     if odd:
         raise RequestError(f"{odd[0]}: in one of the two models only; expected a slim model and its own dense one")
     moved = _bytes_moved(dense, example_inputs), _bytes_moved(slim, example_inputs)
@@ -90,7 +95,7 @@ def explain(
     return Explanation(
         dense_macs=before.macs,
         macs=after.macs,
-        dense_activations=sum(row.dense_activations for row in rows),
+        dense_activations=sum(layer.activations for layer in before.layers.values()),
         activations=sum(row.activations for row in rows),
         dense_params=before.params,
         params=after.params,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from command.errors import RequestError, WorkError
 from command.files import existing_file, shown, written_atomically
-from prune.cut.spec import PruneSpec, layer_of
+from prune.cut.spec import PruneSpec, check_removed, layer_of
 from prune.cut.surgery import slim_model
 from prune.modes import FORWARD_ERRORS, first_line
 
@@ -39,6 +39,7 @@ def save_slim(path: str | Path, model: nn.Module, spec: PruneSpec) -> None:
             raise RequestError(f"{subject}: of the wrong kind, got {type(given).__name__}; expected a {kind.__name__}")
     for name, cut in spec.layers.items():
         cut.check_layer(name, layer_of(model, name))
+    check_removed(model, spec)
     tensors = _tensors_of(model)
     try:
         with written_atomically(path) as beside:

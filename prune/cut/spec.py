@@ -1,9 +1,11 @@
 """PruneSpec: which channels of which layers stay. JSON in and out; rebuilds a slim model without dense weights."""
 
+import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, with_config
@@ -16,9 +18,12 @@ from prune.follow.groups import Group
 from prune.follow.layers import cut_dims, is_producer, own_widths
 from prune.held_tensors import modules_of
 
-__all__ = ["Layer", "LayerCut", "PruneSpec", "layer_of", "layer_widths"]
+__all__ = ["Layer", "LayerCut", "PruneSpec", "check_removed", "layer_of", "layer_widths"]
 
 _VERSION: Literal[1] = 1
+_WITH_BLOCKS: Literal[2] = 2
+"""Version of specs that remove blocks: readers of version 1 alone would build the blocks again."""
+_T = TypeVar("_T")
 _GROUPS = ".groups"
 """Ends the name under which a grouped convolution that is cut within its groups is listed again, with the groups left;
 one that is not has lost whole groups."""
@@ -67,11 +72,24 @@ class PruneSpec:
     """
 
     layers: Mapping[str, LayerCut]
+    removed_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Residual block -> the layers of its branch, named from the block, in the order of the forward pass.
+
+    They are gone; the block's shortcut stays, with what follows the sum. See `prune.follow.branches`."""
 
     def __post_init__(self) -> None:
-        """Raise RequestError for kept indices that no layer has."""
+        """Raise RequestError for kept indices that no layer has, and for blocks that cannot be removed."""
         for name, cut in self.layers.items():
             _check_indices(name, cut)
+        for block, layers in self.removed_blocks.items():
+            if not block or not layers:
+                raise RequestError(f"PruneSpec: {shown(block) or 'the model'} loses no branch; expected its layers")
+        if gone := [name for name in self.layers if self.is_removed(name)]:
+            raise RequestError(f"PruneSpec: {shown(gone[0])} is cut in a removed block; expected one of both")
+
+    def is_removed(self, layer: str) -> bool:
+        """Return whether the layer, or what it is part of, goes with a removed block."""
+        return not self._removed.isdisjoint(itertools.accumulate(layer.split("."), "{}.{}".format))
 
     @classmethod
     def from_kept(cls, model: nn.Module, kept: Mapping[str, Tensor], groups: list[Group]) -> "PruneSpec":
@@ -100,7 +118,9 @@ class PruneSpec:
     def to_json(self) -> str:
         """Return the spec as JSON text."""
         layers = {name: vars(cut) for name, cut in self.layers.items()}
-        return json.dumps({"version": _VERSION, "layers": layers})
+        if not self.removed_blocks:
+            return json.dumps({"version": _VERSION, "layers": layers})
+        return json.dumps({"version": _WITH_BLOCKS, "layers": layers, "removed_blocks": {**self.removed_blocks}})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "PruneSpec":
@@ -110,14 +130,14 @@ class PruneSpec:
             RequestError: If the text is not a spec of a version known here.
         """
         try:
-            layers = _File.model_validate_json(text).layers
+            file = _File.model_validate_json(text)
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "text"
             raise RequestError(
                 f"PruneSpec: not a spec, got {shown(where)}: {fault['msg']}; expected the JSON of PruneSpec"
             ) from error
-        return cls(layers)
+        return cls(file.layers, file.removed_blocks)
 
     def after(self, first: "PruneSpec") -> "PruneSpec":
         """Return the spec that does in one step what `first` does and then this one, made for the slim model.
@@ -125,7 +145,13 @@ class PruneSpec:
         Raises:
             RequestError: If this one was made for another model than `first` gives.
         """
-        before, layers = dict(first.layers), dict(self.layers)
+        twice = [name for name in (*self.layers, *self._removed) if first.is_removed(name)]
+        if twice:
+            raise _of_another_model(twice[0], "a layer of a removed block", "one that is left")
+        before, layers = (
+            {name: cut for name, cut in first.layers.items() if not self.is_removed(name)},
+            dict(self.layers),
+        )
         for name in [name for name in {**before, **layers} if name.endswith(_GROUPS)]:
             layer = name.removesuffix(_GROUPS)
             if name not in before and layer in before:  # it cut whole groups, whose width stayed
@@ -135,16 +161,28 @@ class PruneSpec:
             elif name not in layers and layer in layers:
                 num_groups = _size(before[name].kept_out, before[name].num_out)
                 layers[name] = _whole_groups(name, layers[layer], num_groups)
-        return PruneSpec({**before, **{name: _composed(name, before.get(name), cut) for name, cut in layers.items()}})
+        composed = {name: _composed(name, before.get(name), cut) for name, cut in layers.items()}
+        return PruneSpec({**before, **composed}, {**first.removed_blocks, **self.removed_blocks})
 
     def under(self, prefix: str) -> "PruneSpec":
         """Return the part of the spec below a submodule, with names relative to it; `prefix` ends with a dot."""
-        below = {name.removeprefix(prefix): cut for name, cut in self.layers.items() if name.startswith(prefix)}
-        return PruneSpec(below)
+        return PruneSpec(_below(prefix, self.layers), _below(prefix, self.removed_blocks))
+
+    @cached_property
+    def _removed(self) -> frozenset[str]:
+        """The layers that go with removed blocks, by their whole names."""
+        return frozenset(f"{block}.{name}" for block, layers in self.removed_blocks.items() for name in layers)
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Return (inputs, outputs) kept per layer: enough to rebuild the architecture, and short."""
         return {name: (_size(c.kept_in, c.num_in), _size(c.kept_out, c.num_out)) for name, c in self.layers.items()}
+
+
+def check_removed(model: nn.Module, spec: PruneSpec) -> None:
+    """Raise RequestError if a model still has the branch of a block that the spec removes."""
+    for name in modules_of(model):
+        if spec.is_removed(name):
+            raise _of_another_model(name, "a layer of a removed block", "a model without it")
 
 
 Layer = nn.Module | Tensor | int
@@ -253,8 +291,13 @@ def _indices(stays: Tensor | None) -> tuple[int, ...] | None:
 
 
 class _File(BaseModel):
-    version: Literal[1]
+    version: Literal[1, 2]
     layers: dict[str, LayerCut]
+    removed_blocks: dict[str, tuple[str, ...]] = {}
+
+
+def _below(prefix: str, named: Mapping[str, _T]) -> dict[str, _T]:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def _of_another_model(name: str, got: object, expected: object) -> RequestError:

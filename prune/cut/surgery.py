@@ -11,21 +11,30 @@ from command.errors import RequestError
 from command.files import shown
 from prune.copies import copied
 from prune.cut.spec import Layer, LayerCut, PruneSpec, layer_of, layer_widths
+from prune.follow.branches import without_branch
 from prune.follow.layers import cut_dims, is_layer, own_widths, weight_of
 from prune.private import bookkeeping
 
 __all__ = ["cut_tensors", "masked_model", "narrowed_model", "removed_of", "slim_model", "unchanged_widths"]
 
 
-@bookkeeping()
 def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
-    """Return a copy of `model` that holds only the kept channels; tensors shared between layers stay shared.
+    """Return a copy of `model` that holds only what is kept; tensors shared between layers stay shared.
 
     No more memory is taken than the slim model needs.
 
     Raises:
-        RequestError: If a layer of the spec is missing or has other widths than the spec was made for.
+        RequestError: If a layer of the spec is missing or has other widths than the spec was made for, or a block has
+            another branch.
     """
+    slim = _cut_model(model, spec)
+    for name, layers in spec.removed_blocks.items():
+        _remove_branch(slim, name, layers)
+    return slim
+
+
+@bookkeeping()
+def _cut_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
     cut_of: dict[int, Tensor] = {}  # deepcopy's memo: it uses these tensors instead of copying the originals
     for name, cut in spec.layers.items():
         layer = layer_of(model, name)
@@ -42,6 +51,14 @@ def slim_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
     return slim
 
 
+def _remove_branch(model: nn.Module, name: str, layers: tuple[str, ...]) -> None:
+    block = layer_of(model, name)
+    if not isinstance(block, nn.Module):
+        raise RequestError(f"{shown(name)}: cannot be removed, got {type(block).__name__}; expected a residual block")
+    owner, _, key = name.rpartition(".")
+    model.get_submodule(owner)._modules[key] = without_branch(block, layers, name)
+
+
 def unchanged_widths(slim: nn.Module, spec: PruneSpec) -> dict[str, int]:
     """Return attributes, by their path, that still hold an old width of a layer cut below their module."""
     found: dict[str, int] = {}
@@ -56,8 +73,17 @@ def unchanged_widths(slim: nn.Module, spec: PruneSpec) -> dict[str, int]:
     return {path: num for path, num in found.items() if path not in spec.layers}
 
 
-def narrowed_model(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> nn.Module:
+def narrowed_model(
+    model: nn.Module,
+    widths: Mapping[str, tuple[int, int]],
+    removed_blocks: Mapping[str, tuple[str, ...]] | None = None,
+) -> nn.Module:
     """Return a copy with each named layer at (inputs, outputs) width; it has the first weights until others load.
+
+    Args:
+        model: The dense one.
+        widths: `PruneSpec.widths`.
+        removed_blocks: Those of the spec.
 
     Raises:
         RequestError: If a layer is missing or narrower than the given widths.
@@ -75,7 +101,7 @@ def narrowed_model(model: nn.Module, widths: Mapping[str, tuple[int, int]]) -> n
             _first_of_each(of // groups, num // left, left) for num, of in ((num_out, has_out), (num_in, has_in))
         )
         layers[name] = LayerCut(kept_out, kept_in, has_out, has_in)
-    return slim_model(model, PruneSpec(layers))
+    return slim_model(model, PruneSpec(layers, removed_blocks or {}))
 
 
 def _first_of_each(width: int, num: int, groups: int) -> tuple[int, ...]:
@@ -88,9 +114,12 @@ def masked_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
     """Return a copy of full width whose removed channels are zero: the slim model's twin for checks.
 
     In eval mode both give the same outputs. A removed channel is neither written (weights, biases and BatchNorm's
-    weight and bias are zero) nor read (so are the weights of its inputs).
+    weight and bias are zero) nor read (so are the weights of its inputs). A removed block's branch gives zero.
     """
     masked = copied(model, {})
+    for block, layers in spec.removed_blocks.items():
+        for parameter in masked.get_submodule(f"{block}.{layers[-1]}").parameters():
+            parameter.data.zero_()
     for name, cut in spec.layers.items():
         layer = layer_of(masked, name)
         for tensor, kept_by_dim in cut_tensors(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):

@@ -114,7 +114,7 @@ def test_a_tensor_cut_once_and_twice_is_the_same():
         ("[" * 100_000, "text: "),
         ("[]", "text: "),
         ("{}", "version: "),
-        ('{"version": 2, "layers": {}}', "version: Input should be 1"),
+        ('{"version": 3, "layers": {}}', "version: Input should be 1 or 2"),
         ('{"version": 1, "layers": []}', "layers: "),
         ('{"version": 1, "layers": {"a": 3}}', "layers.a: "),
         ('{"version": 1, "layers": {"a": {"kept": [1]}}}', "layers.a.kept: "),

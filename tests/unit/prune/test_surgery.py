@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from prune import LayerCut, PruneSpec, masked_model, narrowed_model, prune_model, slim_model
@@ -132,3 +133,12 @@ def test_old_widths_are_listed_beside_sizes_in_a_list():
     pruned = prune_model(Halves(), (torch.randn(3, 5),), 0.5)
     assert pruned.model.sizes == [2, 2]
     assert pruned.unchanged_widths == {"width": 8}
+
+
+def test_network_of_torch_fx_is_cut(x):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    traced = torch.fx.symbolic_trace(net)
+    pruned = prune_model(traced, (x,), 0.5)
+    torch.testing.assert_close(pruned.model(x), prune_model(net, (x,), 0.5).model(x), rtol=0, atol=0)
+    torch.testing.assert_close(traced(x), net(x), rtol=0, atol=0)
