@@ -22,6 +22,7 @@ PARTS = {
     "prune.cut": {"prune.follow"},
     "prune.choose": {"prune.follow", "prune.cut"},
     "prune.refit": {"prune.follow", "prune.cut", "prune.choose"},
+    "prune.learn": {"prune.follow", "prune.cut", "prune.choose"},
     "deploy.runtimes": set(),
     "deploy.explain": {"deploy.runtimes"},
     "deploy.triton": {"deploy.runtimes"},
