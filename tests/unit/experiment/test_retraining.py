@@ -63,7 +63,16 @@ def test_a_classifier_is_trained_on_with_the_data_of_its_training(invoke, write_
     model = write_classifier({"data": {"type": "folder", "root": str(images)}})
     words = next_after_prune("l1_half", model)
     slim, out = model.with_name("net-l1-0.5.safetensors"), model.with_name("out.safetensors")
-    given = ["--set", f"start.file={slim}", "--set", folder_data(images), "--set", "image_size=32"]
+    given = [
+        "--set",
+        f"start.file={slim}",
+        "--set",
+        folder_data(images),
+        "--set",
+        "image_size=32",
+        "--set",
+        "crop_share=1.0",
+    ]
     assert words == ["classify", "train", "imagenet_finetune", *given]
     assert invoke(*words, *SHORT, "--out", out).exit_code == 0
     assert load_classifier(out)[1].spec is not None
