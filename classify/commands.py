@@ -35,6 +35,7 @@ from classify.mmengine_runner import silent, using_threads
 from classify.objective import TrainedClassifier
 from classify.processes import processes
 from classify.provenance import origin, outcome
+from classify.pruning import example_of, with_card
 from classify.schedule import Schedule
 from classify.tracking import tracked
 from classify.train import train_classifier
@@ -75,6 +76,7 @@ def train_to_file(
             model = TrainedClassifier(net, settings.objective, settings.objective.scores_of_teacher(card.classes))
             made_from = origin(settings, settings.start.file, settings.data.fingerprints("train", "val"))
             images = settings.data.placed(out.parent, side)
+            method = settings.method.on(net, example_of(card)) if settings.method else None
         work = stack.enter_context(training_folder(out, made_from, force, group.is_first))
         stack.enter_context(using_threads(settings.num_threads))
         group.wait()
@@ -91,11 +93,13 @@ def train_to_file(
         with progress.stage("train"):
             train = images.images("train", side, settings.augmentation)
             curve = train_classifier(
-                net, train, schedule, work, settings.seed, progress, model, tracker=tracker, validation=validation
+                net, train, schedule, work, settings.seed, progress, model, tracker, validation, method
             )
         group.leave()
         if not group.is_first:
             return {}
+        if settings.method and method and (learned := settings.method.slim(method, net)):
+            net, card, _ = with_card(card, learned)
         with progress.stage("evaluate"):
             figures = evaluate_classifier(net, val, work / "evaluation")
         curve = curve.evaluated(figures)

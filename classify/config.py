@@ -9,6 +9,7 @@ from classify.augmentation import Augmentation, CropShare
 from classify.backbones import BACKBONES
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.image_data import AnyImages, FolderData, ShapesData
+from classify.learning import AnyLearning
 from classify.objective import Objective
 from classify.schedule import Schedule
 from classify.tracking import Backend
@@ -94,6 +95,8 @@ class ClassifierTraining(Part):
     schedule: Schedule
     objective: Objective = Objective()
     """What is learnt besides the labels."""
+    method: Annotated[AnyLearning, Field(discriminator="type")] | None = None
+    """A pruning method that acts while training; what it cuts is gone from the model file."""
     seed: Seed = 0
     num_threads: Threads = 1
     """CPU threads of torch; the weights depend on it."""

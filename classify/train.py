@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from classify.classifier_model import ClassifierModel, collate
 from classify.curve import Curve
 from classify.hooks import CurveKeeper, EpochSeed, Progress
+from classify.learning import MethodHook
 from classify.mmengine_runner import make_runner, silent
 from classify.optimization import optim_wrapper, param_scheduler
 from classify.resume import newest_checkpoint
@@ -31,6 +32,7 @@ from classify.tracking import Tracker
 from classify.validation import Validation, ValidationHook
 from command.errors import RequestError, WorkError, is_lack_of_memory
 from command.notes import note
+from prune.learn.method import Method
 
 __all__ = ["check_batch_size", "fit", "train_classifier"]
 
@@ -45,11 +47,12 @@ def train_classifier(
     model: ClassifierModel | None = None,
     tracker: Tracker | None = None,
     validation: Validation | None = None,
+    method: Method | None = None,
 ) -> Curve:
     """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted.
 
     A last batch of a single image, which BatchNorm may refuse, is left out. `model` is `net` with another loss than
-    cross-entropy.
+    cross-entropy; `method` acts on `net`.
 
     Raises:
         RequestError: As `check_batch_size`, and if there is only one image.
@@ -69,6 +72,7 @@ def train_classifier(
         progress,
         tracker=tracker,
         validation=validation,
+        acting=MethodHook(method, net) if method else None,
     )
 
 
@@ -96,6 +100,7 @@ def fit(
     scope: str = "mmengine",
     tracker: Tracker | None = None,
     validation: Validation | None = None,
+    acting: MethodHook | None = None,
 ) -> Curve:
     """Train `model` in place, and return its curve.
 
@@ -111,6 +116,7 @@ def fit(
         scope: mmengine's registry scope of the model and its data.
         tracker: Gets losses, rates and figures.
         validation: Of a `ClassifierModel`, during its training.
+        acting: A pruning method on the network that it was made for.
 
     Raises:
         WorkError: If the loss or a weight becomes NaN or infinite.
@@ -145,7 +151,7 @@ def fit(
         train_cfg={"by_epoch": True, "max_epochs": schedule.epochs},
         optim_wrapper=optim_wrapper(schedule),
         param_scheduler=param_scheduler(schedule),
-        custom_hooks=[EpochSeed(seed), keeper, *averages, *validations],
+        custom_hooks=[EpochSeed(seed), *([acting] if acting else []), keeper, *averages, *validations],
         launcher="none" if get_world_size() == 1 else "pytorch",  # joined already, whoever started them
         cfg=_runner_options(schedule),
         **_resumption(work_dir),

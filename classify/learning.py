@@ -1,0 +1,156 @@
+"""Pruning methods that act while a network trains: their settings, and what calls them in every step and epoch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from command.config import Part
+from prune.choose.recipe import Recipe, check_ratio
+from prune.learn.magnitude import HeldMasks, Scope, magnitude_masks, two_of_four_masks
+from prune.learn.method import Learned, Method
+from prune.learn.slimming import NetworkSlimming, Shift
+from prune.learn.soft_filters import SoftFilterPruning
+
+__all__ = ["AnyLearning", "Learning", "Magnitude", "MethodHook", "Slimming", "SoftFilters"]
+
+_METHOD = "method"
+"""The name of a method's state in a checkpoint."""
+
+
+class Learning(Part, ABC):
+    """A method and its settings."""
+
+    @abstractmethod
+    def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
+        """Return the method, made on a network.
+
+        Args:
+            net: It may be changed.
+            example: Its positional arguments, batch first.
+
+        Raises:
+            RequestError: If the settings do not fit the network.
+        """
+
+    def slim(self, method: Method, net: nn.Module) -> Learned | None:
+        """Return what comes of the trained network; None where nothing is cut."""
+        return None
+
+
+class _Cutting(Learning):
+    prune_ratio: float = 0.5
+    """Share of channels removed after training, [0, 1)."""
+    skip: tuple[str, ...] = ()
+    """Patterns of layers that stay whole."""
+    round_to: int = Field(1, ge=1, le=65_536)
+    """Kept channels are moved to the nearest multiple of it."""
+
+    @field_validator("prune_ratio")
+    @classmethod
+    def _share(cls, prune_ratio: float) -> float:
+        check_ratio(prune_ratio)
+        return prune_ratio
+
+    @property
+    def _recipe(self) -> Recipe:
+        return Recipe(prune_ratio=self.prune_ratio, skip=self.skip, round_to=self.round_to)
+
+
+class Slimming(_Cutting):
+    """Network Slimming: a penalty on the scales of BatchNorm while training, then a cut of the smallest of all."""
+
+    type: Literal["slimming"]
+    penalty: float = Field(1e-4, gt=0, le=1e6)
+    """Weight of the scales' sum in the loss; the paper has 1e-4 for VGG, 1e-5 for ResNet and DenseNet."""
+    shift: Shift = "zeroed"
+    """What becomes of the shift of a cut channel: `zeroed` as in the authors' code, or `folded` into the next layer."""
+
+    def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
+        """Return the method."""
+        return NetworkSlimming(net, example, self._recipe, self.penalty, self.shift)
+
+    def slim(self, method: Method, net: nn.Module) -> Learned | None:
+        """Return the slim network."""
+        assert isinstance(method, NetworkSlimming)
+        return method.slim(net)
+
+
+class SoftFilters(_Cutting):
+    """Soft Filter Pruning: the smallest filters are zeroed after every epoch, may come back, and are cut at the end."""
+
+    type: Literal["soft_filters"]
+
+    def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
+        """Return the method."""
+        return SoftFilterPruning(net, example, self._recipe)
+
+    def slim(self, method: Method, net: nn.Module) -> Learned | None:
+        """Return the slim network."""
+        assert isinstance(method, SoftFilterPruning)
+        return method.slim(net)
+
+
+class Magnitude(Learning):
+    """Unstructured pruning: the smallest weights of the given network are zeroed and stay zero. Nothing is cut."""
+
+    type: Literal["magnitude"]
+    prune_ratio: float = 0.5
+    """Share of the convolutions' weights that go, [0, 1); not used with a pattern."""
+    scope: Scope = "global"
+    """`global`: of all layers together; `layer`: of each by itself."""
+    pattern: Literal["2:4"] | None = None
+    """`2:4`: of each four weights along the inputs the two smallest go, as GPUs with sparse tensor cores want it."""
+
+    @field_validator("prune_ratio")
+    @classmethod
+    def _share(cls, prune_ratio: float) -> float:
+        check_ratio(prune_ratio)
+        return prune_ratio
+
+    def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
+        """Return the method; the weights are zero from now on."""
+        masks = two_of_four_masks(net) if self.pattern else magnitude_masks(net, self.prune_ratio, self.scope)
+        return HeldMasks(net, masks)
+
+
+AnyLearning = Slimming | SoftFilters | Magnitude
+
+
+class MethodHook(Hook):
+    """Lets a method act on a network: around every step of the optimizer, when gradients are whole and unscaled."""
+
+    def __init__(self, method: Method, net: nn.Module) -> None:
+        self.method, self.net = method, net
+        self._handles: Sequence[Any] = ()
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to act."""
+        optimizer = runner.optim_wrapper.optimizer
+        self._handles = (
+            optimizer.register_step_pre_hook(lambda *_: self.method.after_backward(self.net)),
+            optimizer.register_step_post_hook(
+                lambda *_: self.method.after_step(self.net, optimizer.param_groups[0]["lr"])
+            ),
+        )
+
+    def after_train(self, runner: Runner) -> None:
+        """Act no more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Let it look at the network, or change it."""
+        self.method.after_epoch(self.net, runner.epoch)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Put its state into the checkpoint."""
+        checkpoint[_METHOD] = self.method.state_dict()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Take its state from the checkpoint."""
+        self.method.load_state_dict(checkpoint[_METHOD])
