@@ -18,6 +18,7 @@ from command.options import Launcher
 __all__ = ["Processes", "processes"]
 
 _NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
 _IN_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 _PATIENCE = timedelta(hours=3)
 """Others wait this long while the first process examines the data; one that ends is noticed in a minute."""
@@ -70,13 +71,13 @@ def processes(launcher: Launcher | None) -> Iterator[Processes]:
             itself, it is ended within a minute.
     """
     if launcher is None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
             raise RequestError("--launcher: none given, got a process of torchrun; add --launcher pytorch")
         yield Processes()
         return
     _prepare(launcher)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_own_gpu(launcher, int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     life = Liveness(distributed.get_rank(), distributed.get_world_size())
     try:
@@ -91,6 +92,18 @@ def processes(launcher: Launcher | None) -> Iterator[Processes]:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
         life.stop()
+
+
+def _own_gpu(launcher: Launcher, local_rank: int, num_gpus: int) -> int:
+    """Return the GPU of a process among those that it sees; Slurm may show each task its own alone."""
+    if launcher == "slurm" and num_gpus == 1:
+        return 0
+    if local_rank >= num_gpus:
+        raise RequestError(
+            f"--launcher {launcher}: more processes than GPUs on this machine, got process {local_rank + 1} and "
+            f"{num_gpus} visible; start one for each GPU"
+        )
+    return local_rank
 
 
 def _is_of_another(error: BaseException) -> bool:
@@ -112,3 +125,6 @@ def _prepare(launcher: Launcher) -> None:
             f"--launcher {launcher}: not started by it, got no {missing[0]} in the environment; "
             f"start it with: {start} espalier ..."
         )
+    for name in _NUMBERS:
+        if not os.environ[name].isdecimal():
+            raise RequestError(f"{name}: no whole number, got {os.environ[name]!r}; it is set by what starts processes")

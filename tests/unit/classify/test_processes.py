@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from classify.curve import read_curve
-from classify.processes import processes
+from classify.processes import _own_gpu, processes
 from command.errors import RequestError
 
 PROGRAM = '''
@@ -228,6 +228,29 @@ def test_a_launcher_that_did_not_start_the_process_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RequestError, match="got a process of torchrun; add --launcher pytorch"):
         processes(None).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "local_rank", "num_gpus", "own"),
+    [("pytorch", 0, 1, 0), ("pytorch", 3, 4, 3), ("slurm", 3, 1, 0), ("slurm", 3, 4, 3)],
+)
+def test_each_process_takes_a_gpu_of_its_own(launcher, local_rank, num_gpus, own):
+    assert _own_gpu(launcher, local_rank, num_gpus) == own
+
+
+def test_more_processes_than_gpus_are_refused():
+    line = "--launcher pytorch: more processes than GPUs on this machine, got process 2 and 1 visible; start one for"
+    with pytest.raises(RequestError, match=line):
+        _own_gpu("pytorch", 1, 1)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"])
+def test_a_number_of_the_launcher_that_is_none_is_refused(monkeypatch, name):
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for key, value in {**given, name: "a"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(RequestError, match=f"{name}: no whole number, got 'a'"):
+        processes("pytorch").__enter__()
 
 
 def test_the_command_trains_by_two_processes_and_writes_once(tmp_path):
