@@ -9,6 +9,7 @@ from torch import nn
 from classify.checkpoint import ModelCard
 from classify.curve import Curve
 from classify.hooks import Progress
+from classify.learning import MethodHook
 from classify.schedule import Schedule
 from classify.tracking import Tracker
 from classify.train import fit
@@ -53,9 +54,14 @@ def train_detector(
     seed: int,
     progress: Progress | None = None,
     tracker: Tracker | None = None,
+    acting: MethodHook | None = None,
 ) -> Curve:
-    """Train mmdet's detector in place, with random flips; continues from `work_dir` if it was interrupted."""
-    return fit(detector, train_loader(card, coco), schedule, work_dir, seed, progress, "mmdet", tracker)
+    """Train mmdet's detector in place, with random flips; continues from `work_dir` if it was interrupted.
+
+    `acting` is a pruning method on its layers.
+    """
+    loader = train_loader(card, coco)
+    return fit(detector, loader, schedule, work_dir, seed, progress, "mmdet", tracker, acting=acting)
 
 
 def train_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:

@@ -23,9 +23,12 @@ from detect.traced import PARTS
 from prune.choose.criteria import CRITERIA, DataDriven
 from prune.choose.presets import PRESETS
 from prune.choose.recipe import Recipe, check_ratio
+from prune.learn.slimming import Shift
 from prune.refitting import METHODS as REFITS
 
 __all__ = [
+    "LEARNED",
+    "LEARNT_PARTS",
     "METHODS",
     "RANK",
     "Backbone",
@@ -39,6 +42,7 @@ __all__ = [
     "Detection",
     "ExperimentConfig",
     "FolderData",
+    "LearntPart",
     "PruneConfig",
     "Pruning",
     "Ratio",
@@ -87,6 +91,8 @@ class Classification(Part):
     """Of the dense network, and of `scratch_e`; `scratch_b` stretches it, decay points included."""
     finetune: Schedule
     """Of the pruned network in `prune_transfer`."""
+    learning: Schedule | None = None
+    """Of the training in which a method such as slimming acts, from the dense network's weights; None = `train`."""
 
 
 class Detection(Part):
@@ -98,6 +104,8 @@ class Detection(Part):
     """Of every detector that starts from a classifier."""
     finetune: Schedule
     """Of the detector pruned in `transfer_prune`."""
+    learning: Schedule | None = None
+    """Of the training in which a method such as slimming acts, in `transfer_prune`; None = `train`."""
 
 
 class Calibration(Part):
@@ -110,7 +118,12 @@ class Calibration(Part):
 
 RANK = "rank"
 METHODS = (RANK, *REFITS)
-"""How channels are chosen."""
+"""How channels are chosen in a trained network."""
+LEARNED = ("slimming", "soft_filters")
+"""How channels are chosen in a training."""
+LearntPart = Literal["classification", "detection"]
+LEARNT_PARTS: tuple[LearntPart, ...] = ("classification", "detection")
+"""The parts of an experiment that have such a training."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,18 @@ class Pruning(Cut):
 
     prune_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1), AfterValidator(_check_once)] = (0.5,)
     """Shares of channels removed from every group."""
+    method: Annotated[str, AfterValidator(lambda name: check_name(name, (*METHODS, *LEARNED)))] = RANK
+    """As in `Cut`, or `slimming` or `soft_filters`: the dense network is trained on with the method and then cut, and
+    the ordering goes on. See `prune.learn`."""
+    penalty: Annotated[float, Field(gt=0, le=1e6)] = 1e-4
+    """Of slimming: weight of the BatchNorm scales' sum in the loss."""
+    shift: Shift = "zeroed"
+    """Of slimming: what becomes of the shifts of cut channels."""
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the method acts in a training of its own."""
+        return self.method in LEARNED
 
     def _check_amount(self) -> None:
         """Raise RequestError for a single ratio, which only `at` sets, and for limits."""
@@ -267,6 +292,11 @@ class ExperimentConfig(Part):
     def added_epochs(self) -> int:
         """Epochs that the strict budget adds to a training from random weights."""
         return self.classification.finetune.epochs if self.strict_budget else 0
+
+    def learning_of(self, part: LearntPart) -> Schedule | None:
+        """Return the schedule of the training in which the method acts; None where it acts in none."""
+        settings = self.classification if part == "classification" else self.detection
+        return (settings.learning or settings.train) if self.pruning.is_learned else None
 
     def with_longer_training(self) -> "ExperimentConfig":
         """Return the experiment that `dense_longer` is the dense row of."""

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import nn
+from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard, check_classes
 from classify.image_data import AnyImages, GivenImages, ImageData
@@ -19,14 +19,17 @@ from detect.data import CocoSet, check_coco, fingerprint
 from detect.losses import detector_inputs, detector_losses
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
-from experiment.config import RANK, Cut, PruneConfig
+from experiment.config import RANK, Cut, PruneConfig, Pruning
 from prune.choose.criteria import make_criterion
 from prune.choose.measured import Losses
+from prune.choose.recipe import Recipe
+from prune.learn.slimming import NetworkSlimming
+from prune.learn.soft_filters import SoftFilterPruning
 from prune.pruning import Pruned
 from prune.refit.rows import Batches
 from prune.refitting import refit_model
 
-__all__ = ["ModelData", "TrainingImages", "check_data_kind", "cut_by_config", "cut_model"]
+__all__ = ["ModelData", "TrainingImages", "check_data_kind", "cut_by_config", "cut_model", "method_on"]
 
 ModelData = AnyImages | ScenesData | CocoData
 
@@ -82,6 +85,25 @@ def cut_model(
     if card.kind == "detector":
         return prune_detector(model, card, recipe, criterion, parts=parts)
     return prune_classifier(model, card, recipe, criterion)
+
+
+def method_on(
+    model: nn.Module, example: tuple[Tensor, ...], recipe: Recipe, pruning: Pruning
+) -> NetworkSlimming | SoftFilterPruning:
+    """Return the method of an experiment that acts in training, made on a model.
+
+    Args:
+        model: The network, or a detector's layers.
+        example: Its arguments.
+        recipe: What is cut, in the model's names.
+        pruning: Names the method, with its settings.
+
+    Raises:
+        RequestError: If the recipe does not fit the model or the method.
+    """
+    if pruning.method == "slimming":
+        return NetworkSlimming(model, example, recipe, pruning.penalty, pruning.shift)
+    return SoftFilterPruning(model, example, recipe)
 
 
 def cut_by_config(

@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import CONTROLS, ORDERINGS, steps
-from experiment.config import RANK, ExperimentConfig
+from experiment.config import LEARNT_PARTS, RANK, ExperimentConfig, LearntPart
 from experiment.data import Data, Part, plan_data
 from experiment.measuring import export, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
@@ -193,10 +193,12 @@ class _Planner:
         del pruning["prune_ratios"]
         for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
             pruning[name] = list(pruning[name].items())
-        if not config.pruning.needs_data:
+        if not config.pruning.needs_data or config.pruning.is_learned:
             del pruning["calibration"]
         if config.pruning.method == RANK:  # as in earlier versions
             del pruning["method"]
+        if config.pruning.method != "slimming":
+            del pruning["penalty"], pruning["shift"]
         if config.pruning.needs_data or config.pruning.criterion == "random":
             pruning["seed"] = leaf.seed
         by_step: dict[str, dict[str, Any]] = {
@@ -210,7 +212,7 @@ class _Planner:
                 **({} if weights else augmentation),
                 **({"crop_share": share} if share != 1 else {}),
             },
-            "prune_classifier": pruning,
+            "prune_classifier": {**pruning, **self._learning_settings("classification", augmentation)},
             "finetune_classifier": {
                 "schedule": config.classification.finetune.effective(),
                 "seed": leaf.seed,
@@ -223,13 +225,17 @@ class _Planner:
                 "seed": leaf.seed,
             },
             "train_detector": {"schedule": config.detection.train.effective(), "seed": leaf.seed},
-            "prune_detector": pruning,
+            "prune_detector": {**pruning, **self._learning_settings("detection")},
             "finetune_detector": {"schedule": config.detection.finetune.effective(), "seed": leaf.seed},
             "evaluate_classifier": {},
             "evaluate_detector": {},
         }
         settings: dict[str, Any] = json.loads(json.dumps(by_step[step]))  # tuples as JSON has them
         return settings
+
+    def _learning_settings(self, part: LearntPart, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        schedule = self.config.learning_of(part)
+        return {"schedule": schedule.effective(), **(more or {})} if schedule else {}
 
     def _budget_settings(self, leaf: Leaf) -> dict[str, Any]:
         """Return what the length of a training from scratch depends on; defaults change no hash of earlier versions."""
@@ -251,11 +257,15 @@ class _Planner:
         classify = self.data.num_images * c.image_size**2 * 1.0e-6
         scratch = c.train.epochs * (2 if leaf.budget == "scratch_b" else 1) + self.config.added_epochs
         detect = self.data.num_scenes * height * width * 1.5e-6
+        learning = {part: self.config.learning_of(part) for part in LEARNT_PARTS}
+        learnt = {part: schedule.epochs if schedule else 0 for part, schedule in learning.items()}
         costs = {
             "train_classifier": 0 if self.config.backbone.weights else c.train.epochs * classify,
             "finetune_classifier": c.finetune.epochs * classify,
             "scratch_classifier": scratch * classify,
             "train_detector": d.train.epochs * detect,
+            "prune_classifier": learnt["classification"] * classify,
+            "prune_detector": learnt["detection"] * detect,
             "finetune_detector": d.finetune.epochs * detect,
         }
         return 1.0 + costs.get(step, 0)

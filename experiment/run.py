@@ -29,6 +29,7 @@ from detect.annotations import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import new_detector
 from experiment.config import RANK, ExperimentConfig
+from experiment.cutting import method_on
 from experiment.data import check_data
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
@@ -128,8 +129,11 @@ def _check_backbone(config: ExperimentConfig) -> None:
     for schedule in (config.classification.train, config.classification.finetune):
         check_batch_size(net, side, schedule.batch_size)
     recipe = replace(pruning, criterion="l1", method=RANK) if pruning.needs_data else pruning  # no data is there yet
+    example = (torch.zeros(1, 3, side, side),)
     for ratio in pruning.prune_ratios:
-        prune_model(net, (torch.zeros(1, 3, side, side),), recipe.at(ratio))
+        prune_model(net, example, recipe.at(ratio))
+        if pruning.is_learned:
+            method_on(net, example, pruning.at(ratio), pruning)
 
 
 def _check_detector(config: ExperimentConfig) -> None:

@@ -18,18 +18,23 @@ from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
 from classify.curve import CURVE, save_curve
 from classify.evaluate import evaluate_classifier
+from classify.learning import MethodHook
 from classify.provenance import provenance
+from classify.pruning import example_of, with_card
 from classify.schedule import Schedule
 from classify.train import train_classifier
 from detect.detector_file import load_detector, save_detector
 from detect.evaluate import evaluate_detector
 from detect.model import new_detector, transfer
+from detect.pruning import in_detector, prune_detector
+from detect.traced import TracedDetector, example_images
 from detect.train import train_detector
 from experiment.config import ExperimentConfig, Pruning
-from experiment.cutting import TrainingImages, cut_model
+from experiment.cutting import TrainingImages, cut_model, method_on
 from experiment.data import Data, Part
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
 from prune.cost import cost_of
+from prune.learn.method import Method
 
 __all__ = ["MODEL", "STEPS", "Job", "parts_read"]
 
@@ -81,13 +86,21 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 
 
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
-    """Cut the classifier."""
+    """Cut the classifier, after a training in which the method acts if it is one of those."""
     net, card = load_classifier(job.source_model)
-    data = TrainingImages.of_classifier(card, job.data.train_images.place)
-    slim, card, pruned = cut_model(net, card, job.config.pruning.at(job.prune_ratio), data, job.seed)
-    figures = _saved_classifier(job, folder, slim, card)
+    pruning = job.config.pruning.at(job.prune_ratio)
+    schedule = job.config.learning_of("classification")
+    if schedule:
+        method = method_on(net, example_of(card), pruning, pruning)
+        _learn_to_classify(job, folder, net, schedule, progress, method)
+        slim, card, pruned = with_card(card, method.slim(net))
+    else:
+        data = TrainingImages.of_classifier(card, job.data.train_images.place)
+        slim, card, pruned = cut_model(net, card, pruning, data, job.seed)
+    figures = _saved_classifier(job, folder, slim, card, schedule)
     dense_macs = job.source_figures()["macs"]
-    return {**figures, "dense_macs": dense_macs, "untouched": [asdict(d) for d in pruned.untouched]}
+    untouched = [asdict(d) for d in pruned.untouched]
+    return {**figures, **_epochs(schedule), "dense_macs": dense_macs, "untouched": untouched}
 
 
 def _finetune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
@@ -124,14 +137,24 @@ def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures
 
 
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
-    """Cut the trained detector's backbone."""
+    """Cut the trained detector's backbone, after a training in which the method acts if it is one of those."""
     detector, card = load_detector(job.source_model)
-    data = TrainingImages.of_detector(detector, card, job.data.train_boxes.place)
-    recipe = job.config.pruning.at(job.prune_ratio)
-    recipe = _in_trunk(recipe, detector)
-    slim, card, pruned = cut_model(detector, card, recipe, data, job.seed)
-    save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {})))
-    return {"untouched": [asdict(d) for d in pruned.untouched]}
+    pruning = _in_trunk(job.config.pruning.at(job.prune_ratio), detector)
+    schedule = job.config.learning_of("detection")
+    if schedule:
+        traced = TracedDetector(detector)
+        method = method_on(traced, example_images(), in_detector(pruning, ("backbone",), traced), pruning)
+        _learn_to_detect(job, folder, detector, card, schedule, progress, MethodHook(method, traced))
+        slim, card, pruned = prune_detector(detector, card, pruning, pruner=lambda *_, **__: method.slim(traced))
+    else:
+        data = TrainingImages.of_detector(detector, card, job.data.train_boxes.place)
+        slim, card, pruned = cut_model(detector, card, pruning, data, job.seed)
+    save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {}, schedule)))
+    return {**_epochs(schedule), "untouched": [asdict(d) for d in pruned.untouched]}
+
+
+def _epochs(schedule: Schedule | None) -> Figures:
+    return {"epochs": schedule.epochs} if schedule else {}
 
 
 def _finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
@@ -196,11 +219,17 @@ def parts_read(step: str, config: ExperimentConfig, data: Data) -> tuple[Part[An
 def _trained_classifier(
     job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
+    _learn_to_classify(job, folder, net, schedule, progress)
+    return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule)}
+
+
+def _learn_to_classify(
+    job: Job, folder: Path, net: nn.Module, schedule: Schedule, progress: Report, method: Method | None = None
+) -> None:
     settings = job.config.classification
     images = job.data.train_images.place.images("train", settings.image_size, settings.augmentation)
-    curve = train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress)
+    curve = train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress, method=method)
     save_curve(curve, folder / CURVE)
-    return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule)}
 
 
 def _saved_classifier(
@@ -216,11 +245,23 @@ def _saved_classifier(
 def _trained_detector(
     job: Job, folder: Path, detector: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    place = job.data.train_boxes.place
-    curve = train_detector(detector, card, place, schedule, folder / CHECKPOINTS, job.seed, progress)
-    save_curve(curve, folder / CURVE)
+    _learn_to_detect(job, folder, detector, card, schedule, progress)
     save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, {}, schedule)))
     return {"epochs": schedule.epochs}
+
+
+def _learn_to_detect(
+    job: Job,
+    folder: Path,
+    detector: nn.Module,
+    card: ModelCard,
+    schedule: Schedule,
+    progress: Report,
+    acting: MethodHook | None = None,
+) -> None:
+    place = job.data.train_boxes.place
+    curve = train_detector(detector, card, place, schedule, folder / CHECKPOINTS, job.seed, progress, acting=acting)
+    save_curve(curve, folder / CURVE)
 
 
 def _in_trunk(recipe: Pruning, detector: nn.Module) -> Pruning:

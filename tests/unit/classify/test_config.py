@@ -116,7 +116,7 @@ def test_an_unknown_key_like_no_other_lists_all_of_its_level():
     assert (
         refused("xyz=3")
         == "unknown key xyz; nearest valid ones: start, data, image_size, crop_share, augmentation, schedule, "
-        "objective, seed, num_threads"
+        "objective, method, seed, num_threads, validate_every, tracking"
     )
 
 
