@@ -67,7 +67,9 @@ def exit_code_of(command: Callable[[], object]) -> int:
         code = exit_.code
         return code if isinstance(code, int) else DONE if code is None else FAILED
     except _StoppedError as stopped:
-        return _prefixed(f"{_STOPPED[stopped.number]}; the same command goes on where it stopped", 128 + stopped.number)
+        code = _prefixed(f"{_STOPPED[stopped.number]}; the same command goes on where it stopped", 128 + stopped.number)
+        _say_no_more()
+        return code
     except BrokenPipeError:  # the reader has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -124,8 +126,8 @@ def _only_our_words() -> Iterator[None]:
     Theirs goes to the process's descriptor, ours to Python's stream, which gets a descriptor of its own.
     """
     ours = sys.stderr
-    if ours is not sys.__stderr__ or not isinstance(ours, io.TextIOWrapper) or ours.fileno() != 2:
-        yield  # in a test, or in a program that has a stream of its own
+    if not _is_the_terminals(ours) or not isinstance(ours, io.TextIOWrapper):
+        yield
         return
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     ours.flush()
@@ -138,6 +140,18 @@ def _only_our_words() -> Iterator[None]:
             sys.stderr = ours
             os.dup2(stream.fileno(), 2)
             os.close(nowhere)
+
+
+def _say_no_more() -> None:
+    """Keep the traces off the terminal that processes which load images leave at the end of a stopped command."""
+    if _is_the_terminals(sys.stderr):
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _is_the_terminals(stream: object) -> bool:
+    """Return whether it is the process's own: in a test, or in a program, it may be another."""
+    return stream is sys.__stderr__ and isinstance(stream, io.TextIOWrapper) and stream.fileno() == 2
 
 
 def _print_in_any_encoding() -> None:

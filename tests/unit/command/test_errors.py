@@ -122,7 +122,8 @@ def run_python(code, start_new_session=False, **environment):
     ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_signal_ends_the_command_in_one_line(number, code, word):
-    command = "import time\ndef wait():\n print('started', flush=True)\n time.sleep(60)\n"
+    at_exit = "import atexit, time\natexit.register(lambda: 1 / 0)  # as what loads images may fail then\n"
+    command = f"{at_exit}def wait():\n print('started', flush=True)\n time.sleep(60)\n"
     with run_python(f"{command}sys.exit(exit_code_of(wait))") as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(number)
