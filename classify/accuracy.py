@@ -1,6 +1,6 @@
 """Figures of a classifier from its answers: accuracy in all and by class, what it mistakes for what, calibration.
 
-Shares and probabilities are in [0, 1].
+Accuracies of `detailed_accuracy` are in per cent, all other shares and probabilities in [0, 1].
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ class Predictions:
 
 
 def accuracy(found: Predictions) -> dict[str, float]:
-    """Return {"top1", "top5"}."""
+    """Return {"top1", "top5"}, in [0, 1]."""
     num = len(found.labels)
     return {"top1": int(found.is_right.sum()) / num, "top5": int(found.is_in_top5.sum()) / num}
 
@@ -51,21 +51,26 @@ def detailed_accuracy(found: Predictions, classes: Sequence[str]) -> dict[str, A
         classes: Names in the order of the labels.
 
     Returns:
-        `top1`, `top5`, `num_images`; `calibration_error` and `bins`, see `calibration`; `per_class`, the top-1 accuracy
-        on the images of each class by its name, None without images; `confusions`, the most frequent wrong answers:
-        `label`, `predicted`, `num` and the `share` of the label's images, most frequent first.
+        `top1`, `top5` in per cent, `num_images`; `calibration_error` and `bins`, see `calibration`; `per_class`, the
+        top-1 accuracy on the images of each class by its name, in per cent, None without images; `confusions`, the
+        most frequent wrong answers: `label`, `predicted`, `num` and the `share` of the label's images, most frequent
+        first.
     """
     error, bins = calibration(found)
     right, total = (
         np.bincount(labels, minlength=len(classes)) for labels in (found.labels[found.is_right], found.labels)
     )
-    per_class = {name: int(r) / int(n) if n else None for name, r, n in zip(classes, right, total, strict=True)}
+    per_class = {name: 100 * int(r) / int(n) if n else None for name, r, n in zip(classes, right, total, strict=True)}
     wrong = Counter(zip(found.labels[~found.is_right].tolist(), found.predicted[~found.is_right].tolist(), strict=True))
     confusions = [
         {"label": classes[label], "predicted": classes[other], "num": num, "share": num / int(total[label])}
         for (label, other), num in sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:_MOST_PAIRS]
     ]
-    head = {**accuracy(found), "num_images": len(found.labels), "calibration_error": error}
+    head = {
+        **{name: 100 * share for name, share in accuracy(found).items()},
+        "num_images": len(found.labels),
+        "calibration_error": error,
+    }
     return {**head, "per_class": per_class, "confusions": confusions, "bins": bins}
 
 

@@ -31,7 +31,7 @@ def accuracy_picture(figures: Mapping[str, Any], title: str) -> Figure:
     _draw_classes(panels["C"], figures["per_class"], figures["top1"])
     for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
-    text = f"{drawable(title)}: top-1 {100 * figures['top1']:.2f} %, on {figures['num_images']:,} images"
+    text = f"{drawable(title)}: top-1 {figures['top1']:.2f} %, on {figures['num_images']:,} images"
     figure.suptitle(text, x=0.01, ha="left", fontsize=13, parse_math=False)
     return figure
 
@@ -56,13 +56,13 @@ def _draw_numbers(axes: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_classes(axes: Axes, per_class: Mapping[str, float | None], top1: float) -> None:
-    known = sorted((share, name) for name, share in per_class.items() if share is not None)
+    known = sorted((percent, name) for name, percent in per_class.items() if percent is not None)
     shown = known[:NUM_LABELS][::-1]  # the worst on top
-    axes.barh(range(len(shown)), [share for share, _ in shown], color=ACCURACY)
+    axes.barh(range(len(shown)), [percent for percent, _ in shown], color=ACCURACY)
     axes.axvline(top1, color="black", linewidth=1, linestyle=(0, (5, 4)))
     axes.set_yticks(range(len(shown)), [drawable(name, 24) for _, name in shown])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
-    axes.set(xlim=(0, 1), ylim=(-0.6, len(shown) - 0.4), xlabel="top-1 accuracy")
+    axes.set(xlim=(0, 100), ylim=(-0.6, len(shown) - 0.4), xlabel="top-1 accuracy (%)")
     which = f"The {len(shown)} worst of {len(known):,} classes" if len(shown) < len(known) else "By class"
     axes.set_title(f"{which}; the dashed line is of all images", loc="left", fontsize=11)

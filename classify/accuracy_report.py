@@ -18,12 +18,12 @@ _MOST_ROWS = 20
 
 def accuracy_tables(figures: Mapping[str, Any]) -> list[Table]:
     """Return tables of the classes, the worst first, of what was mistaken for what, and of the bins of confidence."""
-    known = sorted((share, name) for name, share in figures["per_class"].items() if share is not None)
+    known = sorted((percent, name) for name, percent in figures["per_class"].items() if percent is not None)
     return [
         _table(
             f"top-1 by class{_cut(len(known), 'the worst')}",
-            ["class", "top1"],
-            [[name, f"{share:.4f}"] for share, name in known],
+            ["class", "top1 (%)"],
+            [[name, f"{percent:.2f}"] for percent, name in known],
         ),
         _table(
             "most frequent mistakes",

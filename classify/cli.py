@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from command.errors import RequestError
 from command.extras import loading
 from command.options import (
     AsJson,
@@ -58,12 +59,19 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="Model file of a classifier; with --weights, a network, as resnet56_cifar.")
+        Path,
+        typer.Argument(help="Model file of a classifier; with --weights, a network, as resnet56_cifar, or a config."),
     ],
     data: Annotated[
-        Path,
-        typer.Argument(help="Image folder with train/<class>/* and val/<class>/*, .npz file, or CIFAR as downloaded."),
-    ],
+        Path | None,
+        typer.Argument(
+            help="Image folder with train/<class>/* and val/<class>/*, .npz file, or CIFAR as downloaded.",
+            show_default=False,
+        ),
+    ] = None,
+    data_option: Annotated[
+        Path | None, typer.Option("--data", help="The data, in place of the argument.", show_default="none")
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="Weights of that network from elsewhere, as for espalier import.", show_default="none"),
@@ -92,10 +100,16 @@ def evaluate(
         from classify.accuracy_report import FIGURES, PICTURE, accuracy_tables, write_accuracy
         from classify.commands import evaluate_file
         from classify.image_data import images_at
+    given = [one for one in (data, data_option) if one]
+    if len(given) != 1:
+        raise RequestError(
+            f"data: not given once, got {len(given)} of them; expected a folder or file, or --data with one"
+        )
+    (place,) = given
     if out:
         refuse_existing(force, out / FIGURES, out / PICTURE)
     with Console(stderr=True).status("Evaluating ..."):
-        figures = evaluate_file(model, images_at(data, val_labels), weights, crop_share)
+        figures = evaluate_file(model, images_at(place, val_labels), weights, crop_share)
     if as_json:
         show(figures, as_json)
     else:

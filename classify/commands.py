@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from classify.accuracy import accuracy, detailed_accuracy
+from classify.accuracy import detailed_accuracy
 from classify.backbones import BACKBONES, HEADS, Architecture, build_classifier, initialize, weightless
 from classify.budget import scratch_epochs
 from classify.checkpoint import (
@@ -40,6 +40,7 @@ from classify.schedule import Schedule
 from classify.tracking import tracked
 from classify.train import train_classifier
 from classify.validation import BEST, Validation, best_file
+from command.config import read_config, shipped_configs
 from command.errors import RequestError
 from command.folders import training_folder
 from command.options import Launcher
@@ -119,7 +120,7 @@ def evaluate_file(
     """Return the figures of a classifier on validation images, those of `detailed_accuracy` with its MACs and weights.
 
     Args:
-        model: Model file; with `weights`, a key of `BACKBONES`.
+        model: Model file; with `weights`, a key of `BACKBONES`, or a config of a dense network.
         data: The images.
         weights: Trained elsewhere; see `import_classifier`.
         crop_share: In place of the model's; see `classify.augmentation.CropShare`.
@@ -138,15 +139,29 @@ def evaluate_file(
     with silent(), tempfile.TemporaryDirectory() as folder:
         found = predictions(net, data.images("val", side, crop_share=crop_share or seen.crop_share), Path(folder))
     names = best_names(card.classes, classes)
-    return {**accuracy(found), "macs": cost.macs, "params": cost.params, **detailed_accuracy(found, names)}
+    detailed = detailed_accuracy(found, names)
+    head = {"top1": detailed["top1"], "top5": detailed["top5"], "macs": cost.macs, "params": cost.params}
+    return {**head, **detailed}
 
 
 def _opened(model: Path, weights: Path | None) -> tuple[nn.Module, ModelCard]:
     if weights:
-        return import_classifier(str(model), weights)
+        return import_classifier(_network(model), weights)
     if str(model) in BACKBONES and not model.exists():
         raise RequestError(f"{model}: a network without weights; give a model file, or its weights with --weights FILE")
     return load_classifier(model)
+
+
+def _network(name: Path) -> str:
+    """Return the network that a config of `espalier classify train` begins with, or the name as it is."""
+    if str(name) in BACKBONES or not (name.suffix == ".py" or str(name) in shipped_configs()):
+        return str(name)
+    start = read_config(name, (), ClassifierTraining).start
+    if not isinstance(start, Dense):
+        raise RequestError(
+            f"{name}: starts from a model file, got start.type {start.type!r}; expected a config of a dense network"
+        )
+    return start.name
 
 
 def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.Module, ModelCard]:

@@ -42,7 +42,7 @@ FIGURES = detailed_accuracy(answers([0, 0, 0, 1, 1, 2], [1, 1, 0, 0, 1, 0]), ("a
 
 
 def test_accuracy_by_class_is_of_the_images_of_that_class():
-    assert FIGURES["per_class"] == {"a": 1 / 3, "b": 0.5, "c": 0.0, "d": None}
+    assert FIGURES["per_class"] == {"a": 100 / 3, "b": 50.0, "c": 0.0, "d": None}
     assert FIGURES["num_images"] == 6
 
 
@@ -62,7 +62,7 @@ def test_tables_show_the_worst_first():
 
 
 def test_many_classes_are_cut_to_the_worst_and_it_is_said():
-    figures = {**FIGURES, "per_class": {str(i): i / 1000 for i in range(1000)}}
+    figures = {**FIGURES, "per_class": {str(i): i / 10 for i in range(1000)}}
     classes = accuracy_tables(figures)[0]
     assert classes.title == "top-1 by class, the worst 20 of 1,000"
     assert classes.row_count == 20
@@ -74,7 +74,7 @@ def test_the_picture_shows_every_bin_and_class():
     figure = accuracy_picture(FIGURES, "$net$")
     by_title = {axes.get_title("left"): axes for axes in figure.axes}
     bars = by_title["By class; the dashed line is of all images"].patches
-    assert [bar.get_width() for bar in bars] == [0.5, 1 / 3, 0.0]
+    assert [bar.get_width() for bar in bars] == [50.0, 100 / 3, 0.0]
     accuracy_bar, gap = by_title["Expected calibration error 0.1667"].patches  # all answers are 0.5 sure
     assert (accuracy_bar.get_height(), gap.get_height()) == pytest.approx((1 / 3, 1 / 6))
     assert figure.get_suptitle() == "$net$: top-1 33.33 %, on 6 images"

@@ -105,7 +105,36 @@ def test_published_weights_are_evaluated_and_imported(photographs, invoke, name,
     test, out = SHARED / "cifar10_test_2000.npz", tmp_path / "net.safetensors"
     figures = json.loads(invoke("classify", "eval", name, test, "--weights", SHARED / file, "--json").stdout)
     assert figures["num_images"] == 2000
-    assert 100 * figures["top1"] == pytest.approx(percent, abs=0.11)
+    assert figures["top1"] == pytest.approx(percent, abs=0.11)
     invoke("import", name, SHARED / file, "--out", out)
     assert read_card(out).preprocessing.image_hw == (32, 32)
     assert json.loads(invoke("classify", "eval", out, test, "--json").stdout) == figures
+
+
+def test_a_config_names_the_network_of_weights(invoke, tmp_path):
+    torch.manual_seed(0)
+    net = build_classifier(Architecture("resnet56_cifar", 10)).eval()
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in net.state_dict().items()}}, tmp_path / "w.th"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(8))
+    given = ("--weights", tmp_path / "w.th", "--data", tmp_path / "data.npz", "--json")
+    by_config, by_name = (
+        json.loads(invoke("classify", "eval", name, *given).stdout) for name in ("cifar_resnet56", "resnet56_cifar")
+    )
+    assert by_config == by_name
+    assert by_config["top1"] in [100 * right / 8 for right in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("cifar_finetune", "d.npz", "--weights", "w.th"), "cifar_finetune: starts from a model file, got start.type"),
+        (("cifar_resnet56", "--weights", "w.th"), "data: not given once, got 0 of them; expected a folder or file, or"),
+        (("net.safetensors", "d.npz", "--data", "d.npz"), "data: not given once, got 2 of them; expected a folder or"),
+    ],
+)
+def test_an_evaluation_without_a_network_or_data_is_refused(command, arguments, line):
+    code, _, err = command("classify", "eval", *arguments)
+    assert (code, line in err) == (2, True), err

@@ -216,7 +216,7 @@ def test_eval_prints_figures(trained):
 def test_json_prints_only_figures_on_standard_output(trained):
     result = invoke("eval", trained[0], trained[0].parent / "shapes2-32px-12-6-seed0", "--json")
     figures = json.loads(result.stdout)
-    assert figures["top1"] == read_card(trained[0]).provenance["metrics"]["top1"]
+    assert figures["top1"] == pytest.approx(100 * read_card(trained[0]).provenance["metrics"]["top1"])
     assert "next: espalier" in result.stderr
 
 

@@ -1,6 +1,7 @@
 """ResNet-56 on CIFAR-10 with the schedule of He et al., Deep Residual Learning, section 4.2.
 
-Run:     espalier classify train resnet56_cifar10 --set data.root=FOLDER
+Run:     espalier classify train cifar_resnet56 --set data.root=FOLDER
+         Trained weights: espalier classify eval cifar_resnet56 --weights FILE --data FILE_OR_FOLDER
 Needs:   cifar-10-python.tar.gz, or what was unpacked from it, in that folder; a GPU
 Result:  not measured
 """
