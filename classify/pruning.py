@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from classify.checkpoint import ModelCard
+from command.errors import RequestError
 from prune.choose.criteria import Criterion
 from prune.choose.recipe import Recipe
 from prune.cut.spec import PruneSpec
@@ -51,7 +52,15 @@ def with_card(card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard, Pr
     Args:
         card: Of the classifier that was pruned.
         pruned: What came of it.
+
+    Raises:
+        RequestError: If it has lost residual blocks, which a model file cannot say.
     """
+    if pruned.spec.removed_blocks:
+        raise RequestError(
+            f"{card.backbone.name}: a model file holds all blocks of its network, got one without "
+            f"{', '.join(pruned.spec.removed_blocks)}; keep it with prune.save_slim"
+        )
     spec = pruned.spec.after(card.prune_spec or PruneSpec({}))
     slim = replace(card.backbone, widths=spec.widths())
     return pruned.model, replace(card, backbone=slim, spec=json.loads(spec.to_json())), pruned

@@ -139,6 +139,7 @@ def _layer_in_detector(pattern: str, prefix: str) -> str:
 
 def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard]:
     """Return the slim detector and its card, whose spec counts from the dense detector."""
+    assert not pruned.spec.removed_blocks, "no method here removes blocks, and no model file can say so"
     slim, spec = slim_model(detector, pruned.spec), pruned.spec.after(_spec_in_detector(card))
     slim.load_state_dict(pruned.model.state_dict(), strict=False)  # weights may be refitted; it lacks some heads
     if card.is_foreign:

@@ -76,6 +76,11 @@ def cut_model(
     some = {"batch_size": recipe.calibration.batch_size, "num_batches": recipe.calibration.num_batches, "seed": seed}
     if recipe.method != RANK:
         assert data is not None
+        if "roi_head" in parts:
+            raise RequestError(
+                f"parts: {recipe.method} fits layers to what they read, which for regions a whole detector decides, got "
+                f"{', '.join(parts)}; expected parts without roi_head"
+            )
         refit = partial(refit_model, batches=data.inputs(**some), method=recipe.method, seed=seed)
         if card.kind == "detector":
             return prune_detector(model, card, recipe, parts=parts, pruner=refit)

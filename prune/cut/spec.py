@@ -23,6 +23,8 @@ __all__ = ["Layer", "LayerCut", "PruneSpec", "check_removed", "layer_of", "layer
 _VERSION: Literal[1] = 1
 _WITH_BLOCKS: Literal[2] = 2
 """Version of specs that remove blocks: readers of version 1 alone would build the blocks again."""
+_MOST_LETTERS = 1000
+"""Of a layer's name."""
 _T = TypeVar("_T")
 _GROUPS = ".groups"
 """Ends the name under which a grouped convolution that is cut within its groups is listed again, with the groups left;
@@ -81,6 +83,11 @@ class PruneSpec:
         """Raise RequestError for kept indices that no layer has, and for blocks that cannot be removed."""
         for name, cut in self.layers.items():
             _check_indices(name, cut)
+        for name in (*self.layers, *self.removed_blocks):
+            if len(name) > _MOST_LETTERS:
+                raise RequestError(
+                    f"PruneSpec: no layer's name, got {len(name)} letters; expected {_MOST_LETTERS} at most"
+                )
         for block, layers in self.removed_blocks.items():
             if not block or not layers:
                 raise RequestError(f"PruneSpec: {shown(block) or 'the model'} loses no branch; expected its layers")
@@ -89,6 +96,8 @@ class PruneSpec:
 
     def is_removed(self, layer: str) -> bool:
         """Return whether the layer, or what it is part of, goes with a removed block."""
+        if not self._removed:
+            return False
         return not self._removed.isdisjoint(itertools.accumulate(layer.split("."), "{}.{}".format))
 
     @classmethod
@@ -137,6 +146,8 @@ class PruneSpec:
             raise RequestError(
                 f"PruneSpec: not a spec, got {shown(where)}: {fault['msg']}; expected the JSON of PruneSpec"
             ) from error
+        if file.removed_blocks and file.version != _WITH_BLOCKS:
+            raise RequestError(f"PruneSpec: removed_blocks in version {file.version}; expected version {_WITH_BLOCKS}")
         return cls(file.layers, file.removed_blocks)
 
     def after(self, first: "PruneSpec") -> "PruneSpec":

@@ -24,7 +24,7 @@ from prune.held_tensors import modules_of, operands
 from prune.modes import FORWARD_ERRORS, first_line
 from prune.private import Call, Inputs, PrivateModel, Run, Watch, bookkeeping
 
-__all__ = ["fault_of", "finite_weights", "first_layer_apart"]
+__all__ = ["InDouble", "fault_of", "finite_weights", "first_layer_apart"]
 
 
 def finite_weights(model: nn.Module) -> None:
@@ -180,7 +180,7 @@ class _Twins:
         modes: list[AbstractContextManager[Any]] = [torch.no_grad()]
         if in_double:
             call = call.map(lambda t: t.double() if t.is_floating_point() else t.clone())
-            modes.append(_InDouble())
+            modes.append(InDouble())
         if private is not self.dense:
             return private.run(call, *modes)
         return private.run(call, *modes, _MaskingInputs(self._masking), watch=self._masking)
@@ -316,7 +316,7 @@ def _mask(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
     return is_kept.view(-1, *(1,) * (tensor.ndim - dim - 1))
 
 
-class _InDouble(TorchFunctionMode):
+class InDouble(TorchFunctionMode):
     """Gives every torch function its numbers in float64, without a copy of the model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -67,6 +67,11 @@ def without_branch(block: nn.Module, layers: tuple[str, ...], name: str) -> nn.M
     Raises:
         RequestError: If the block has no such branch.
     """
+    if not _does_alike(block):
+        raise RequestError(
+            f"{shown(name)}: cannot be removed, its own forward pass does otherwise in training; expected dropout and "
+            "the like as layers"
+        )
     try:
         graph = _own_graph(block)
         gone = _removed_by(block, graph, layers[-1])
@@ -84,7 +89,21 @@ def without_branch(block: nn.Module, layers: tuple[str, ...], name: str) -> nn.M
     for module in shortcut.modules():
         if vars(module).get("inplace"):
             vars(module)["inplace"] = False  # the sum's own memory was free to write; the block's input is not
-    return shortcut.train(block.training)
+    shortcut.training = block.training  # its parts keep their own
+    return shortcut
+
+
+def _does_alike(block: nn.Module) -> bool:
+    """Return whether a block's own forward pass has the same operations in training: a graph has one mode's alone."""
+    texts, mode = [], block.training
+    try:
+        for block.training in (True, False):
+            texts.append(_own_graph(block).python_code("self").src)
+    except FORWARD_ERRORS:
+        return True  # what cannot be traced is refused with the reason
+    finally:
+        block.training = mode
+    return texts[0] == texts[1]
 
 
 class _OwnForward(fx.Tracer):

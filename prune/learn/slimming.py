@@ -1,5 +1,6 @@
 """Network Slimming: a penalty on BatchNorm scales drives channels to zero, and one threshold cuts them everywhere."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,11 +17,12 @@ from prune.cut.surgery import removed_of, slim_model
 from prune.cut.verify import fault_of
 from prune.follow.groups import find_groups
 from prune.learn.constants import fold_constants
+from prune.learn.equality import ROUNDING, largest_difference
 from prune.learn.method import Learned, Method, call_for
-from prune.private import Inputs
+from prune.private import Call, Inputs
 from prune.pruning import prune_model
 
-__all__ = ["SHIFTS", "NetworkSlimming", "folded_model", "zero_scales"]
+__all__ = ["SHIFTS", "NetworkSlimming", "check_foldable", "folded_model", "zero_scales"]
 
 Shift = Literal["zeroed", "folded"]
 SHIFTS: tuple[Shift, ...] = ("zeroed", "folded")
@@ -30,9 +32,9 @@ SHIFTS: tuple[Shift, ...] = ("zeroed", "folded")
 class NetworkSlimming(Method):
     """L1 penalty on the scales of every BatchNorm whose channels may be cut, then a global threshold on them.
 
-    Channels that are cut together count once, with the mean of their scales; every layer keeps a channel. Exactly as
-    many go as the recipe says: the official code, which keeps what is strictly above the value at int(N * ratio) of N
-    sorted scales, removes one more.
+    Channels that are cut together count once, with the mean of their scales; every layer keeps a channel. As many
+    go as the recipe says, rounded up: the official code, which keeps what is strictly above the value at int(N * ratio)
+    of N sorted scales, removes one more where N * ratio is a whole number.
 
     Args:
         model: Its groups are found once; nothing of it is kept.
@@ -44,7 +46,7 @@ class NetworkSlimming(Method):
             see `prune.learn.constants` for where that is exact.
 
     Raises:
-        RequestError: If a group that may be cut has no BatchNorm.
+        RequestError: If a group that may be cut has no BatchNorm, or a shift could not be folded.
 
     Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, sec. 3.
     """
@@ -57,12 +59,17 @@ class NetworkSlimming(Method):
         penalty: float = 1e-4,
         shift: Shift = "zeroed",
     ) -> None:
+        if not penalty > 0:
+            raise RequestError(f"penalty: no penalty, got {penalty}; expected a number above 0")
         if shift not in SHIFTS:
             raise RequestError(f"shift: unknown, got {shift!r}; expected one of {list(SHIFTS)}")
         self.recipe = replace(recipe, criterion="bn_scale", reduction="mean", ranking="global")
         self.penalty, self.shift, self._example = penalty, shift, example_inputs
-        self.norms = _norms(model, call_for(model, example_inputs), self.recipe)
+        call = call_for(model, example_inputs)
+        self.norms = _norms(model, call, self.recipe)
         """Names of the BatchNorms that are penalised."""
+        if shift == "folded":
+            check_foldable(model, zero_scales, self.recipe, call)
 
     def after_backward(self, model: nn.Module) -> None:
         """Add the penalty's subgradient, `penalty * sign(gamma)`."""
@@ -118,13 +125,48 @@ def folded_model(masked: nn.Module, spec: PruneSpec, example_inputs: Inputs) -> 
         example_inputs: Positional arguments of the model, or a `Call`.
 
     Raises:
-        RequestError: As `fold_constants`, or if the slim model does not compute what it should.
+        RequestError: As `fold_constants`, or if the slim model does not compute what the masked one did.
     """
+    before = copied(masked, {})
     inexact = fold_constants(masked, spec, example_inputs)
     slim = slim_model(masked, spec)
     if fault := fault_of(masked, slim, spec, example_inputs):
         raise RequestError(f"model: its slim copy {fault}; expected one that prune_model can cut")
+    before, padded = (_padded_by_copies(one, inexact) for one in (before, slim))
+    if (apart := largest_difference(before, padded, example_inputs)) > ROUNDING:
+        raise RequestError(
+            f"model: constants of removed channels are lost on the way, its slim copy differs by {apart:.2g} of the "
+            "largest output; expected plain layers, each read by one BatchNorm or with a bias of its own: skip the "
+            "layers before others, or let shifts be zeroed"
+        )
     return slim, inexact
+
+
+def _padded_by_copies(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+    """Return a copy whose layers pad with their border instead of zeros: folding a constant is exact there."""
+    model = copied(model, {})
+    for name in layers:
+        vars(layer_of(model, name))["padding_mode"] = "replicate"
+    return model
+
+
+def check_foldable(
+    model: nn.Module, masked: Callable[[nn.Module, PruneSpec], nn.Module], recipe: Recipe, call: Call
+) -> None:
+    """Raise RequestError if the network cannot take constants, before it is trained for that.
+
+    Args:
+        model: It is not changed; a copy whose BatchNorms all have shifts is tried.
+        masked: Sets the removed channels of a model to what they will be.
+        recipe: What will be cut.
+        call: The example.
+    """
+    trial = copied(model, {})
+    for module in trial.modules():
+        if isinstance(module, _BatchNorm) and module.affine:
+            module.bias.data.fill_(1.0)
+    spec = prune_model(trial, call.args, recipe, example_kwargs=call.kwargs, verify=False).spec
+    folded_model(masked(trial, spec), spec, call)
 
 
 def _norms(model: nn.Module, example_inputs: Inputs, recipe: Recipe) -> tuple[str, ...]:

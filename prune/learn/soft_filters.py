@@ -12,10 +12,10 @@ from prune.choose.recipe import Recipe
 from prune.copies import copied
 from prune.cut.spec import PruneSpec, layer_of
 from prune.cut.surgery import cut_tensors, removed_of
-from prune.follow.groups import find_groups
+from prune.follow.groups import Group, find_groups
 from prune.follow.layers import is_producer
 from prune.learn.method import Learned, Method, call_for
-from prune.learn.slimming import folded_model
+from prune.learn.slimming import check_foldable, folded_model
 from prune.private import Inputs
 from prune.pruning import Pruned, prune_model
 
@@ -42,7 +42,8 @@ class SoftFilterPruning(Method):
             own.
 
     Raises:
-        RequestError: If the recipe has a limit in place of a ratio.
+        RequestError: If the recipe has a limit in place of a ratio, a weight is computed, or nothing can take the
+            constants.
 
     Source: He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018, alg. 1.
     """
@@ -60,6 +61,8 @@ class SoftFilterPruning(Method):
                 share = Fraction(str(recipe.prune_ratio if ratio is None else ratio))
                 width = (group.num_channels - int(group.num_channels * share)) * group.unit
                 self.recipe = replace(self.recipe, widths={**self.recipe.widths, group.name: width})
+                _check_plain(model, group)
+        check_foldable(model, zero_filters, self.recipe, call)
 
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         """Zero the smallest filters, in place."""
@@ -79,6 +82,14 @@ class SoftFilterPruning(Method):
     def _chosen(self, model: nn.Module) -> Pruned:
         call = call_for(model, self._example)
         return prune_model(model, call.args, self.recipe, example_kwargs=call.kwargs, verify=False)
+
+
+def _check_plain(model: nn.Module, group: Group) -> None:
+    """Raise RequestError if a filter's weights are computed from others: zeros would not last, or become NaN."""
+    for name in group.producers:
+        layer = layer_of(model, name)
+        if isinstance(layer, nn.Module) and is_producer(layer) and "weight" not in layer._parameters:
+            raise RequestError(f"{name}: its weight is computed from others; expected a plain one: skip the group")
 
 
 def zero_filters(model: nn.Module, spec: PruneSpec) -> nn.Module:

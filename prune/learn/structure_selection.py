@@ -16,6 +16,7 @@ from prune.cut.surgery import slim_model
 from prune.cut.verify import fault_of
 from prune.follow.branches import grouped_norms, residual_branches
 from prune.follow.groups import Group, find_groups
+from prune.learn.equality import ROUNDING, largest_difference
 from prune.learn.method import Learned, Method, call_for
 from prune.private import Call, Inputs, PrivateModel
 from prune.pruning import Decision
@@ -82,10 +83,21 @@ class StructureSelection(Method):
         self._velocities = {name: torch.zeros_like(factor) for name, factor in self.factors.items()}
         if not self.factors:
             raise RequestError("model: has no residual branch or group to select; name them in `branches`")
+        if "" in self.branches:
+            raise RequestError("model: is a residual block itself; expected a model that holds blocks")
+        if not penalty > 0 or not 0 <= momentum < 1:
+            raise RequestError(
+                f"penalty, momentum: out of range, got {penalty} and {momentum}; expected above 0, and in [0, 1)"
+            )
         self._handles: list[tuple[str, RemovableHandle, RemovableHandle]] = []
+        layers = {name: _scaled_layer(model, name, len(factor)) for name, factor in self.factors.items()}
+        if len({id(layer) for layer in layers.values()}) < len(layers):
+            raise RequestError(
+                f"model: one layer would have two factors, got {', '.join(layers)}; leave blocks that share it out of "
+                "`branches`, or groups out of `group_norms`"
+            )
         for name, factor in self.factors.items():
-            layer = _scaled_layer(model, name, len(factor))
-            self._handles.append((name, *_attach(layer, factor)))
+            self._handles.append((name, *_attach(layers[name], factor)))
 
     def after_step(self, model: nn.Module, lr: float) -> None:
         """Move the factors by their gradients, with the optimizer's learning rate, and shrink them."""
@@ -148,7 +160,8 @@ class StructureSelection(Method):
             RequestError: If the slim model does not compute what it should.
         """
         baked, call = self.baked_model(model), call_for(model, self._example)
-        gone = {block: layers for block, layers in self.branches.items() if not self.factors[_end(block, layers)].any()}
+        dead = [block for block, layers in self.branches.items() if not self.factors[_end(block, layers)].any()]
+        gone = {block: self.branches[block] for block in dead if not any(_holds(other, block) for other in dead)}
         without = _without_blocks(baked, blocks := PruneSpec({}, gone), call)
         groups = find_groups(without, call.args, call.kwargs) if self.group_norms else []
         kept = {group.name: kept for group in groups if (kept := self._kept(group)) is not None}
@@ -156,6 +169,11 @@ class StructureSelection(Method):
         slim = slim_model(without, channels)
         if fault := fault_of(without, slim, channels, call):
             raise RequestError(f"model: its slim copy {fault}; give `group_norms` without the layers at fault")
+        if kept and (apart := largest_difference(without, slim, call)) > ROUNDING:
+            raise RequestError(
+                f"model: channels of groups whose factor is zero are read elsewhere, or are not zero after their "
+                f"activation: its slim copy differs by {apart:.2g} of the largest output; give `group_norms={{}}`"
+            )
         decisions = tuple(self._decision(baked, block) for block in self.branches)
         return Learned(slim, channels.after(blocks), decisions)
 
@@ -187,6 +205,11 @@ def _without_blocks(model: nn.Module, spec: PruneSpec, call: Call) -> nn.Module:
     if spec.removed_blocks and (fault := difference_of(expected, actual)) not in (None, NOTHING):
         raise RequestError(f"model: without {', '.join(spec.removed_blocks)} it {fault}; leave them out of `branches`")
     return slim
+
+
+def _holds(other: str, block: str) -> bool:
+    """Return whether the other block has this one in it; they go together then."""
+    return block.startswith(f"{other}.")
 
 
 def _end(block: str, layers: tuple[str, ...]) -> str:

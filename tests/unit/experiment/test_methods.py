@@ -97,6 +97,14 @@ def test_a_detectors_backbone_is_cut_on_its_scenes(prune, tmp_path, method):
     assert torch.equal(slim.neck.lateral_convs[0].conv.weight, dense.neck.lateral_convs[0].conv.weight)
 
 
+def test_a_head_of_regions_is_not_fitted_without_regions(command, tmp_path):
+    settings = DetectorSettings((64, 96), fpn_channels=16, head_channels=32, num_proposals=20, roi_samples=16)
+    save_detector(tmp_path / "d.safetensors", *new_detector(Architecture("resnet18", 1, 8), SHAPES, settings, seed=0))
+    options = ("--set", "parts=('backbone', 'roi_head')", *SCENES)
+    code, _, err = command("prune", "thinet", tmp_path / "d.safetensors", *options)
+    assert (code, "expected parts without roi_head" in err) == (2, True), err
+
+
 def test_the_file_is_named_after_the_method(invoke, classifier):
     result = invoke("prune", "thinet", classifier, *of_images(classifier))
     assert f"wrote {classifier.parent / 'net-thinet-0.5.safetensors'}" in result.stderr

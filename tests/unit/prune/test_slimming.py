@@ -194,3 +194,66 @@ def test_the_given_network_is_not_changed(trained, x, same_state):
     before = copy.deepcopy(net)
     NetworkSlimming(net, (x,), HALF, shift="folded").slim(net)
     assert same_state(net, before)
+
+
+class Reading(nn.Module):
+    """A convolution and BatchNorm whose removed channels something reads in its own way."""
+
+    def __init__(self, read, **layers):
+        super().__init__()
+        self.c1, self.b1, self.read = nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), read
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.read(self, self.b1(self.c1(x)).relu())
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight * 0.3, self.bias)
+
+
+class PadsItself(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.pad(x, [1, 1, 1, 1]), self.weight, self.bias)
+
+
+def conv(num_in=8):
+    return nn.Conv2d(num_in, 6, 1, bias=False)
+
+
+READINGS = {
+    "relu in place": lambda: Reading(
+        lambda net, x: net.b2(net.r(net.c2(x))), c2=conv(), r=nn.ReLU(True), b2=nn.BatchNorm2d(6)
+    ),
+    "skip": lambda: Reading(lambda net, x: net.b2(net.c2(x)) + net.c2(x), c2=conv(), b2=nn.BatchNorm2d(6)),
+    "norm of two": lambda: Reading(
+        lambda net, x: net.b2(net.c2(x)) + net.b2(net.c3(x.new_ones(2, 4, 9, 9))),
+        c2=conv(),
+        c3=conv(4),
+        b2=nn.BatchNorm2d(6),
+    ),
+    "functional": lambda: Reading(
+        lambda net, x: nn.functional.conv2d(x, net.w), w=nn.Parameter(torch.randn(6, 8, 1, 1))
+    ),
+    "weight of a layer": lambda: Reading(
+        lambda net, x: nn.functional.linear(x.mean((2, 3)), net.fc.weight, net.fc.bias), fc=nn.Linear(8, 6)
+    ),
+    "scaled": lambda: Reading(lambda net, x: net.c2(x), c2=Scaled(8, 6, 1)),
+    "pads itself": lambda: Reading(lambda net, x: net.c2(x), c2=PadsItself(8, 6, 3)),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_constant_that_would_be_lost_is_refused_before_training(name):
+    torch.manual_seed(1)
+    net, x = READINGS[name](), torch.randn(2, 4, 9, 9)
+    whole = [layer for layer in ("c2", "c3") if hasattr(net, layer) and hasattr(net, "b2")]
+    with pytest.raises(ValueError, match=r"lost on the way|nothing can take the constant"):
+        NetworkSlimming(net, (x,), Recipe(prune_ratio=0.5, skip=whole), shift="folded")
+
+
+def test_a_penalty_of_nothing_is_refused(x):
+    with pytest.raises(ValueError, match="penalty: no penalty, got -1"):
+        NetworkSlimming(resnet18(num_classes=2), (x,), Recipe(prune_ratio=0.5), penalty=-1)

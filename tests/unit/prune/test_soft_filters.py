@@ -135,3 +135,10 @@ def test_own_ratios_and_skipped_layers_are_respected(x):
 def test_limit_is_refused(x):
     with pytest.raises(ValueError, match="recipe: soft filters are cut by a ratio, got max_macs"):
         SoftFilterPruning(net_of([1.0] * 5), (x,), Recipe(max_macs=100))
+
+
+def test_weights_that_are_computed_are_refused_before_training(x):
+    net = net_of([3.0, 1.0, 5.0, 4.0, 2.0])
+    net[0] = nn.utils.parametrizations.weight_norm(net[0])
+    with pytest.raises(ValueError, match="0: its weight is computed from others; expected a plain one"):
+        SoftFilterPruning(net, (x,), Recipe(prune_ratio=0.2))

@@ -229,3 +229,72 @@ def test_copy_of_a_network_follows_the_same_factors(network, images):
 def test_what_cannot_be_selected_is_refused(options, message, images):
     with pytest.raises(ValueError, match=message):
         StructureSelection(resnet18(), (images,), **options)
+
+
+class Grouped(nn.Module):
+    """A grouped convolution whose input another layer reads too."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.a, self.g, self.n = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=4), nn.BatchNorm2d(8)
+        self.d, self.e, self.act = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1), act
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.d(self.act(self.n(self.g(x)))) + self.e(x)
+
+
+@pytest.mark.parametrize("act", [torch.relu, torch.sigmoid])
+def test_groups_whose_channels_are_read_elsewhere_are_not_cut(act):
+    torch.manual_seed(0)
+    net = nn.Sequential(Grouped(act)).eval()
+    method = StructureSelection(net, (torch.randn(2, 3, 8, 8),), branches={})
+    method.factors["0.n"].data[[1, 2]] = 0
+    with pytest.raises(ValueError, match="are read elsewhere, or are not zero after their activation"):
+        method.slim(net)
+
+
+class Block(nn.Module):
+    def __init__(self, conv, act=nn.Identity()):
+        super().__init__()
+        self.conv, self.act = conv, act
+
+    def forward(self, x):
+        return self.act(x + self.conv(x))
+
+
+def test_a_layer_that_ends_two_blocks_is_refused():
+    conv = nn.Conv2d(4, 4, 1)
+    net = nn.Sequential(Block(conv), Block(conv))
+    with pytest.raises(ValueError, match="one layer would have two factors"):
+        StructureSelection(net, (torch.randn(2, 4, 8, 8),), branches={"0": ("conv",), "1": ("conv",)})
+
+
+def test_a_block_goes_with_the_one_around_it():
+    inner = Block(nn.Conv2d(4, 4, 1))
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.last = inner, nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return x + self.last(self.i(x))
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Outer())
+    method = StructureSelection(net, (torch.randn(2, 3, 8, 8),), branches={"1": ("i.conv", "last"), "1.i": ("conv",)})
+    for factor in method.factors.values():
+        factor.data.zero_()
+    learned = method.slim(net.eval())
+    assert [*learned.spec.removed_blocks] == ["1"]
+
+
+class DropsItself(Block):
+    def forward(self, x):
+        return nn.functional.dropout(x + self.conv(x), 0.5, self.training)
+
+
+def test_a_block_that_does_otherwise_in_training_is_not_removed():
+    net = nn.Sequential(DropsItself(nn.Conv2d(4, 4, 1)))
+    with pytest.raises(ValueError, match="0: cannot be removed, its own forward pass does otherwise in training"):
+        slim_model(net, PruneSpec({}, {"0": ("conv",)}))
