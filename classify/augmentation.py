@@ -139,10 +139,11 @@ def _random_part(path: Path, crop: v2.RandomResizedCrop) -> Tensor:
     box = crop.make_params([torch.empty(1, *size_hw, device="meta")])
     reduction = next((n for n in REDUCTIONS if n * side <= min(box["height"], box["width"])), 1)
     image = _decoded(data, path, reduction)
-    if image.shape[1:] != tuple(-(-length // reduction) for length in size_hw):  # an orientation that OpenCV ignores
+    if image.shape[1:] != tuple(-(-length // reduction) for length in size_hw):  # an orientation that Pillow ignores
         return crop(image)
-    place = (round(box[name] / reduction) for name in ("top", "left", "height", "width"))
-    return resized_crop(image, *place, crop.size)
+    top, left, height, width = (round(box[name] / reduction) for name in ("top", "left", "height", "width"))
+    height, width = min(height, image.shape[1] - top), min(width, image.shape[2] - left)  # both ends are rounded
+    return resized_crop(image, top, left, height, width, crop.size)
 
 
 def _decoded(data: bytes, path: Path, reduction: int = 1) -> Tensor:

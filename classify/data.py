@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -125,17 +126,23 @@ class _Images(Dataset[tuple[Tensor, int]]):
             try:
                 return self._crops.of_file(path), label
             except (OSError, RequestError) as error:  # it decoded before the work
+                fault, remedy = str(error), "replace or delete it"
+                if not isinstance(error, RequestError):
+                    fault, remedy = f"{path}: cannot be read any more, {error.strerror}", "bring it back"
                 if self._replaced is None:
-                    raise WorkError(f"{error}; replace or delete it") from error
-                self._tell_replaced(place % len(self), error)
+                    raise WorkError(f"{fault}; {remedy}") from error
+                self._tell_replaced(place % len(self), fault)
         raise WorkError(f"{path}: cannot be read, nor can the {_MOST_IN_A_ROW - 1} images before it; check the disk")
 
-    def _tell_replaced(self, place: int, error: Exception) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Images":
+        return self  # mmengine copies data sets; all processes share what was replaced
+
+    def _tell_replaced(self, place: int, fault: str) -> None:
         assert self._replaced is not None
         if not self._replaced[place]:
             self._replaced[place] = True
             num = int(self._replaced.sum())
-            note(f"{error}; from now on the next image takes its place, {num} such images so far")
+            note(f"{fault}; from now on the next image takes its place, {num} such images so far")
 
 
 def _kept(labelled: list[tuple[Path, int]], damaged: Damaged) -> list[tuple[Path, int]]:
@@ -171,8 +178,21 @@ def _images(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files that are named like images, in the order of torchvision's ImageFolder."""
-    named = [(inside, file) for inside, _, files in sorted(os.walk(folder, followlinks=True)) for file in sorted(files)]
+    named = [(inside, file) for inside, files in sorted(_folders(folder)) for file in sorted(files)]
     return [Path(inside, file) for inside, file in named if file.lower().endswith(IMG_EXTENSIONS)]
+
+
+def _folders(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder below with its files, each once: a link may lead to one of them, or to one above."""
+    root, seen = Path(os.path.realpath(folder)), set[Path]()
+    for inside, below, files in os.walk(folder, followlinks=True):
+        real = Path(os.path.realpath(inside))
+        if real in seen or (seen and root.is_relative_to(real)):
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        yield inside, files
 
 
 def _class_folders(folder: Path) -> list[str]:

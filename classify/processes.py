@@ -116,7 +116,10 @@ def _prepare(launcher: Launcher) -> None:
         os.environ.update({name: os.environ[given] for name, given in _IN_SLURM.items()})
         if "MASTER_ADDR" not in os.environ:
             nodes = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
-            os.environ["MASTER_ADDR"] = subprocess.run(nodes, capture_output=True, text=True).stdout.split()[0]
+            found = subprocess.run(nodes, capture_output=True, text=True).stdout.split()
+            if not found:
+                raise RequestError("scontrol: names no node of this job, got nothing; set MASTER_ADDR to one of them")
+            os.environ["MASTER_ADDR"] = found[0]
         os.environ.setdefault("MASTER_PORT", "29500")
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:
@@ -128,3 +131,9 @@ def _prepare(launcher: Launcher) -> None:
     for name in _NUMBERS:
         if not os.environ[name].isdecimal():
             raise RequestError(f"{name}: no whole number, got {os.environ[name]!r}; it is set by what starts processes")
+    rank, _, size, port = (int(os.environ[name]) for name in _NUMBERS)
+    if not rank < size or not 0 < port < 2**16:
+        raise RequestError(
+            f"RANK, WORLD_SIZE, MASTER_PORT: do not fit, got {rank}, {size} and {port}; expected a rank below the "
+            "size, and a port below 65536"
+        )

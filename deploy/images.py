@@ -98,16 +98,19 @@ def image_from_bytes(data: bytes, subject: str | Path, reduction: int = 1) -> ND
 
 
 def jpeg_hw(data: bytes) -> tuple[int, int] | None:
-    """Return height and width of a JPEG as `image_from_bytes` gives it, by its header alone; None of other files."""
+    """Return height and width of an upright JPEG by its header alone; None of other files.
+
+    One that is turned or mirrored when it is read has the rest of a reduced row or column on another side.
+    """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             width, height = image.size
-            is_on_its_side = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            is_upright = image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
     except (*_DAMAGE, Image.DecompressionBombError):
         return None
-    return (width, height) if is_on_its_side else (height, width)
+    return (height, width) if is_upright else None
 
 
 def image_contents(paths: Sequence[Path]) -> list[ImageContent]:

@@ -78,7 +78,7 @@ def cut_model(
         assert data is not None
         if "roi_head" in parts:
             raise RequestError(
-                f"parts: {recipe.method} fits layers to what they read, which for regions a whole detector decides, got "
+                f"parts: {recipe.method} fits layers to what they read, and regions come from a whole detector, got "
                 f"{', '.join(parts)}; expected parts without roi_head"
             )
         refit = partial(refit_model, batches=data.inputs(**some), method=recipe.method, seed=seed)

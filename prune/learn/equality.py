@@ -18,7 +18,7 @@ ROUNDING = 1e-4
 
 
 def largest_difference(one: nn.Module, other: nn.Module, example_inputs: Inputs) -> float:
-    """Return the largest difference of two networks' outputs in eval mode, relative to the largest number of the output.
+    """Return the largest difference of two networks' outputs in eval mode, relative to the largest number of each.
 
     They read random numbers, or the example itself where these are out of their range, and compute in float64 if they
     can. Infinite where shapes differ, one of them fails, or gives what is no finite number.

@@ -85,9 +85,9 @@ class StructureSelection(Method):
             raise RequestError("model: has no residual branch or group to select; name them in `branches`")
         if "" in self.branches:
             raise RequestError("model: is a residual block itself; expected a model that holds blocks")
-        if not penalty > 0 or not 0 <= momentum < 1:
+        if not penalty >= 0 or not 0 <= momentum < 1:
             raise RequestError(
-                f"penalty, momentum: out of range, got {penalty} and {momentum}; expected above 0, and in [0, 1)"
+                f"penalty, momentum: out of range, got {penalty} and {momentum}; expected 0 or more, and in [0, 1)"
             )
         self._handles: list[tuple[str, RemovableHandle, RemovableHandle]] = []
         layers = {name: _scaled_layer(model, name, len(factor)) for name, factor in self.factors.items()}

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from typer.testing import CliRunner
 
-from classify.augmentation import Augmentation, centre_crops
+from classify.augmentation import Augmentation, _random_part, centre_crops
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, read_card, save_model
 from classify.cli import app
@@ -79,13 +79,31 @@ def test_a_large_photograph_has_the_same_part_with_fewer_pixels_decoded(saved, o
         assert (found.float() - whole.float()).abs().mean() < 6  # of 255; another part differs by 30 and more
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
-def test_a_header_tells_the_size_that_is_decoded(saved, orientation, reduction):
-    data = saved(SMOOTH[:101, :203], orientation=orientation).read_bytes()
+def test_a_header_tells_the_size_that_is_decoded(saved, reduction):
+    data = saved(SMOOTH[:101, :203], orientation=1).read_bytes()
     height, width = jpeg_hw(data)
     found = image_from_bytes(data, "x", reduction)
     assert found.shape == (-(-height // reduction), -(-width // reduction), 3)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_turned_photograph_is_decoded_whole(saved, orientation):
+    # the rest of a side that is no multiple of the reduction would be on another side after the turn
+    assert jpeg_hw(saved(SMOOTH[:101, :203], orientation=orientation).read_bytes()) is None
+
+
+def test_a_part_never_reaches_beyond_the_reduced_image(saved, monkeypatch):
+    monkeypatch.setattr("classify.augmentation._LARGE", 0)
+    path, box = saved(SMOOTH[:173, :278]), {"top": 47, "left": 33, "height": 107, "width": 140}
+    crop = v2.RandomResizedCrop(26)
+    monkeypatch.setattr(crop, "make_params", lambda _: {**box, "top": 66.6})  # rounded up at both ends
+    places = []
+    monkeypatch.setattr("classify.augmentation.resized_crop", lambda image, *place: places.append((image, place)))
+    _random_part(path, crop)
+    ((image, (top, left, height, width, _)),) = places
+    assert image.shape == (3, 44, 70)
+    assert (top + height, left + width) <= (44, 70)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"text"])

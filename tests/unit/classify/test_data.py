@@ -1,3 +1,4 @@
+import copy
 import os
 import time
 
@@ -245,3 +246,42 @@ def test_many_unreadable_images_in_a_row_stop_the_work(tmp_path):
     assert data[1][1] == 0
     with pytest.raises(RuntimeError, match=r"09\.png: cannot be read, nor can the 9 images before it; check the disk"):
         data[0]
+
+
+def test_links_to_a_folder_above_or_to_itself_are_not_followed(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "x.png")
+    (tmp_path / "train/a/up").symlink_to("..")
+    (tmp_path / "train/a/self").symlink_to(".")
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere/deep/y.png")
+    for name in ("one", "two"):
+        (tmp_path / "train/b" / name).symlink_to(tmp_path / "elsewhere")
+    check_folder(tmp_path)
+    labels = [label for _, label in image_folder(tmp_path, "train", centre_crops(8))]
+    assert labels == [0, 1, 1]
+
+
+def test_an_image_that_is_gone_is_named_with_the_reason(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / split / "a/x.png")
+    data = image_folder(tmp_path, "train", centre_crops(8))
+    (tmp_path / "train/a/x.png").unlink()
+    with pytest.raises(
+        RuntimeError, match=r"x\.png: cannot be read any more, No such file or directory; bring it back"
+    ):
+        data[0]
+
+
+def test_copies_of_a_data_set_share_what_was_replaced(tmp_path, capsys):
+    for name in ("x", "y"):
+        (tmp_path / "train/a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"train/a/{name}.png")
+    data = image_folder(tmp_path, "train", centre_crops(8), damaged="skip", replaces=True)
+    (tmp_path / "train/a/x.png").write_bytes(b"")
+    for one in (data, copy.deepcopy(data)):
+        assert one[0][1] == 0
+    assert capsys.readouterr().err.count("takes its place") == 1

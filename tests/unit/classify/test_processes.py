@@ -253,6 +253,15 @@ def test_a_number_of_the_launcher_that_is_none_is_refused(monkeypatch, name):
         processes("pytorch").__enter__()
 
 
+@pytest.mark.parametrize(("name", "value"), [("RANK", "5"), ("WORLD_SIZE", "0"), ("MASTER_PORT", "99999")])
+def test_numbers_of_a_launcher_that_do_not_fit_are_refused(monkeypatch, name, value):
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for key, number in {**given, name: value}.items():
+        monkeypatch.setenv(key, number)
+    with pytest.raises(RequestError, match=r"RANK, WORLD_SIZE, MASTER_PORT: do not fit, got"):
+        processes("pytorch").__enter__()
+
+
 def test_the_command_trains_by_two_processes_and_writes_once(tmp_path):
     small = ["data.num_train=24", "data.num_val=6", "schedule.epochs=2", "schedule.batch_size=8"]
     small += ["start.base_channels=8", "image_size=32"]
