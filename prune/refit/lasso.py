@@ -115,7 +115,7 @@ class _Path:
         self._most = np.abs(design.T @ target).max() / len(design)
         from sklearn.linear_model import Lasso  # takes a second
 
-        self._lasso = Lasso(fit_intercept=False, warm_start=True, max_iter=10_000)
+        self._lasso = Lasso(fit_intercept=False, warm_start=True, max_iter=10_000, random_state=0)
 
     def coefficients(self, share: float) -> np.ndarray:
         """Return them for a penalty given as a share of the one at which all are zero."""

@@ -1,7 +1,7 @@
 """The responses of the original network that a pruned layer is fitted to, at the places where its rows are sampled."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from command.errors import RequestError
-from prune.private import Call, PrivateModel
+from prune.private import Call, PrivateModel, bookkeeping
 from prune.refit.residual_sums import ResidualSums
 from prune.refit.rows import Batches, Drawn, ReachedError, Rows, calls_of, check_finite, maps_of, rows_read, run_on
 
@@ -53,17 +53,17 @@ class Responses:
     ) -> None:
         self._batches, self._num_positions, self._seed = _SameEachTime(batches), num_positions, seed
         self._of: dict[str, list[_Response]] = {layer: [] for layer in layers}
-        private = PrivateModel(model).model
+        private = PrivateModel(model)
         sums = ResidualSums(self._note_sum) if residual else None
         for name in layers:
             hook = partial(self._note, name, sums)
-            private.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+            private.modules[name].register_forward_hook(hook, with_kwargs=True)
         for batch, call in enumerate(calls_of(self._batches)):
-            self._batch = batch
-            with sums or nullcontext():
-                run_on(private, call)
+            self._batch, self._seen = batch, dict[str, _Response]()
+            run_on(private, call, *([sums] if sums else []))
             for name in layers:
-                check_finite(name, [response.values for response in self._of[name][batch:]])
+                check_finite(name, [self._seen[name].values] if name in self._seen else [])
+                self._of[name].append(self._seen[name])
 
     def num_rows(self, layer: str) -> int:
         """Return how many rows there are for a layer."""
@@ -93,18 +93,19 @@ class Responses:
         return Drawn(self._seed, layer, batch).places(num_images, num_places, self._num_positions)
 
     def _at_places(self, name: str, maps_NCHW: Tensor) -> Tensor:
-        places = self._places(name, self._batch, len(maps_NCHW), maps_NCHW[0, 0].numel())
-        return _at(maps_NCHW, *places)
+        with bookkeeping():  # the places are not among the random numbers of the model
+            places = self._places(name, self._batch, len(maps_NCHW), maps_NCHW[0, 0].numel())
+            return _at(maps_NCHW, *places)
 
     def _note(
         self, name: str, sums: ResidualSums | None, layer: nn.Module, args: Any, kwargs: Any, output: Tensor
     ) -> None:
-        self._of[name].append(_Response(self._at_places(name, maps_of(layer, output))))
+        self._seen[name] = _Response(self._at_places(name, maps_of(layer, output)))
         if sums:
             sums.follow(name, layer, output)
 
     def _note_sum(self, name: str, layer: nn.Module, total: Tensor, scale_O: Tensor) -> None:
-        self._of[name][-1] = _Response(self._at_places(name, maps_of(layer, total)), scale_O)
+        self._seen[name] = _Response(self._at_places(name, maps_of(layer, total)), scale_O)
 
 
 def _at(maps_NCHW: Tensor, images_R: Tensor, places_R: Tensor) -> Tensor:
@@ -114,12 +115,12 @@ def _at(maps_NCHW: Tensor, images_R: Tensor, places_R: Tensor) -> Tensor:
 
 def _sums_of(model: nn.Module, layer: str, batches: Batches) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor]]:
     """Yield, for each batch, what a layer reads, what it writes, the sum it feeds and its factor in that sum."""
-    private = PrivateModel(model).model
-    own, seen = private.get_submodule(layer), list[Tensor]()
+    private = PrivateModel(model)
+    own, seen = private.modules[layer], list[Tensor]()
 
     def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         read = next(iter((*args, *kwargs.values())))
-        seen.extend((read.clone(), maps_of(own, output).clone()))  # what follows may write to them
+        seen[:] = read.clone(), maps_of(own, output).clone()  # what follows may write to them
         sums.follow(layer, own, output)
 
     def stop(name: str, module: nn.Module, total: Tensor, scale_O: Tensor) -> None:
@@ -130,8 +131,8 @@ def _sums_of(model: nn.Module, layer: str, batches: Batches) -> Iterator[tuple[R
     own.register_forward_hook(note, with_kwargs=True)
     for call in calls_of(batches):
         seen.clear()
-        with suppress(ReachedError), sums:
-            run_on(private, call)
+        with suppress(ReachedError):
+            run_on(private, call, sums)
         check_finite(layer, seen if len(seen) == 4 else [])
         yield Rows(own, seen[0]), seen[1], seen[2], seen[3]
 

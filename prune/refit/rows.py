@@ -5,7 +5,7 @@ Shape letters: R rows, D numbers that one output reads, O output channels, N ima
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -105,14 +105,14 @@ def rows_read(model: nn.Module, layer: str, batches: Batches) -> Iterator[Rows]:
     Raises:
         RequestError: If no batch comes, one does not reach the layer, or what the layer reads is not finite.
     """
-    private = PrivateModel(model).model
+    private = PrivateModel(model)
     read: list[Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         read[:] = [*args, *kwargs.values()][:1]
         raise ReachedError
 
-    own = private.get_submodule(layer)
+    own = private.modules[layer]
     own.register_forward_pre_hook(stop, with_kwargs=True)
     for call in calls_of(batches):
         read.clear()
@@ -122,16 +122,22 @@ def rows_read(model: nn.Module, layer: str, batches: Batches) -> Iterator[Rows]:
         yield Rows(own, read[0])
 
 
-def run_on(model: nn.Module, call: Call) -> None:
-    """Run a model on a batch, without gradients.
+def run_on(private: PrivateModel, call: Call, *modes: AbstractContextManager[Any]) -> None:
+    """Run a model on copies of a batch, without gradients.
+
+    Args:
+        private: The model; where it is to run again with parameters of its own, its hooks are called twice.
+        call: The batch.
+        modes: Entered around the forward pass.
 
     Raises:
         RequestError: If its forward pass fails.
     """
     try:
-        with torch.no_grad():
-            model(*call.args)
+        private.run(call, torch.no_grad(), *modes)
     except FORWARD_ERRORS as error:
+        if isinstance(error, RequestError):
+            raise
         raise RequestError(
             f"batches: the model fails on one, {first_line(error)}; expected inputs like the example"
         ) from error

@@ -1,5 +1,6 @@
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -294,3 +295,30 @@ def test_unfit_request_is_refused(options, message):
     options = {"batches": batches, "num_positions": 16, **options}
     with pytest.raises(ValueError, match=message):
         refit_model(vgg(), EXAMPLE, recipe=Recipe(prune_ratio=0.5), **options)
+
+
+class Rescaling(nn.Module):
+    """Writes to its input, and draws random numbers in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = vgg()
+
+    def forward(self, x):
+        x -= 0.5
+        x /= 0.25
+        return self.net(nn.functional.dropout(x, 0.1))
+
+
+@each_method
+@pytest.mark.parametrize("residual", [False, True])
+def test_images_and_random_states_of_the_caller_stay(method, residual, same_state):
+    images, net = IMAGES.clone(), Rescaling()
+    of_torch, of_numpy = torch.get_rng_state(), np.random.get_state()[1:3]
+    models = [
+        refit(net, EXAMPLE, lambda: images.split(60), 0.4, method=method, residual=residual).model for _ in range(2)
+    ]
+    assert torch.equal(images, IMAGES)
+    assert same_state(*models)
+    assert torch.equal(torch.get_rng_state(), of_torch)
+    assert all(map(np.array_equal, np.random.get_state()[1:3], of_numpy))
