@@ -1,4 +1,7 @@
-"""Residual blocks: what a block adds to its shortcut, read from the block's own forward pass."""
+"""Residual blocks: what a block adds to its shortcut, read from the block's own forward pass.
+
+torch.fx replaces `nn.Module.__call__` of the whole process while it traces: no other thread may run a model meanwhile.
+"""
 
 import operator
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from command.errors import RequestError
 from command.files import shown
+from prune.copies import copied
 from prune.follow.layers import is_producer
 from prune.held_tensors import modules_of
 from prune.modes import FORWARD_ERRORS, first_line
@@ -28,9 +32,14 @@ def residual_branches(model: nn.Module) -> dict[str, tuple[str, ...]]:
     A block is a module whose forward pass has one sum of two parts, both from its input: the branch is the part with
     more convolutions and linear layers, and ends in one of them or in a BatchNorm. The layers are in the order of the
     forward pass; those that the shortcut reads too are left out. Blocks that torch.fx cannot trace are not found.
+
+    A copy of the model is traced. No other thread may run a model meanwhile: torch.fx traces its calls too.
+
+    Raises:
+        RequestError: If the model cannot be copied.
     """
     found = {}
-    for name, module in _blocks(model):
+    for name, module in _blocks(copied(model, {})):
         with suppress(*FORWARD_ERRORS):
             graph = _own_graph(module)
             sums = [node for node in graph.nodes if _is_sum(node)]
@@ -43,10 +52,14 @@ def residual_branches(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def grouped_norms(model: nn.Module) -> dict[str, int]:
     """Return the BatchNorms that read a grouped convolution alone, as ResNeXt has them: name -> groups.
 
-    Depthwise convolutions, whose groups are single channels, are left out.
+    Depthwise convolutions, whose groups are single channels, are left out. As with `residual_branches`, a copy of the
+    model is traced, and no other thread may run a model meanwhile.
+
+    Raises:
+        RequestError: If the model cannot be copied.
     """
     found = {}
-    for name, module in _blocks(model):
+    for name, module in _blocks(copied(model, {})):
         with suppress(*FORWARD_ERRORS):
             for node in _own_graph(module).nodes:
                 layer, users = _called(module, node), [*node.users]
@@ -60,7 +73,7 @@ def without_branch(block: nn.Module, layers: tuple[str, ...], name: str) -> nn.M
     """Return what a residual block is without its branch: its shortcut, and what follows the sum.
 
     Args:
-        block: It shares the layers that stay with the result.
+        block: It is traced, and shares the layers that stay with the result: give that of a copy.
         layers: Those of the branch, named from the block; the last one ends it.
         name: The block's, for the error.
 

@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v2, resnet18, resnet50
 from classify.cifar import CifarResNet
 from prune import LayerCut, PruneSpec, load_slim, masked_model, narrowed_model, prune_model, save_slim, slim_model
 from prune.explain import explain
-from prune.follow.branches import residual_branches
+from prune.follow.branches import grouped_norms, residual_branches
 
 BASIC = ("conv1", "bn1", "conv2", "bn2")
 
@@ -99,6 +99,30 @@ class Block(nn.Module):
 )
 def test_what_is_a_residual_block(run, branch):
     assert residual_branches(nn.Sequential(Block(run))) == ({} if branch is None else {"0": branch})
+
+
+class Counting(Block):
+    """Writes to itself in its forward pass."""
+
+    def __init__(self):
+        super().__init__(lambda net, x: x + net.norm(net.conv(x)))
+        self.register_buffer("calls", torch.zeros(()))
+        self.seen = None
+
+    def forward(self, x):
+        self.calls += 1
+        self.conv.weight.data.mul_(0.5)
+        self.seen = super().forward(x)
+        return self.seen
+
+
+def test_looking_for_blocks_leaves_the_model_alone(same_state):
+    net = nn.Sequential(Counting())
+    before = copy.deepcopy(net)
+    assert residual_branches(net) == {"0": ("conv", "norm")}
+    assert grouped_norms(net) == {}
+    assert same_state(net, before)
+    assert net[0].seen is None
 
 
 def test_layer_that_the_shortcut_reads_too_stays(randomize):
