@@ -74,8 +74,10 @@ def refit_model(
     """
     if method not in METHODS:
         raise RequestError(f"method: unknown, got {method!r}; expected one of {list(METHODS)}")
-    if num_positions < 1:
-        raise RequestError(f"num_positions: too few, got {num_positions}; expected 1 or more")
+    if not isinstance(num_positions, int) or num_positions < 1:
+        raise RequestError(
+            f"num_positions: no number of places, got {num_positions!r}; expected a whole one, 1 or more"
+        )
     if not callable(batches):
         raise RequestError(f"batches: cannot be called, got {type(batches).__name__}; expected `lambda: images`")
     recipe, _ = resolved(recipe, None, fields)

@@ -9,7 +9,9 @@ from torch import Tensor
 __all__ = ["Fit", "Moments", "correction"]
 
 _DAMPING = 1e-10
-"""Of the mean square of a column: directions weaker than that are noise of float32."""
+"""Of the mean square of each column: directions weaker than that are noise of float32."""
+_CONSTANT = 1e-12
+"""Share of a column's mean square about its mean, up to which it is a constant with noise of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,10 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sums over the rows of inputs X (R, D) and targets Y (R, O), in float64; without their means where centred."""
+    """Sums over the rows of inputs X (R, D) and targets Y (R, O), in float64; without their means where centred.
+
+    What is a constant but for noise is exactly zero then.
+    """
 
     mean_x: Tensor
     """Shape (D,); zero where nothing is centred."""
@@ -53,8 +58,11 @@ class Moments:
         sum_x_D, sum_y_O, xx_DD, xy_DO = (total.cpu() for total in sums)
         if not centred:
             return cls(torch.zeros_like(sum_x_D), torch.zeros_like(sum_y_O), xx_DD, xy_DO)
+        squares_D = xx_DD.diagonal().clone()
         xx_DD.addr_(sum_x_D, sum_x_D, alpha=-1 / num)
         xy_DO.addr_(sum_x_D, sum_y_O, alpha=-1 / num)
+        is_constant_D = xx_DD.diagonal() <= _CONSTANT * squares_D
+        xx_DD[is_constant_D] = xx_DD[:, is_constant_D] = xy_DO[is_constant_D] = 0
         return cls(sum_x_D / num, sum_y_O / num, xx_DD, xy_DO)
 
 
@@ -66,12 +74,15 @@ def _sizes(x_RD: Tensor, y_RO: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
 def correction(xx_DD: Tensor, xr_DO: Tensor) -> Tensor:
     """Return what is added to the weights to fit residuals r by least squares: argmin ||r - X W||, shape (D, O).
 
-    Where many weights fit alike it is the smallest, so that the weights stay nearest to what they were.
+    Where many weights fit alike it is the smallest, so that the weights stay nearest to what they were; each weight
+    counts by the size of its column, so that the units of a column do not matter.
 
     Args:
         xx_DD: X'X, float64.
         xr_DO: X'r.
     """
-    damping = _DAMPING * xx_DD.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    factor_DD = torch.linalg.cholesky(xx_DD + damping * torch.eye(len(xx_DD), dtype=xx_DD.dtype))
-    return torch.cholesky_solve(xr_DO, factor_DD)
+    sizes_D = xx_DD.diagonal().sqrt()
+    sizes_D = sizes_D.masked_fill(sizes_D == 0, 1)
+    damped_DD = (xx_DD / sizes_D).div_(sizes_D[:, None])
+    damped_DD.diagonal().add_(_DAMPING)
+    return torch.cholesky_solve(xr_DO / sizes_D[:, None], torch.linalg.cholesky(damped_DD)) / sizes_D[:, None]

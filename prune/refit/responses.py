@@ -1,11 +1,12 @@
 """The responses of the original network that a pruned layer is fitted to, at the places where its rows are sampled."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from command.errors import RequestError
@@ -148,14 +149,14 @@ class _SameEachTime:
         self._batches = batches
         self._known: list[list[float]] | None = None
 
-    def __call__(self) -> Iterable[Any]:
+    def __call__(self) -> Iterator[Call]:
         """Yield the batches."""
         seen: list[list[float]] = []
-        for batch in self._batches():
-            tensors = Call.of(batch).tensors()
-            seen.append([number for t in tensors for number in t.double().reshape(len(t), -1).sum(1).tolist()])
+        for call in calls_of(self._batches):
+            by_image = [torch.atleast_1d(tensor)[:, None].flatten(1).double() for tensor in call.tensors()]
+            seen.append([number for tensor in by_image for number in tensor.sum(1).tolist()])
             self._check(seen, len(seen))
-            yield batch
+            yield call
         self._check(seen, None)
         self._known = seen
 

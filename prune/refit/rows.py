@@ -155,13 +155,22 @@ def calls_of(batches: Batches) -> Iterator[Call]:
     """Yield the call of each batch.
 
     Raises:
-        RequestError: If there is none.
+        RequestError: If there is none, or one is no input of a model or has no images.
     """
-    is_empty = True
-    for batch in batches():
-        is_empty = False
-        yield Call.of(batch)
-    if is_empty:
+    found = batches()
+    if not isinstance(found, Iterable):
+        raise RequestError(f"batches: gives no batches, got {type(found).__name__}; expected them one after another")
+    num = 0
+    for num, batch in enumerate(found, 1):
+        if not isinstance(batch, Tensor | tuple | list | Call):
+            raise RequestError(
+                f"batches: batch {num} is no input, got {type(batch).__name__}; expected a tensor or a tuple"
+            )
+        call = Call.of(batch)
+        if any(tensor.ndim and not len(tensor) for tensor in call.tensors()[:1]):
+            raise RequestError(f"batches: batch {num} is empty, got 0 images; expected at least one")
+        yield call
+    if not num:
         raise RequestError("batches: no batch to sample from, got 0; expected at least one, each time it is called")
 
 

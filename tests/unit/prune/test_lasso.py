@@ -114,3 +114,24 @@ def test_layer_that_reads_nothing_but_zeros_keeps_the_number():
     assert len(found.kept) == 3
     torch.testing.assert_close(found.bias.float(), targets.mean(0))
     assert torch.equal(found.weight.float(), layer.weight.detach()[:, found.kept].flatten(1))
+
+
+def test_constant_columns_leave_the_weights_and_their_part_goes_to_the_bias():
+    layer, rows, _ = layer_and_rows()
+    rows = torch.full_like(rows, 0.1)
+    targets = rows @ layer.weight.detach().flatten(1).T + layer.bias.detach()
+    found = fit(layer, rows, targets, 3)
+    assert torch.equal(found.weight.float(), layer.weight.detach()[:, found.kept].flatten(1))
+    given = rows[:1, READER.kept_columns(found.kept)].double() @ found.weight.T + found.bias
+    torch.testing.assert_close(given.float(), targets[:1])
+
+
+def test_units_of_a_channel_do_not_change_the_fit():
+    layer, rows, targets = layer_and_rows()
+    factors = torch.ones(CHANNELS * KERNEL)
+    factors[READER.columns[2]] = 2.0**17  # exact in floats
+    one = fit(layer, rows, targets, CHANNELS)
+    layer.weight.data = (layer.weight.flatten(1) / factors).view_as(layer.weight)
+    other = fit(layer, rows * factors, targets, CHANNELS)
+    torch.testing.assert_close(other.weight * factors, one.weight, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(other.bias, one.bias, rtol=1e-9, atol=1e-12)

@@ -274,7 +274,13 @@ class Shuffled:
     ("options", "message"),
     [
         ({"method": "thinnet"}, r"^method: unknown, got 'thinnet'; expected one of \['thinet', "),
-        ({"num_positions": 0}, "^num_positions: too few, got 0; expected 1 or more"),
+        ({"num_positions": 0}, "^num_positions: no number of places, got 0; expected a whole one, 1 or more"),
+        ({"num_positions": 2.5}, "^num_positions: no number of places, got 2.5; "),
+        ({"batches": lambda: None}, "^batches: gives no batches, got NoneType; expected them one after another"),
+        ({"batches": lambda: None, "method": "lasso"}, "^batches: gives no batches, got NoneType; "),
+        ({"batches": lambda: [None]}, "^batches: batch 1 is no input, got NoneType; expected a tensor or a tuple"),
+        ({"batches": lambda: [IMAGES, IMAGES[:0]]}, "^batches: batch 2 is empty, got 0 images; expected at least one"),
+        ({"batches": lambda: [IMAGES[:0]], "method": "lasso"}, "^batches: batch 1 is empty, got 0 images; "),
         ({"batches": [IMAGES]}, "^batches: cannot be called, got list; expected `lambda: images`"),
         ({"batches": list}, "^batches: no batch to sample from, got 0"),
         ({"batches": list, "method": "lasso"}, "^batches: no batch to sample from, got 0"),
@@ -322,3 +328,14 @@ def test_images_and_random_states_of_the_caller_stay(method, residual, same_stat
     assert same_state(*models)
     assert torch.equal(torch.get_rng_state(), of_torch)
     assert all(map(np.array_equal, np.random.get_state()[1:3], of_numpy))
+
+
+@pytest.mark.parametrize("of_images", [torch.zeros_like, torch.ones_like, lambda images: images])
+def test_lasso_refits_what_gives_constants(of_images, randomize):
+    net = randomize(vgg())
+    net[0][1].weight.data.zero_()  # all that the second convolution reads is constant but for the border
+    images = of_images(IMAGES)
+    pruned = refit(net, EXAMPLE, lambda: images.split(60), 0.4, method="lasso")
+    assert kept(pruned)["0.0"] == 4
+    assert all(tensor.isfinite().all() for tensor in pruned.model.state_dict().values())
+    torch.testing.assert_close(run(pruned.model, images), run(net, images), rtol=1e-3, atol=1e-3)
