@@ -59,6 +59,8 @@ class PruningReport:
     """Those of the network, if it is no file."""
     mmdet: Path | None = None
     """mmdet's config, if the file is a detector of mmdet's own parts."""
+    removed_blocks: tuple[str, ...] = ()
+    """Residual blocks of which the shortcut alone is left."""
 
     @property
     def next_command(self) -> str:
@@ -80,6 +82,7 @@ class PruningReport:
             "source": known.source,
         }
         head = {"name": self.name, "architecture": self.architecture, "image_hw": list(self.image_hw)}
+        head["removed_blocks"] = list(self.removed_blocks)
         return {**head, "published": published, **self.explanation.to_dict()}
 
 
@@ -144,10 +147,13 @@ def _of_spec(path: Path, options: _Options) -> PruningReport:
     arch, side = options.of(options.backbone)
     dense, image = build_classifier(arch), torch.zeros(1, 3, side, side)
     try:
-        explanation = _explained(dense, slim_model(dense, spec), image, "the spec does not cut it")
+        explanation = _explained(dense, slim_model(dense, spec), image, "the spec does not cut it", spec=spec)
     except (RequestError, RuntimeError) as error:  # torch's own, where widths do not fit together
         raise RequestError(f"{path}: not for {arch.name} with {arch.num_classes} classes, {error}") from error
-    return PruningReport(str(path), arch.name, (side, side), explanation, num_classes=arch.num_classes)
+    removed, num_classes = tuple(spec.removed_blocks), arch.num_classes
+    return PruningReport(
+        str(path), arch.name, (side, side), explanation, num_classes=num_classes, removed_blocks=removed
+    )
 
 
 def _of_file(path: Path, options: _Options, mmdet: Path | None) -> PruningReport:
@@ -191,12 +197,17 @@ def _foreign(
 
 
 def _explained(
-    dense: nn.Module, slim: nn.Module, image: torch.Tensor, otherwise: str, image_hw: tuple[int, int] | None = None
+    dense: nn.Module,
+    slim: nn.Module,
+    image: torch.Tensor,
+    otherwise: str,
+    image_hw: tuple[int, int] | None = None,
+    spec: PruneSpec | None = None,
 ) -> Explanation:
     """Explain two models, which are left on the meta device: counting there takes no time, even for large images."""
     reasons = untouched_reasons(dense, (image,), otherwise)
     counted = torch.zeros(1, 3, *(image_hw or image.shape[2:]), device="meta")
-    return explain(dense.to("meta"), slim.to("meta"), (counted,), reasons)
+    return explain(dense.to("meta"), slim.to("meta"), (counted,), reasons, spec)
 
 
 def report_text(report: PruningReport) -> RenderableType:
@@ -207,7 +218,7 @@ def report_text(report: PruningReport) -> RenderableType:
     marks = dict(zip((cause for cause in CAUSES if _rows(explanation, cause)), "1234", strict=False))
     parts = [
         title,
-        _verdict(explanation),
+        _verdict(report),
         *_causes(explanation, marks),
         "",
         _table(explanation, marks),
@@ -217,16 +228,18 @@ def report_text(report: PruningReport) -> RenderableType:
     return Group(*parts)
 
 
-def _verdict(explanation: Explanation) -> Text:
-    rows = explanation.layers
+def _verdict(report: PruningReport) -> Text:
+    explanation, rows, removed = report.explanation, report.explanation.layers, report.removed_blocks
+    gone = f"Without the residual {'blocks' if len(removed) > 1 else 'block'} {', '.join(removed)}." if removed else ""
     if not any(row.sides_cut for row in rows):
-        return Text("Nothing was pruned.")
+        return Text(gone or "Nothing was pruned.")
     nothing = sum(row.runs_as_before for row in rows)
     less = sum(not row.runs_as_before for row in explanation.slow)
     others = f", and less than the MACs suggest on {less or 'none'} of the others" if nothing < len(rows) else ""
     return Text.assemble(
         (f"A GPU gains next to nothing on {nothing or 'none'} of {_count(len(rows), 'layer')}{others}.", "bold"),
         "\nPredicted from shapes alone (one image, half precision), not measured.",
+        gone and f"\n{gone}",
     )
 
 

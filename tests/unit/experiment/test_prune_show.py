@@ -11,7 +11,7 @@ from detect import DetectorSettings, new_detector, save_detector
 from detect.pruning import prune_detector
 from detect.traced import TracedDetector
 from experiment.cli import app
-from prune import cost_of, prune_model
+from prune import PruneSpec, cost_of, prune_model, slim_model
 from prune.choose.presets import PRESETS
 
 
@@ -220,6 +220,20 @@ def test_a_spec_for_another_network_is_refused(refused, tmp_path, arguments, lin
     path = tmp_path / "spec.json"
     path.write_text(spec.to_json())
     assert line in refused(path, *arguments)
+
+
+def test_a_spec_that_removes_blocks_names_them_and_counts_what_is_left(tmp_path):
+    dense, path = build_classifier(Architecture("resnet18", 1000)), tmp_path / "spec.json"
+    spec = PruneSpec({}, dict.fromkeys(("layer1.0", "layer2.0"), ("conv1", "bn1", "conv2", "bn2")))
+    path.write_text(spec.to_json())
+    data = report_json(path, "--backbone", "resnet18")
+    assert data["removed_blocks"] == ["layer1.0", "layer2.0"]
+    assert data["macs"] == cost_of(slim_model(dense, spec), (torch.zeros(1, 3, 224, 224),)).macs < data["dense_macs"]
+    assert "layer1.0.conv1" not in by_name(data)
+    assert "layer2.0.downsample.0" in by_name(data)
+    text = show(path, "--backbone", "resnet18").stdout
+    assert "\nWithout the residual blocks layer1.0, layer2.0.\n" in text
+    assert "Nothing was pruned" not in text
 
 
 @pytest.mark.parametrize("content", [b"{}", b"not JSON", b"\xff\xfe", b"[" * 100_000])
