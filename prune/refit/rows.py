@@ -166,7 +166,7 @@ def calls_of(batches: Batches) -> Iterator[Call]:
             raise RequestError(
                 f"batches: batch {num} is no input, got {type(batch).__name__}; expected a tensor or a tuple"
             )
-        call = Call.of(batch)
+        call = Call.of(batch)  # type: ignore[arg-type]  # it takes tensors and lists too
         if any(tensor.ndim and not len(tensor) for tensor in call.tensors()[:1]):
             raise RequestError(f"batches: batch {num} is empty, got 0 images; expected at least one")
         yield call
