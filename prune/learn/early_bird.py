@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from command.errors import RequestError
 from prune.choose.recipe import Recipe, check_ratio
 from prune.learn.method import Learned
 from prune.learn.slimming import NetworkSlimming
@@ -31,10 +32,13 @@ class EarlyBird(NetworkSlimming):
         model: As for `NetworkSlimming`, like all that is not named here.
         example_inputs: As there.
         recipe: As there; its ratio is replaced by the one that is cut.
-        ratios: Shares of channels removed that are watched.
+        ratios: Shares of channels removed that are watched, all different.
         window: Masks that are compared, at least 2.
         tolerance: Largest distance, of all places, [0, 1].
         penalty: As there.
+
+    Raises:
+        RequestError: As there, or if one of these is out of its range.
 
     Source: You et al., Drawing Early-Bird Tickets, ICLR 2020, sec. 3 and its code, class EarlyBird.
     """
@@ -49,9 +53,8 @@ class EarlyBird(NetworkSlimming):
         tolerance: float = 0.1,
         penalty: float = 1e-4,
     ) -> None:
+        _check(ratios, window, tolerance)
         super().__init__(model, example_inputs, recipe, penalty)
-        for ratio in ratios:
-            check_ratio(ratio, "ratios")
         self.ratios, self.window, self.tolerance = tuple(ratios), window, tolerance
         self._drawn = torch.full((len(self.ratios),), -1)
         num_scales = sum(len(scale) for scale in self.scales(model))
@@ -79,9 +82,26 @@ class EarlyBird(NetworkSlimming):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the masks of the last epochs, and when tickets were drawn."""
-        return {"masks": self._masks_RKC.clone(), "drawn": self._drawn.clone()}
+        ratios = torch.tensor(self.ratios, dtype=torch.float64)
+        return {"ratios": ratios, "masks": self._masks_RKC.clone(), "drawn": self._drawn.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the masks and tickets."""
         super().load_state_dict(state)
+        own, other = ((one["ratios"].tolist(), one["masks"].shape[-1]) for one in (self.state_dict(), state))
+        if own != other:
+            raise RequestError(
+                f"EarlyBird: the state has other ratios or another number of channels, got {other}; expected {own}"
+            )
         self._masks_RKC, self._drawn = state["masks"].cpu().clone(), state["drawn"].cpu().clone()
+
+
+def _check(ratios: Sequence[float], window: int, tolerance: float) -> None:
+    for ratio in ratios:
+        check_ratio(ratio, "ratios")
+    if not ratios or len({*ratios}) < len(ratios):
+        raise RequestError(f"ratios: none, or one twice, got {ratios}; expected one or more different ones")
+    if not isinstance(window, int) or window < 2:
+        raise RequestError(f"window: no number of masks to compare, got {window!r}; expected a whole one, 2 or more")
+    if not 0 <= tolerance <= 1:
+        raise RequestError(f"tolerance: out of range, got {tolerance}; expected a share in [0, 1]")

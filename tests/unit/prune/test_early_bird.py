@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from command.errors import RequestError
 from prune import Recipe
 from prune.learn.early_bird import EarlyBird, mask_distances
 
@@ -71,6 +72,25 @@ def test_ticket_is_cut_at_its_ratio_and_scales_are_penalised(net, x):
     assert net[1].weight.grad.tolist() == [0.5] * 10
 
 
-def test_ratio_out_of_range_is_refused(net, x):
-    with pytest.raises(ValueError, match="ratios: would remove all channels or more, got 1"):
-        EarlyBird(net, (x,), Recipe(prune_ratio=0.5), ratios=(1.0,))
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"ratios": (1.0,)}, "ratios: would remove all channels or more, got 1"),
+        ({"ratios": ()}, r"ratios: none, or one twice, got \(\); expected one or more different ones"),
+        ({"ratios": (0.3, 0.3)}, r"ratios: none, or one twice, got \(0.3, 0.3\)"),
+        ({"window": 1}, "window: no number of masks to compare, got 1; expected a whole one, 2 or more"),
+        ({"window": 2.5}, "window: no number of masks to compare, got 2.5"),
+        ({"tolerance": -0.1}, r"tolerance: out of range, got -0.1; expected a share in \[0, 1\]"),
+        ({"tolerance": float("nan")}, "tolerance: out of range, got nan"),
+    ],
+)
+def test_options_out_of_range_are_refused(net, x, options, line):
+    with pytest.raises(RequestError, match=f"^{line}"):
+        EarlyBird(net, (x,), Recipe(prune_ratio=0.5), **options)
+
+
+def test_state_of_other_ratios_is_refused(net, x):
+    one, other = (EarlyBird(net, (x,), Recipe(prune_ratio=0.5), ratios=ratios) for ratios in ((0.3, 0.5), (0.5, 0.7)))
+    line = r"EarlyBird: the state has other ratios .*, got \(\[0.3, 0.5\], 10\); expected \(\[0.5, 0.7\], 10\)"
+    with pytest.raises(RequestError, match=line):
+        other.load_state_dict(one.state_dict())
