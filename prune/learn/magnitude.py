@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,15 @@ __all__ = [
     "HeldMasks",
     "Masks",
     "Scale",
+    "check_masks",
+    "check_scale",
     "magnitude_masks",
     "maskable_layers",
     "redraw",
     "sparse_macs",
     "two_of_four_layers",
     "two_of_four_masks",
+    "weights_per_input",
 ]
 
 Masks = Mapping[str, Tensor]
@@ -33,6 +36,39 @@ Masks = Mapping[str, Tensor]
 Scope = Literal["global", "layer"]
 Scale = Literal["dense", "sparse"]
 """Of new weights: for all that a filter has, or for those that are left of it."""
+
+
+def check_scale(scale: str) -> None:
+    """Raise RequestError if there is no such scale."""
+    if scale not in get_args(Scale):
+        raise RequestError(f"scale: unknown, got {scale!r}; expected dense or sparse")
+
+
+def check_masks(model: nn.Module, masks: Masks, subject: str = "masks") -> None:
+    """Raise RequestError unless each mask is of a parameter of the model, bool and of its shape."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise RequestError(f"{subject}: no such parameter, got {name!r}; expected the model's own, as '0.weight'")
+        if mask.dtype != torch.bool or mask.shape != parameters[name].shape:
+            raise RequestError(
+                f"{subject}: {name} does not fit, got {mask.dtype} {(*mask.shape,)}; "
+                f"expected torch.bool {(*parameters[name].shape,)}"
+            )
+
+
+def weights_per_input(layer: nn.Module) -> float:
+    """Return the weights that read one input: kernel places * outputs / groups, or a linear layer's outputs.
+
+    That is n of He's initialisation by outputs. Of a grouped convolution an input meets the outputs of its own group
+    alone; `fan_out` of `torch.nn.init` counts those of all groups.
+
+    Raises:
+        RequestError: If it is no convolution or linear layer.
+    """
+    if not isinstance(layer, _ConvNd | nn.Linear):
+        raise RequestError(f"masks: of a {type(layer).__name__}; expected those of convolutions and linear layers")
+    return layer.weight.numel() / (layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
 def maskable_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -81,7 +117,11 @@ def magnitude_masks(
         f"{name}.weight": model.get_parameter(f"{name}.weight").detach() for name in maskable_layers(model, layers)
     }
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    masks = {name: mask if within is None else within[name].to(mask.device) for name, mask in masks.items()}
+    if within is not None:
+        check_masks(model, within, "within")
+        if missing := [name for name in masks if name not in within]:
+            raise RequestError(f"within: has no mask of {missing[0]}; expected one of each layer, or None")
+        masks = {name: within[name].to(mask.device) for name, mask in masks.items()}
     parts = [list(weights)] if scope == "global" and weights else [[name] for name in weights]
     for names in parts:
         sizes = torch.cat([weights[name].abs().flatten() for name in names])
@@ -142,11 +182,14 @@ class HeldMasks(Method):
     Args:
         model: Its masked weights are set to zero.
         masks: What stays.
+
+    Raises:
+        RequestError: If a mask does not fit, at the next step for those of a state.
     """
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:
         self.masks = dict(masks)
-        self._multipliers: list[Tensor] = []
+        self._gone: list[Tensor] = []
         self._apply(model)
 
     def after_step(self, model: nn.Module, lr: float) -> None:
@@ -154,11 +197,13 @@ class HeldMasks(Method):
         self._apply(model)
 
     def _apply(self, model: nn.Module) -> None:
+        if len(self._gone) < len(self.masks):
+            check_masks(model, self.masks)
         weights = [model.get_parameter(name).data for name in self.masks]
-        if [(m.device, m.dtype) for m in self._multipliers] != [(w.device, w.dtype) for w in weights]:
-            self._multipliers = [mask.to(weight) for mask, weight in zip(self.masks.values(), weights, strict=True)]
-        if weights:
-            torch._foreach_mul_(weights, self._multipliers)
+        if [gone.device for gone in self._gone] != [weight.device for weight in weights]:
+            self._gone = [~mask.to(weight.device) for mask, weight in zip(self.masks.values(), weights, strict=True)]
+        for weight, gone in zip(weights, self._gone, strict=True):
+            weight.masked_fill_(gone, 0)  # a product with zero would leave inf and NaN
 
     def state_dict(self) -> dict[str, Any]:
         """Return the masks."""
@@ -167,15 +212,15 @@ class HeldMasks(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the masks."""
         super().load_state_dict(state)
-        self.masks, self._multipliers = {name: mask.clone() for name, mask in state["masks"].items()}, []
+        self.masks, self._gone = {name: mask.clone() for name, mask in state["masks"].items()}, []
 
 
 def redraw(model: nn.Module, masks: Masks, scale: Scale = "sparse", seed: int = 0) -> None:
     """Draw new masked weights in place: N(0, sqrt(2 / n)) with n weights for each input, and zeros where masked.
 
-    With `dense` n is that of the whole filter bank (He's initialisation by outputs), with `sparse` of the weights that
-    are left: sqrt(1 / density) times wider. A layer with nothing left stays zero; the official code divides by zero.
-    Other parameters stay: start from a new network.
+    With `dense` n is that of the whole filter bank (He's initialisation by outputs: kernel places * outputs / groups,
+    as in `channel_control`), with `sparse` of the weights that are left: sqrt(1 / density) times wider. A layer with
+    nothing left stays zero; the official code divides by zero. Other parameters stay: start from a new network.
 
     Args:
         model: Modified.
@@ -183,13 +228,18 @@ def redraw(model: nn.Module, masks: Masks, scale: Scale = "sparse", seed: int = 
         scale: See above.
         seed: The numbers are the same on every device.
 
+    Raises:
+        RequestError: If the scale is unknown, or a mask does not fit.
+
     Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, cifar/weight-level.
     """
+    check_scale(scale)
+    check_masks(model, masks)
     generator = torch.Generator().manual_seed(seed)
     for name, mask in masks.items():
-        weight = model.get_parameter(name).data
-        num_left = int(mask.sum()) if scale == "sparse" else mask.numel()
-        std = (2 * weight.shape[1] / num_left) ** 0.5 if num_left else 0.0
+        weight, layer = model.get_parameter(name).data, model.get_submodule(name.rpartition(".")[0])
+        share = int(mask.sum()) / mask.numel() if scale == "sparse" else 1.0
+        std = (2 / (weights_per_input(layer) * share)) ** 0.5 if share else 0.0
         drawn = torch.randn(weight.shape, generator=generator) * std
         weight.copy_(drawn * mask.cpu())
 
@@ -200,6 +250,7 @@ def sparse_macs(model: nn.Module, masks: Masks, example_inputs: Inputs) -> int:
     That is no cost on any device: dense kernels multiply by the zeros too. What a mask saves is in `cost_of` only after
     channels were cut. Layers without a mask count whole.
     """
+    check_masks(model, masks)
     left = {name.removesuffix(".weight"): mask for name, mask in masks.items()}
     layers = cost_of(model, example_inputs).layers
     kept = {name: (int(mask.sum()), mask.numel()) for name, mask in left.items()}

@@ -17,7 +17,7 @@ from command.errors import RequestError
 from prune.copies import copied
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import slim_model
-from prune.learn.magnitude import Masks, Scale, redraw
+from prune.learn.magnitude import Masks, Scale, check_masks, check_scale, redraw, weights_per_input
 from prune.learn.method import Method
 
 __all__ = ["Rewinding", "channel_control", "channel_ticket", "weight_control", "weight_ticket"]
@@ -28,13 +28,18 @@ class Rewinding(Method):
 
     Args:
         model: At its start.
-        iteration: 0 is before the first step, as Frankle & Carbin rewind; a later one as in Frankle et al., Linear Mode
-            Connectivity and the Lottery Ticket Hypothesis, ICML 2020.
+        iteration: A whole number; 0 is before the first step, as Frankle & Carbin rewind; a later one as in Frankle et
+            al., Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020.
+
+    Raises:
+        RequestError: If it is none.
 
     Source: Frankle & Carbin, The Lottery Ticket Hypothesis, ICLR 2019.
     """
 
     def __init__(self, model: nn.Module, iteration: int = 0) -> None:
+        if not isinstance(iteration, int) or iteration < 0:
+            raise RequestError(f"iteration: no number of steps, got {iteration!r}; expected a whole one, 0 or more")
         self.iteration, self._num_steps = iteration, 0
         self._start: dict[str, Tensor] = _state_of(model) if iteration == 0 else {}
 
@@ -76,12 +81,14 @@ def weight_ticket(model: nn.Module, start: Mapping[str, Tensor], masks: Masks, s
         masks: What stays.
         scale: `sparse` makes a layer's weights wider by sqrt(1 / density), as a control's are.
     """
+    check_scale(scale)
+    check_masks(model, masks)
     ticket = _rewound(model, start)
     for name, mask in masks.items():
         num_left = int(mask.sum())
         wider = (mask.numel() / num_left) ** 0.5 if scale == "sparse" and num_left else 1.0
         weight = ticket.get_parameter(name).data
-        weight.mul_(mask.to(weight) * wider)
+        weight.mul_(wider).masked_fill_(~mask.to(weight.device), 0)
     return ticket
 
 
@@ -101,12 +108,12 @@ def channel_ticket(model: nn.Module, start: Mapping[str, Tensor], spec: PruneSpe
         model: The dense one, with any weights.
         start: See `Rewinding.start`.
         spec: What stays.
-        scale: `sparse` makes a convolution's weights wider by sqrt(dense outputs / slim outputs).
+        scale: `sparse` makes a convolution's weights wider by sqrt(dense n / slim n), n as in `channel_control`.
     """
+    check_scale(scale)
     ticket = slim_model(_rewound(model, start), spec)
-    for layer, dense_out in _convolutions(ticket, spec):
-        if scale == "sparse":
-            layer.weight.data.mul_((dense_out / layer.out_channels) ** 0.5)
+    for layer, dense in _convolutions(ticket, model) if scale == "sparse" else ():
+        layer.weight.data.mul_((weights_per_input(dense) / weights_per_input(layer)) ** 0.5)
     return ticket
 
 
@@ -116,25 +123,23 @@ def channel_control(new: nn.Module, spec: PruneSpec, scale: Scale, seed: int) ->
     Args:
         new: A dense network, for all that is no convolution.
         spec: What stays.
-        scale: N(0, sqrt(2 / n)) with n = kernel places * outputs per group: those of the `dense` layer, as in the
-            official code, or of the slim one (`sparse`), as a slim network is usually drawn.
+        scale: N(0, sqrt(2 / n)) with n = kernel places * outputs / groups, as in `redraw`: those of the `dense` layer,
+            as in the official code, or of the slim one (`sparse`), as a slim network is usually drawn.
         seed: The numbers are the same on every device.
     """
+    check_scale(scale)
     control = slim_model(new, spec)
     generator = torch.Generator().manual_seed(seed)
-    for layer, dense_out in _convolutions(control, spec):
-        weight = layer.weight.data
-        num_out = dense_out if scale == "dense" else layer.out_channels
-        num_each = weight[0, 0].numel() * num_out * len(weight) / layer.out_channels / layer.groups
-        weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / num_each) ** 0.5)
+    for layer, dense in _convolutions(control, new):
+        num_each = weights_per_input(dense if scale == "dense" else layer)
+        drawn = torch.randn(layer.weight.shape, generator=generator)
+        layer.weight.data.copy_(drawn * (2 / num_each) ** 0.5)
     return control
 
 
-def _convolutions(slim: nn.Module, spec: PruneSpec) -> list[tuple[Any, int]]:
-    """Return the convolutions of a slim model, with the outputs that each has in the dense one."""
-    layers = [(name, module) for name, module in slim.named_modules() if isinstance(module, _ConvNd)]
-    outs = {name: cut.num_out for name, cut in spec.layers.items()}
-    return [(layer, outs.get(name, layer.out_channels)) for name, layer in layers]
+def _convolutions(slim: nn.Module, dense: nn.Module) -> list[tuple[Any, nn.Module]]:
+    """Return the convolutions of a slim model, each with the one that it was in the dense model."""
+    return [(module, dense.get_submodule(name)) for name, module in slim.named_modules() if isinstance(module, _ConvNd)]
 
 
 def _rewound(model: nn.Module, start: Mapping[str, Tensor]) -> nn.Module:
