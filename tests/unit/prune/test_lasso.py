@@ -116,7 +116,7 @@ def test_layer_that_reads_nothing_but_zeros_keeps_the_number():
     assert torch.equal(found.weight.float(), layer.weight.detach()[:, found.kept].flatten(1))
 
 
-def test_constant_columns_leave_the_weights_and_their_part_goes_to_the_bias():
+def test_constant_columns_leave_the_weights_and_go_into_the_bias():
     layer, rows, _ = layer_and_rows()
     rows = torch.full_like(rows, 0.1)
     targets = rows @ layer.weight.detach().flatten(1).T + layer.bias.detach()
