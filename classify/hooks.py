@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from classify.curve import Curve, Epoch, Iteration
 from classify.tracking import Tracker
 from command.errors import WorkError
 
-__all__ = ["CurveKeeper", "EpochSeed", "Progress"]
+__all__ = ["CurveKeeper", "EpochSeed", "Progress", "SharedStatistics"]
 
 _CURVE, _KEPT_PER_EPOCH = "curve", 20
 """The curve's name in a checkpoint; how many iterations of an epoch it has, at most."""
@@ -44,6 +44,28 @@ class EpochSeed(Hook):
         set_random_seed((self.seed * 100_003 + runner.epoch + get_rank() * 7919) % 2**32)
         # parts that are left over at the end of an epoch make a step: no checkpoint has their gradients
         runner.optim_wrapper.initialize_count_status(runner.model, 0, len(runner.train_dataloader))
+
+
+class SharedStatistics(Hook):
+    """Gives all processes the mean of their statistics, BatchNorm's, after every epoch.
+
+    Each process has its own while it trains, of its part of the images; files and checkpoints hold one process's.
+    """
+
+    def __init__(self, averages: Sequence[EMAHook]) -> None:
+        self._averages = averages
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Set the buffers of the model and of its averaged copies."""
+        models = [runner.model, *(average.ema_model for average in self._averages)]
+        buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
+        if get_world_size() == 1 or not buffers:
+            return
+        # in float64 the mean of equal constants is exactly what they are, for any number of processes
+        means = torch.cat([buffer.double().flatten() for buffer in buffers])
+        all_reduce(means, "mean")
+        for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
 
 @dataclass(frozen=True)

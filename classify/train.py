@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from classify.classifier_model import ClassifierModel, collate
 from classify.curve import Curve
-from classify.hooks import CurveKeeper, EpochSeed, Progress
+from classify.hooks import CurveKeeper, EpochSeed, Progress, SharedStatistics
 from classify.learning import MethodHook
 from classify.mmengine_runner import make_runner, silent
 from classify.optimization import optim_wrapper, param_scheduler
@@ -151,7 +151,14 @@ def fit(
         train_cfg={"by_epoch": True, "max_epochs": schedule.epochs},
         optim_wrapper=optim_wrapper(schedule),
         param_scheduler=param_scheduler(schedule),
-        custom_hooks=[EpochSeed(seed), *([acting] if acting else []), keeper, *averages, *validations],
+        custom_hooks=[
+            EpochSeed(seed),
+            SharedStatistics(averages),
+            *([acting] if acting else []),
+            keeper,
+            *averages,
+            *validations,
+        ],
         launcher="none" if get_world_size() == 1 else "pytorch",  # joined already, whoever started them
         cfg=_runner_options(schedule),
         **_resumption(work_dir),
