@@ -44,10 +44,11 @@ def train(
         from classify.curve import curve_at_risk, curve_file, curve_picture_file
         from classify.validation import best_file
         from command.config import read_config
+        from command.folders import is_begun
     settings = read_config(config, overrides or (), ClassifierTraining)
     out = model_output(out, Path("runs/classify") / f"{config.stem}.safetensors")
     best = [best_file(out)] if settings.validate_every else []
-    refuse_existing(force, out, *best, curve_picture_file(out), *curve_at_risk(out))
+    refuse_existing(force or is_begun(out), out, *best, curve_picture_file(out), *curve_at_risk(out))
     figures = train_to_file(settings, out, force, Console(stderr=True), launcher)
     if not figures:  # another process of the same training shows them
         return

@@ -1,6 +1,7 @@
 """What the commands of classification do; `cli.py` parses their arguments and prints."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,6 +43,7 @@ from classify.train import train_classifier
 from classify.validation import BEST, Validation, best_file
 from command.config import read_config, shipped_configs
 from command.errors import RequestError
+from command.files import written_atomically
 from command.folders import training_folder
 from command.options import Launcher
 from command.progress import RunProgress
@@ -104,11 +106,12 @@ def train_to_file(
         with progress.stage("evaluate"):
             figures = evaluate_classifier(net, val, work / "evaluation")
         curve = curve.evaluated(figures)
+        if validation:  # copied: a kill must leave it to the next call
+            with written_atomically(best_file(out)) as beside:
+                shutil.copyfile(work / BEST, beside)
         save_curve(curve, curve_file(out))
-        save(out, figures)
-        if validation:
-            (work / BEST).replace(best_file(out))
         save_curve_picture(curve, out)
+        save(out, figures)  # last: it completes them
         if tracker:
             tracker.write(figures, "validation")
     return figures

@@ -14,12 +14,13 @@ from filelock import FileLock, Timeout
 from command.errors import RequestError
 from command.files import flush, flush_entry, make_folder, sha256_of, write_json
 
-__all__ = ["filled_folder", "generated", "locked", "training_folder"]
+__all__ = ["filled_folder", "generated", "is_begun", "locked", "training_folder"]
 
 _LOCK = ".lock"
 _SUM = ".sha256"
 """File in a generated folder that tells whether it is as it was generated."""
 _OLD = "old-"
+_RECORD = "config.json"
 _PARTIAL = ".partial"
 """Folder inside a filled one, on the same disk, so that moving its files is renaming."""
 
@@ -59,11 +60,11 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool, is_own
         RequestError: If another training works there, or the folder is from a training with other inputs and `force`
             is not given.
     """
-    folder = out.with_suffix(".training")
+    folder = _training_folder(out)
     if not is_owner:
         yield folder
         return
-    record, content = folder / "config.json", json.loads(json.dumps(made_from))
+    record, content = folder / _RECORD, json.loads(json.dumps(made_from))
     with locked(folder):
         is_described = record.is_file() or not any(folder.glob("*.pth"))
         if not is_described or (record.is_file() and _json_in(record) != content):
@@ -76,7 +77,17 @@ def training_folder(out: Path, made_from: Mapping[str, Any], force: bool, is_own
             folder.mkdir()
         write_json(record, content)
         yield folder
+        record.unlink()  # first: whatever a kill leaves of the rest is of no training
         shutil.rmtree(folder)
+
+
+def is_begun(out: Path) -> bool:
+    """Return whether a killed training left its folder: what exists of its files is its own, or was to be replaced."""
+    return (_training_folder(out) / _RECORD).is_file()
+
+
+def _training_folder(out: Path) -> Path:
+    return out.with_suffix(".training")
 
 
 def _json_in(path: Path) -> Any:

@@ -43,13 +43,14 @@ def train(
     with loading("torch and mmdet"):
         from classify.curve import curve_at_risk, curve_file, curve_picture_file
         from command.config import read_config
+        from command.folders import is_begun
         from detect.commands import train_to_file
         from detect.config import DetectorTraining
         from detect.detector_file import files_at_risk
     settings = read_config(config, overrides or (), DetectorTraining)
     out = model_output(out, Path("runs/detect") / f"{config.stem}.safetensors")
     mmdet = getattr(settings.start, "mmdet", None)
-    refuse_existing(force, *files_at_risk(out, mmdet), curve_picture_file(out), *curve_at_risk(out))
+    refuse_existing(force or is_begun(out), *files_at_risk(out, mmdet), curve_picture_file(out), *curve_at_risk(out))
     figures = train_to_file(settings, out, force, Console(stderr=True), launcher)
     if not figures:  # another process of the same training shows them
         return

@@ -78,8 +78,8 @@ def train_to_file(
         curve = curve.evaluated(figures)
         save_curve(curve, curve_file(out))
         made = {**made_from, **data_prints, **outcome(figures, settings.schedule)}
-        save_detector(out, detector, replace(card, provenance=made), mmdet)
         save_curve_picture(curve, out)
+        save_detector(out, detector, replace(card, provenance=made), mmdet)  # last: it completes them
         if tracker:
             tracker.write(figures, "validation")
     return figures
