@@ -77,7 +77,8 @@ def train_to_file(
             net, card = _start(settings, settings.data.check())
             schedule = _schedule(settings, card.backbone, console)
             model = TrainedClassifier(net, settings.objective, settings.objective.scores_of_teacher(card.classes))
-            made_from = origin(settings, settings.start.file, settings.data.fingerprints("train", "val"))
+            prints = settings.data.fingerprints("train", "val")
+            made_from = origin(settings, settings.start.file, prints, settings.objective.teacher)
             images = settings.data.placed(out.parent, side)
             method = settings.method.on(net, example_of(card)) if settings.method else None
         work = stack.enter_context(training_folder(out, made_from, force, group.is_first))

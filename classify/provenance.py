@@ -13,12 +13,18 @@ from command.files import sha256_of
 __all__ = ["origin", "outcome", "provenance"]
 
 
-def origin(settings: object, parent: Path | None, data: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a model is made from: the hash of the file it starts from, its config, its data's fingerprints."""
+def origin(
+    settings: object, parent: Path | None, data: Sequence[str] = (), teacher: Path | None = None
+) -> dict[str, Any]:
+    """Return what a model is made from: the hash of the file it starts from, its config, its data's fingerprints.
+
+    The hash of a teacher's file is there if there is one.
+    """
     return {
         "parent": sha256_of(parent) if parent else None,
         "config": to_jsonable_python(settings),
         "data": list(data),
+        **({"teacher": sha256_of(teacher)} if teacher else {}),
     }
 
 

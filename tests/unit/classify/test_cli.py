@@ -19,6 +19,7 @@ from classify.data import fingerprint
 from classify.provenance import origin
 from classify.pruning import prune_classifier
 from command.config import read_config
+from command.files import sha256_of
 from command.folders import training_folder
 
 ROOT = Path(__file__).parents[3]
@@ -238,14 +239,16 @@ def test_a_killed_training_finds_its_folder_again(tmp_path):
         assert (folder / "last_checkpoint").exists()
 
 
-@pytest.mark.parametrize("changed", ["config", "parent", "data"])
+@pytest.mark.parametrize("changed", ["config", "parent", "data", "teacher"])
 def test_another_training_does_not_resume_in_a_killed_ones_folder(tmp_path, changed):
-    out, parent = tmp_path / "net.safetensors", tmp_path / "parent.safetensors"
-    parent.write_bytes(b"old")
-    interrupt(out, origin(ShapesData(), parent, ["old"]))
-    if changed == "parent":
-        parent.write_bytes(b"new")
-    other = origin(ShapesData(seed=int(changed == "config")), parent, ["new" if changed == "data" else "old"])
+    out, parent, teacher = (tmp_path / f"{name}.safetensors" for name in ("net", "parent", "teacher"))
+    for name in ("parent", "teacher"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"old")
+    interrupt(out, origin(ShapesData(), parent, ["old"], teacher))
+    if changed in ("parent", "teacher"):
+        (tmp_path / f"{changed}.safetensors").write_bytes(b"new")
+    data = ["new" if changed == "data" else "old"]
+    other = origin(ShapesData(seed=int(changed == "config")), parent, data, teacher)
     with (
         pytest.raises(ValueError, match=r"net\.training: left by a training with another config, start file or data"),
         training_folder(out, other, force=False),
@@ -264,6 +267,19 @@ def test_a_retrained_parent_is_noticed(trained, config, tmp_path):
     save_model(parent, net, replace(card, provenance={}))
     with pytest.raises(ValueError, match="left by a training with another config, start file or data"):
         invoke("train", path, "--out", out)
+
+
+def test_a_replaced_teacher_is_noticed(trained, config, tmp_path):
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "net.safetensors"
+    arguments = ("train", config, "--set", f"objective.teacher={str(teacher)!r}", "--out", out)
+    shutil.copy(trained[0], teacher)
+    invoke(*arguments)
+    assert read_card(out).provenance["teacher"] == sha256_of(teacher)
+    interrupt(out, {name: read_card(out).provenance[name] for name in ("parent", "config", "data", "teacher")})
+    net, card = load_classifier(trained[0])
+    save_model(teacher, net, replace(card, provenance={}))
+    with pytest.raises(ValueError, match="left by a training with another config, start file or data"):
+        invoke(*arguments)
 
 
 def prints(root):
