@@ -23,7 +23,7 @@ _BOUNDS = {
     "num_workers": Bounds(0, 1024),
     "lr_batch_size": Bounds(1, 65_536),
     "accumulate": Bounds(1, 65_536),
-    "ema": Bounds(0, 1, is_open=True),
+    "ema": Bounds(1e-9, 1 - 1e-9),  # at either end there is no average
 }
 
 
@@ -77,6 +77,8 @@ class Schedule:
             raise RequestError(f"accumulate: does not divide batch_size {self.batch_size}, got {self.accumulate}")
         if self.optimizer not in OPTIMIZERS:
             raise RequestError(f"optimizer: unknown, got {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
+        if self.compile is not None:
+            _check_backend(self.compile)
 
     @property
     def peak_lr(self) -> float:
@@ -109,3 +111,12 @@ class Schedule:
             del settings["momentum"]
         settings["warmup_iters"] = max(1, self.warmup_iters)  # the rate is at its peak from the start in both cases
         return settings
+
+
+def _check_backend(name: str) -> None:
+    """Raise RequestError if `torch.compile` has no such backend."""
+    import torch  # takes seconds, and few compile
+
+    if name not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging are tagged
+        known = ", ".join(torch.compiler.list_backends())
+        raise RequestError(f"compile: unknown backend, got {name!r}; expected one of {known}")

@@ -109,6 +109,22 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
         replace(PLAIN, accumulate=3)
 
 
+@pytest.mark.parametrize("ema", [0, 1, 1.0, True, 1e-20])
+def test_an_average_of_everything_or_nothing_is_refused(ema):
+    with pytest.raises(RequestError, match=rf"ema: out of range, got {ema}; expected at least 1e-09 and at most 0\.9"):
+        replace(PLAIN, ema=ema)
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones(command, tmp_path):
+    line = "compile: unknown backend, got 'nonsense'; expected one of cudagraphs, inductor"
+    with pytest.raises(RequestError, match=line):
+        replace(PLAIN, compile="nonsense")
+    out = tmp_path / "net.safetensors"
+    code, _, err = command("classify", "train", "resnet18_shapes", "--out", out, "--set", "schedule.compile=nonsense")
+    assert (code, line in err) == (2, True), err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_that_are_not_used_are_no_part_of_a_hash():
     assert not {"ema", "amp", "accumulate", "compile", "lr_batch_size"} & PLAIN.effective().keys()
     assert replace(PLAIN, ema=0.9).effective()["ema"] == 0.9
