@@ -17,7 +17,7 @@ from classify.curve import Curve, Epoch, Iteration
 from classify.tracking import Tracker
 from command.errors import WorkError
 
-__all__ = ["CurveKeeper", "EpochSeed", "Progress", "SharedStatistics"]
+__all__ = ["CurveKeeper", "EpochSeed", "Progress", "SharedStatistics", "StepAverage"]
 
 _CURVE, _KEPT_PER_EPOCH = "curve", 20
 """The curve's name in a checkpoint; how many iterations of an epoch it has, at most."""
@@ -44,6 +44,17 @@ class EpochSeed(Hook):
         set_random_seed((self.seed * 100_003 + runner.epoch + get_rank() * 7919) % 2**32)
         # parts that are left over at the end of an epoch make a step: no checkpoint has their gradients
         runner.optim_wrapper.initialize_count_status(runner.model, 0, len(runner.train_dataloader))
+
+
+class StepAverage(EMAHook):
+    """Averages the weights once a step; mmengine's own does once for every part of a batch."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
+    ) -> None:
+        """Update the average if the iteration ended with a step."""
+        if runner.optim_wrapper.should_update():
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
 
 class SharedStatistics(Hook):

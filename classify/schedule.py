@@ -55,7 +55,7 @@ class Schedule:
     amp: Literal["bf16", "fp16"] | None = None
     """Precision of convolutions and matrix products; fp16 on a GPU only. None = fp32."""
     ema: float | None = None
-    """Share of the averaged weights that stays in every iteration, as 0.9999; these are what is trained for in the end.
+    """Share of the averaged weights that stays in every step, as 0.9999; these are what is trained for in the end.
     None = no average."""
     channels_last: bool = False
     """Keep tensors with their channels last, which GPUs and some CPUs compute faster."""

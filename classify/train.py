@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_world_size, is_main_process
-from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset
 
 from classify.classifier_model import ClassifierModel, collate
 from classify.curve import Curve
-from classify.hooks import CurveKeeper, EpochSeed, Progress, SharedStatistics
+from classify.hooks import CurveKeeper, EpochSeed, Progress, SharedStatistics, StepAverage
 from classify.learning import MethodHook
 from classify.mmengine_runner import make_runner, silent
 from classify.optimization import optim_wrapper, param_scheduler
@@ -140,7 +139,7 @@ def fit(
     if schedule.channels_last:
         model.to(memory_format=torch.channels_last)
     keeper = CurveKeeper(progress, tracker)
-    averages = [EMAHook(momentum=1 - schedule.ema, update_buffers=True)] if schedule.ema else []
+    averages = [StepAverage(momentum=1 - schedule.ema, update_buffers=True)] if schedule.ema else []
     validations = [ValidationHook(validation, keeper, averages, schedule.num_workers)] if validation else []
     runner = make_runner(
         model,

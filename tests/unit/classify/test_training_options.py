@@ -43,13 +43,16 @@ def assert_close(one, other, **tolerance):
         torch.testing.assert_close(other[name], tensor, **tolerance)
 
 
-def test_the_average_is_exponential_from_the_first_step_on(trained):
-    steps, found = trained(replace(PLAIN, ema=0.75))
-    expected = steps[0]
-    for step in steps[1:]:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_is_exponential_from_the_first_step_on(trained, accumulate):
+    parts, found = trained(replace(PLAIN, ema=0.75, accumulate=accumulate))
+    first, *others = parts[accumulate - 1 :: accumulate]
+    assert len(others) == 3  # four steps, whatever the parts
+    expected = first
+    for step in others:
         expected = {name: 0.75 * expected[name] + 0.25 * step[name] for name in step}
     assert_close(expected, found)
-    assert any((found[name] != steps[-1][name]).any() for name in found)
+    assert any((found[name] != parts[-1][name]).any() for name in found)
 
 
 def test_an_average_goes_on_after_a_kill(trained):
