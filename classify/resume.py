@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
 from classify.checkpoint import UNREADABLE, torch_content
 from command.errors import WorkError, is_of_the_machine
@@ -36,6 +37,9 @@ class ResumableRunner(Runner):
                 super().save_checkpoint(out_dir, beside.name, *args, **kwargs)
             with written_atomically(_sum_file(path)) as beside:
                 beside.write_text(sha256_of(path))
+            for left in path.parent.glob(_sum_file(Path("epoch_*.pth")).name):  # mmengine deletes checkpoints alone
+                if not left.with_suffix("").exists():
+                    left.unlink()
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call the hooks; before a checkpoint is saved, reduce it to what resuming needs."""
@@ -56,6 +60,9 @@ class ResumableRunner(Runner):
         groups = self.optim_wrapper.state_dict()["param_groups"]
         if not _is_alike(groups, checkpoint["optimizer"]["param_groups"]):
             raise _refusal(filename, "another optimizer")
+        epoch, iteration = checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"]
+        if not 1 <= epoch <= self.max_epochs or iteration != epoch * len(self.train_dataloader):
+            raise _refusal(filename, f"epoch {epoch} of {self.max_epochs}, iteration {iteration}")
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         (self.model.module if is_model_wrapper(self.model) else self.model).load_state_dict(checkpoint["state_dict"])
         return checkpoint
@@ -68,6 +75,9 @@ class ResumableRunner(Runner):
         """
         try:
             super().load_or_resume()
+            state = self.optim_wrapper.optimizer.state
+            if not all(_is_state_of(parameter, found) for parameter, found in state.items()):
+                raise ValueError("state of other weights in its optimizer")
         except WorkError:
             raise
         except _UNFIT as error:
@@ -131,6 +141,11 @@ def _is_alike(fresh: Any, found: Any, is_counted: bool = False) -> bool:
             _is_alike(one, other, is_counted) for one, other in zip(fresh, found, strict=True)
         )
     return bool(abs(found) < _MOST_STEPS if is_counted else found == fresh)
+
+
+def _is_state_of(parameter: Tensor, state: dict[str, Any]) -> bool:
+    """Return whether an optimizer's state of a parameter holds single numbers and tensors of its shape alone."""
+    return all(value is None or value.shape in ((), parameter.shape) for value in state.values())
 
 
 def _refusal(path: object, reason: str) -> WorkError:
