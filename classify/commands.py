@@ -35,7 +35,7 @@ from classify.importing import import_classifier
 from classify.mmengine_runner import silent, using_threads
 from classify.objective import TrainedClassifier
 from classify.processes import processes
-from classify.provenance import origin, outcome
+from classify.provenance import origin, outcome, what_counts
 from classify.pruning import example_of, with_card
 from classify.schedule import Schedule
 from classify.tracking import tracked
@@ -81,7 +81,7 @@ def train_to_file(
             made_from = origin(settings, settings.start.file, prints, settings.objective.teacher)
             images = settings.data.placed(out.parent, side)
             method = settings.method.on(net, example_of(card)) if settings.method else None
-        work = stack.enter_context(training_folder(out, made_from, force, group.is_first))
+        work = stack.enter_context(training_folder(out, what_counts(made_from), force, group.is_first))
         stack.enter_context(using_threads(settings.num_threads))
         group.wait()
         progress = RunProgress(console if group.is_first else Console(quiet=True), [schedule.epochs, 0.2])

@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 from classify.schedule import Schedule
 from command.files import sha256_of
 
-__all__ = ["origin", "outcome", "provenance"]
+__all__ = ["origin", "outcome", "provenance", "what_counts"]
 
 
 def origin(
@@ -26,6 +26,13 @@ def origin(
         "data": list(data),
         **({"teacher": sha256_of(teacher)} if teacher else {}),
     }
+
+
+def what_counts(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a training must have in common with one that it goes on from: all but what changes no result."""
+    config = {name: value for name, value in made_from["config"].items() if name != "tracking"}
+    schedule = {name: value for name, value in config["schedule"].items() if name != "num_workers"}
+    return {**made_from, "config": {**config, "schedule": schedule}}
 
 
 def outcome(figures: Mapping[str, Any], schedule: Schedule | None = None) -> dict[str, Any]:

@@ -232,11 +232,23 @@ class _Seeded(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        seed = (int(self.seed) * 1_000_003 + index) % 2**32
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # not those of GPUs, which only compute
-        return self.dataset[index]
+        with _numbers_of((int(self.seed) * 1_000_003 + index) % 2**32):
+            return self.dataset[index]
+
+
+@contextlib.contextmanager
+def _numbers_of(seed: int) -> Iterator[None]:
+    """Draw the numbers of a seed in the block; what the training draws itself is the same whoever loads its images."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # not those of GPUs, which only compute
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def _resumption(work_dir: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from classify.curve import curve_file, save_curve
 from classify.curve_plot import save_curve_picture
 from classify.mmengine_runner import using_threads
 from classify.processes import processes
-from classify.provenance import origin, outcome
+from classify.provenance import origin, outcome, what_counts
 from classify.synthetic import SHAPES
 from classify.tracking import tracked
 from command.files import sha256_of
@@ -62,7 +62,7 @@ def train_to_file(
             config = [sha256_of(mmdet)] if mmdet else []  # what it builds is part of what is trained
             made_from = origin(settings, settings.start.file, [*prints, *config])
             train, val = _sets(data, card.preprocessing.image_hw, out.parent)
-        work = stack.enter_context(training_folder(out, made_from, force, group.is_first))
+        work = stack.enter_context(training_folder(out, what_counts(made_from), force, group.is_first))
         stack.enter_context(using_threads(settings.num_threads))
         group.wait()
         progress = RunProgress(console if group.is_first else Console(quiet=True), [settings.schedule.epochs, 0.2])
