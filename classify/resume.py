@@ -75,15 +75,19 @@ class ResumableRunner(Runner):
         """
         try:
             super().load_or_resume()
-            state = self.optim_wrapper.optimizer.state
-            if not all(_is_state_of(parameter, found) for parameter, found in state.items()):
-                raise ValueError("state of other weights in its optimizer")
+            if self._load_from:
+                self._check_optimizer()
         except WorkError:
             raise
         except _UNFIT as error:
             if is_of_the_machine(error):  # the checkpoint is good, the memory too small
                 raise
             raise _refusal(self._load_from, str(error)) from error
+
+    def _check_optimizer(self) -> None:
+        state = self.optim_wrapper.optimizer.state
+        if not all(_is_state_of(parameter, found) for parameter, found in state.items()):
+            raise ValueError("state of other weights in its optimizer")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
