@@ -67,7 +67,7 @@ def evaluate(
         Path | None,
         typer.Argument(
             help="Image folder with train/<class>/* and val/<class>/*, .npz file, or CIFAR as downloaded.",
-            show_default=False,
+            show_default="none",
         ),
     ] = None,
     data_option: Annotated[

@@ -12,6 +12,8 @@ __all__ = ["Liveness"]
 
 _BEAT_S, _LOST_S, _GRACE_S = 2.0, 40.0, 10.0
 """Seconds between two signs of life; without one until a process counts as lost; that this one has to end by itself."""
+_STORE_S = 20.0
+"""Seconds that a call of the store may take."""
 
 
 class Liveness:
@@ -21,11 +23,12 @@ class Liveness:
         self._rank, self._others = rank, [other for other in range(size) if other != rank]
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # a connection of its own: another thread may wait in that of the process group
-        self._store = TCPStore(*address, wait_for_workers=False, timeout=timedelta(seconds=20))
+        self._store = TCPStore(*address, wait_for_workers=False, timeout=timedelta(seconds=_STORE_S))
         attempt = (os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))
         self._place = "/".join(("espalier", *attempt))
         self._is_over = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
 
     def tell(self, error: BaseException) -> None:
         """Tell the others why this process ends."""
@@ -45,8 +48,9 @@ class Liveness:
         return "training: another of its processes ended without a word, got no answer; perhaps it was killed"
 
     def stop(self) -> None:
-        """Do not watch any more."""
+        """Do not watch any more; a thread that is in the store when Python ends would abort the process."""
         self._is_over.set()
+        self._watching.join(_STORE_S + 5)
 
     def _watch(self) -> None:
         reason = None

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 ORDERINGS = ("orderings=('prune_transfer', 'transfer_prune')", "controls=()")
 SMALL = ("calibration.num_batches=12", "skip=('layer3.*', 'layer4.*')")
-TRAINED = {"slimming": ("penalty=1e-3",), "soft_filters": (), "thinet": SMALL}
+TRAINED = {"slimming": ("penalty=1e-3",), "thinet": SMALL}
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -26,7 +26,7 @@ def test_a_method_is_one_line_of_an_experiment(espalier, tiny_arguments, tmp_pat
         ("transfer_prune", method),
     ]
     assert all(row["macs"] < dense["macs"] for row in slim)
-    epochs = {"slimming": (1, 2), "soft_filters": (2, 2), "thinet": (None, None)}[method]
+    epochs = {"slimming": (1, 2), "thinet": (None, None)}[method]
     pruned = ("prune_classifier", "prune_detector")
     assert tuple(row["train_epochs"].get(step) for row, step in zip(slim, pruned, strict=True)) == epochs
     assert all(read_card(tmp_path / "run" / row["model"]).prune_spec for row in slim)

@@ -273,10 +273,10 @@ def test_a_wrong_request_is_one_line_before_any_work(
     config, classifier, command, tmp_path, monkeypatch, overrides, message
 ):
     monkeypatch.chdir(tmp_path)
-    write_shapes(tmp_path / "five", 2, 2, 32, seed=0)
+    write_shapes(tmp_path / "five", 12, 12, 32, seed=0)
     for split in ("train", "val"):
         (tmp_path / "empty" / split / "a").mkdir(parents=True)
-        (tmp_path / "five" / split / "triangle").rmdir()
+        shutil.rmtree(tmp_path / "five" / split / "triangle")
     options = [word for text in overrides for word in ("--set", text)]
     code, out, err = command("prune", "sensitivity", config, classifier, "--out", "out", *options)
     assert (code, out) == (2, "")
