@@ -28,8 +28,10 @@ demo: install ## a whole experiment on generated data, on any machine
 quick: install ## the tests that take seconds
 	$(PYTEST) tests -m "not slow"
 
+# In two runs: a process that had run the tests of experiment and prune ended without a word in those of deploy.
 test: install ## all tests
-	$(PYTEST) tests
+	$(PYTEST) tests --ignore=tests/unit/experiment --ignore=tests/unit/prune
+	$(PYTEST) tests/unit/experiment tests/unit/prune
 
 fuzz: install ## read files that are damaged at random, for minutes; make test does so with few of them
 	$(PYTEST) tests/fuzz --hypothesis-profile fuzz
