@@ -80,7 +80,7 @@ def _draw_losses(axes: Axes, curve: Curve) -> None:
 
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Draw a line for each name, whose last value stands in the legend."""
+    """Draw one line per name; the legend shows each line's last value."""
     for index, (name, points) in enumerate(lines.items()):
         look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         label = f"{drawable(name, 40)}: {points[-1][1]:.4g}"

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import load_classifier
+from classify.config import ClassifierTraining
 from classify.learning import Magnitude, Slimming, SoftFilters
 from classify.schedule import Schedule
 from classify.train import train_classifier
+from command.config import read_config
 
 PLAIN = Schedule(epochs=2, batch_size=4, lr=0.1, optimizer="SGD", momentum=0.9, warmup_iters=0, max_grad_norm=None)
 ONE_STEP = replace(PLAIN, epochs=1, batch_size=8, weight_decay=0.0, milestones=(1.0,))  # at a constant rate
@@ -114,6 +117,21 @@ def test_the_model_file_of_a_cutting_method_is_slim(invoke, tmp_path, name):
     assert sum(layer.out_channels for layer in net.modules() if isinstance(layer, nn.Conv2d)) < 8 * (5 + 10 + 20 + 40)
     assert card.provenance["config"]["method"]["type"] == name
     assert 0 <= json.loads(result.stdout)["top1"] <= 1
+
+
+@pytest.mark.parametrize("name", ["cifar_slimming", "cifar_soft_filters", "cifar_magnitude"])
+def test_a_shipped_method_trains_a_step_of_its_network(name):
+    settings = read_config(name, (), ClassifierTraining)
+    torch.manual_seed(0)
+    net = build_classifier(Architecture("resnet56_cifar", 10)).train()
+    method = settings.method.on(net, (torch.zeros(1, 3, 32, 32),))
+    net(torch.randn(4, 3, 32, 32)).sum().backward()
+    method.after_backward(net)
+    method.after_step(net, 0.1)
+    method.after_epoch(net, 0)
+    learned = settings.method.slim(method, net.eval())
+    num_weights = sum(weight.count_nonzero().item() for weight in (learned.model if learned else net).parameters())
+    assert num_weights < 0.8 * sum(weight.numel() for weight in net.parameters())
 
 
 @pytest.mark.parametrize(
