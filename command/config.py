@@ -8,7 +8,7 @@ import ast
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -26,6 +26,7 @@ __all__ = [
     "Seed",
     "Threads",
     "check_name",
+    "checked",
     "config_file",
     "read_config",
     "read_yaml_as_data",
@@ -100,11 +101,23 @@ def read_config(path: Path | str | None, overrides: Sequence[str], model: type[T
     raw = Config() if path is None else _read(config_file(path))
     for text in overrides:
         _set(raw, text)
-    adapter = TypeAdapter(model)
+    return checked(raw.to_dict(), TypeAdapter(model), "--set" if path is None else str(path))
+
+
+def checked(settings: Mapping[str, Any], adapter: "TypeAdapter[T]", subject: str) -> T:
+    """Return what settings describe.
+
+    Args:
+        settings: Names and values of fields.
+        adapter: Of a pydantic model or a dataclass.
+        subject: Start of the error message.
+
+    Raises:
+        RequestError: If a key is unknown or a value does not fit.
+    """
     try:
-        return adapter.validate_python(raw.to_dict())
+        return adapter.validate_python(settings)
     except ValidationError as error:
-        subject = "--set" if path is None else path
         raise RequestError(f"{subject}: {_one_line(error.errors(), adapter.json_schema())}") from error
 
 

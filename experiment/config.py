@@ -4,17 +4,27 @@ A config file is an mmengine Python config whose names are the fields of `Experi
 at the current folder.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, with_config
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+    with_config,
+)
 
 from classify.augmentation import Augmentation, CropShare
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.config import Backbone, Cap, FolderData, ShapesData
 from classify.image_data import AnyImages
 from classify.schedule import Schedule
-from command.config import Part, Seed, Threads, check_name
+from command.config import Part, Seed, Threads, check_name, checked
 from command.errors import RequestError
 from detect.config import CocoData, ScenesData
 from detect.model import DetectorSettings
@@ -50,6 +60,9 @@ __all__ = [
     "ShapesData",
     "Timing",
 ]
+
+MethodName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""Part of a row's name."""
 
 Control = Literal["dense_longer"]
 """What is trained besides, so that a difference is not taken for the effect of pruning."""
@@ -240,6 +253,15 @@ class PruneConfig(Cut):
 with_config(ConfigDict(extra="forbid"))(Pruning)
 
 
+_PRUNING = TypeAdapter(Pruning)
+
+
+def _varied(pruning: Pruning, name: str, changed: Mapping[str, Any]) -> Pruning:
+    """Return a method's pruning; raise RequestError if what is changed is no setting, or does not fit the rest."""
+    settings = {one.name: getattr(pruning, one.name) for one in fields(pruning)}
+    return checked({**settings, **changed}, _PRUNING, f"methods.{name}")
+
+
 class Timing(Part):
     """How time is taken."""
 
@@ -255,11 +277,14 @@ class ExperimentConfig(Part):
     """Also the name of the run's folder."""
     backbone: Backbone
     classification: Classification
-    detection: Detection
+    detection: Detection | None = None
+    """None: the classifiers are the result; they are not transferred, and `ordering` tells where weights come from."""
     pruning: Pruning = Pruning()
+    methods: dict[MethodName, dict[str, Any]] = Field({})
+    """Several methods side by side: the name of each in the rows, and what it has other than `pruning`."""
     latency: Timing = Timing()
     orderings: Annotated[tuple[str, ...], AfterValidator(_check_once)] = tuple(ORDERINGS)
-    """The dense reference is always run."""
+    """The dense reference is always run, and `transfer_prune` only with `detection`."""
     controls: Annotated[tuple[Control, ...], AfterValidator(_check_once)] = ()
     """`dense_longer`: the dense detector, trained once for the epochs of `detection.train` and `detection.finetune`
     together, as many as `transfer_prune` has. The schedule is that of `detection.train`, stretched."""
@@ -272,6 +297,16 @@ class ExperimentConfig(Part):
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_check_once)] = Field((0,), min_length=1)
     num_threads: Threads = 1
     """CPU threads of torch in every stage; weights depend on it. Times are taken with `latency.num_threads`."""
+
+    @field_validator("methods")
+    @classmethod
+    def _differ_from_pruning(
+        cls, methods: dict[str, dict[str, Any]], info: ValidationInfo
+    ) -> dict[str, dict[str, Any]]:
+        for name, changed in methods.items():
+            if "pruning" in info.data:
+                _varied(info.data["pruning"], name, changed)
+        return methods
 
     @field_validator("orderings")
     @classmethod
@@ -288,18 +323,45 @@ class ExperimentConfig(Part):
             )
         return controls
 
+    @model_validator(mode="after")
+    def _needs_detection(self) -> "ExperimentConfig":
+        """Raise RequestError for what only detectors have, where there are none."""
+        asked = self.orderings if "orderings" in self.model_fields_set else ()
+        needs = {
+            "orderings": "transfer_prune" in asked and "transfer_prune",
+            "controls": bool(self.controls) and ", ".join(self.controls),
+            "classification.data": isinstance(self.classification.data, CropsData) and "crops",
+        }
+        for name, got in needs.items():
+            if got and self.detection is None:
+                raise RequestError(f"{name}: not used without detection, got {got}; expected detection=dict(...)")
+        return self
+
+    @property
+    def prunings(self) -> dict[str, Pruning]:
+        """What is compared: the name of each method in the rows, and what it cuts."""
+        if not self.methods:
+            return {self.pruning.chosen_by: self.pruning}
+        return {name: _varied(self.pruning, name, changed) for name, changed in self.methods.items()}
+
+    @property
+    def detecting(self) -> Detection:
+        """How detectors learn, where there are any."""
+        assert self.detection is not None
+        return self.detection
+
     @property
     def added_epochs(self) -> int:
         """Epochs that the strict budget adds to a training from random weights."""
         return self.classification.finetune.epochs if self.strict_budget else 0
 
-    def learning_of(self, part: LearntPart) -> Schedule | None:
+    def learning_of(self, part: LearntPart, pruning: Pruning | None) -> Schedule | None:
         """Return the schedule of the training in which the method acts; None where it acts in none."""
         settings = self.classification if part == "classification" else self.detection
-        return (settings.learning or settings.train) if self.pruning.is_learned else None
+        return (settings.learning or settings.train) if settings and pruning and pruning.is_learned else None
 
     def with_longer_training(self) -> "ExperimentConfig":
         """Return the experiment that `dense_longer` is the dense row of."""
-        detection = self.detection
+        detection = self.detecting
         train = replace(detection.train, epochs=detection.train.epochs + detection.finetune.epochs)
         return self.model_copy(update={"detection": detection.model_copy(update={"train": train})})

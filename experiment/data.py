@@ -12,10 +12,10 @@ from detect.annotations import read_annotations
 from detect.crops import check_crops, crop_classes, write_crops
 from detect.data import CocoSet, fingerprint
 from detect.synthetic import write_scenes
-from experiment.config import CocoData, CropsData, ExperimentConfig, ScenesData
+from experiment.config import CocoData, CropsData, Detection, ExperimentConfig, ScenesData
 from experiment.stages import Figures, Stage, StageStore
 
-__all__ = ["Data", "Part", "check_data", "plan_data"]
+__all__ = ["Boxes", "Data", "Part", "check_data", "plan_data"]
 
 Place = TypeVar("Place", GivenImages, CocoSet)
 
@@ -37,25 +37,53 @@ class Part(Generic[Place]):
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """What detectors learn from and are evaluated on."""
+
+    train: Part[CocoSet]
+    val: Part[CocoSet]
+    classes: tuple[str, ...]
+    num_scenes: int
+    """How many images the detector trains on."""
+    num_objects: int
+    """About how many boxes are in them."""
+
+
+@dataclass(frozen=True)
 class Data:
     """All data of an experiment."""
 
     train_images: Part[GivenImages]
     val_images: Part[GivenImages]
-    train_boxes: Part[CocoSet]
-    val_boxes: Part[CocoSet]
     image_classes: tuple[str, ...]
-    box_classes: tuple[str, ...]
     num_images: int
     """About how many images the classifier trains on."""
-    num_scenes: int
-    """How many the detector trains on."""
+    boxes: Boxes | None
+    """None where there are no detectors."""
+
+    @property
+    def box_classes(self) -> tuple[str, ...]:
+        """What detectors find."""
+        assert self.boxes is not None
+        return self.boxes.classes
+
+    @property
+    def train_boxes(self) -> Part[CocoSet]:
+        """What detectors learn from."""
+        assert self.boxes is not None
+        return self.boxes.train
+
+    @property
+    def val_boxes(self) -> Part[CocoSet]:
+        """What detectors are evaluated on."""
+        assert self.boxes is not None
+        return self.boxes.val
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that make it, in an order in which they can run."""
-        parts = (self.train_boxes, self.val_boxes, self.train_images, self.val_images)
-        return tuple(part.stage for part in parts if part.stage)
+        boxes = (self.boxes.train, self.boxes.val) if self.boxes else ()
+        return tuple(part.stage for part in (*boxes, self.train_images, self.val_images) if part.stage)
 
 
 def check_data(config: ExperimentConfig) -> None:
@@ -65,7 +93,7 @@ def check_data(config: ExperimentConfig) -> None:
         MissingFileError: If a folder, annotation file or image is missing.
         RequestError: If something in it is wrong, or training and validation classes differ.
     """
-    boxes, images = config.detection.data, config.classification.data
+    boxes, images = config.detection and config.detection.data, config.classification.data
     classes = boxes.check() if isinstance(boxes, CocoData) else SHAPES
     if isinstance(images, ImageData):
         images.check()
@@ -82,52 +110,56 @@ def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
     Raises:
         RequestError: If an image of given data does not decode.
     """
-    train_boxes, val_boxes = _boxes(config, store, "train"), _boxes(config, store, "val")
-    box_classes, num_scenes, num_objects = _counted(config)
+    detection = config.detection
+    boxes = (
+        Boxes(_boxes(detection, store, "train"), _boxes(detection, store, "val"), *_counted(detection))
+        if detection
+        else None
+    )
     return Data(
-        _images(config, store, "train", train_boxes),
-        _images(config, store, "val", val_boxes),
-        train_boxes,
-        val_boxes,
-        _image_classes(config, box_classes),
-        box_classes,
-        _num_images(config, num_objects),
-        num_scenes,
+        _images(config, store, "train", boxes.train if boxes else None),
+        _images(config, store, "val", boxes.val if boxes else None),
+        _image_classes(config),
+        _num_images(config, boxes),
+        boxes,
     )
 
 
-def _boxes(config: ExperimentConfig, store: StageStore, split: Split) -> Part[CocoSet]:
-    data = config.detection.data
+def _boxes(detection: Detection, store: StageStore, split: Split) -> Part[CocoSet]:
+    data = detection.data
     if isinstance(data, CocoData):
         coco = data.train if split == "train" else data.val
         return Part(coco, fingerprint(coco), None)
-    stage = _scenes(data, config.detection.model.image_size_hw, split)
+    stage = _scenes(data, detection.model.image_size_hw, split)
     folder = store.folder(stage)
     return Part(CocoSet(folder / "instances.json", folder / "images"), None, stage)
 
 
-def _images(config: ExperimentConfig, store: StageStore, split: Split, boxes: Part[CocoSet]) -> Part[GivenImages]:
+def _images(
+    config: ExperimentConfig, store: StageStore, split: Split, boxes: Part[CocoSet] | None
+) -> Part[GivenImages]:
     data = config.classification.data
     if isinstance(data, GivenImages):
         return Part(data, data.fingerprint(split), None)
     if isinstance(data, ShapesData):
         stage = _shapes(data, config.classification.image_size, split)
     else:
+        assert boxes is not None
         stage = _crops(boxes, split)
     return Part(FolderData(type="folder", root=store.folder(stage)), None, stage)
 
 
-def _counted(config: ExperimentConfig) -> tuple[tuple[str, ...], int, int]:
+def _counted(detection: Detection) -> tuple[tuple[str, ...], int, int]:
     """Return the classes of the boxes, and how many images and about how many boxes the detector trains on."""
-    data = config.detection.data
+    data = detection.data
     if isinstance(data, ScenesData):
         return SHAPES, data.num_train, 3 * data.num_train
     rows = read_annotations(data.train.annotations)
     return tuple(row["name"] for row in rows["categories"]), len(rows["images"]), len(rows["annotations"])
 
 
-def _image_classes(config: ExperimentConfig, box_classes: tuple[str, ...]) -> tuple[str, ...]:
-    data, boxes = config.classification.data, config.detection.data
+def _image_classes(config: ExperimentConfig) -> tuple[str, ...]:
+    data, boxes = config.classification.data, config.detection and config.detection.data
     if isinstance(data, ImageData):
         return data.check()
     if isinstance(data, CropsData) and isinstance(boxes, CocoData):
@@ -136,12 +168,14 @@ def _image_classes(config: ExperimentConfig, box_classes: tuple[str, ...]) -> tu
     return SHAPES
 
 
-def _num_images(config: ExperimentConfig, num_objects: int) -> int:
+def _num_images(config: ExperimentConfig, boxes: Boxes | None) -> int:
     data = config.classification.data
     if isinstance(data, GivenImages):
         images: Any = data.images("train", config.classification.image_size)
         return len(images)
-    return data.num_train if isinstance(data, ShapesData) else num_objects
+    if isinstance(data, ShapesData):
+        return data.num_train
+    return boxes.num_objects if boxes else 0
 
 
 def _scenes(data: ScenesData, size_hw: tuple[int, int], split: Split) -> Stage:

@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from classify.checkpoint import load_classifier
+from classify.export import export_classifier
+from classify.pruning import example_of
 from command.files import write_json
 from deploy.deployment import ONNX_NAME, open_deployment
 from deploy.latency import measure_with_progress
@@ -18,7 +22,7 @@ from experiment.stages import Figures, Report, figures_in
 from experiment.steps import MODEL
 from prune.cost import cost_of
 
-__all__ = ["DETECTIONS", "RECORD", "export", "measure_latency"]
+__all__ = ["DETECTIONS", "RECORD", "export", "export_and_count", "measure_latency"]
 
 DETECTIONS = "detections.json"
 """COCO result rows of the exported graph on the validation set."""
@@ -40,6 +44,16 @@ def export(source: Path, val: CocoSet, folder: Path, num_threads: int, progress:
     rows = detected_rows(runner.run, runner.inputs["image"], val, progress)
     write_json(folder / DETECTIONS, rows)
     return {**coco_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
+
+
+def export_and_count(source: Path, folder: Path) -> Figures:
+    """Write the classifier in `source` as `espalier deploy export` does; return `macs` and `params` of its graph."""
+    model = source / MODEL
+    settings: dict[str, Any] = {"batch": 1, "precision": "fp32", "image": "float32"}
+    export_classifier(model, folder, **settings, config=settings)
+    net, card = load_classifier(model)
+    cost = cost_of(net, example_of(card))
+    return {"macs": cost.macs, "params": cost.params}
 
 
 def measure_latency(exports: Mapping[str, Path], settings: Timing, folder: Path, progress: Report) -> Figures:

@@ -17,9 +17,9 @@ from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import CONTROLS, ORDERINGS, steps
-from experiment.config import LEARNT_PARTS, RANK, ExperimentConfig, LearntPart
+from experiment.config import LEARNT_PARTS, RANK, ExperimentConfig, LearntPart, Pruning
 from experiment.data import Data, Part, plan_data
-from experiment.measuring import export, measure_latency
+from experiment.measuring import export, export_and_count, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
 from experiment.steps import STEPS, Job, parts_read
 
@@ -33,13 +33,20 @@ class Leaf:
     name: str
     ordering: str
     budget: str | None
-    prune_ratio: float
     seed: int
+    method: str | None = None
+    """Name of the method among those that are compared; None in the dense references, like `pruning`."""
+    pruning: Pruning | None = None
     chain: tuple[Stage, ...] = ()
     """Stages of its ordering, in order; the last one's model is exported."""
     evaluations: tuple[Stage, ...] = ()
     """Of its last classifier and of its detector, in PyTorch."""
     export: Stage | None = None
+
+    @property
+    def prune_ratio(self) -> float:
+        """Share of channels removed from every group."""
+        return (self.pruning and self.pruning.prune_ratio) or 0.0
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -69,20 +76,29 @@ def make_plan(config: ExperimentConfig, store: StageStore) -> Plan:
 def _bare_leaves(config: ExperimentConfig) -> Iterable[Leaf]:
     """Yield the planned rows, the dense references first, then their controls."""
     for ordering, seed in itertools.product(("dense", *config.controls), config.seeds):
-        yield Leaf(_row_name(config, ordering, None, 0.0, seed), ordering, None, 0.0, seed)
-    for seed, ratio in itertools.product(config.seeds, config.pruning.prune_ratios):
-        for ordering in (name for name in ORDERINGS if name in config.orderings and name != "dense"):
+        yield _named(Leaf(ordering, ordering, None, seed), config)
+    orderings = [name for name in ORDERINGS if name in config.orderings and _is_possible(name, config)]
+    for seed, (method, pruning) in itertools.product(config.seeds, config.prunings.items()):
+        for ratio, ordering in itertools.product(pruning.prune_ratios, orderings):
             for budget in config.budgets if ordering == "scratch_transfer" else ("finetune",):
-                yield Leaf(_row_name(config, ordering, budget, ratio, seed), ordering, budget, ratio, seed)
+                yield _named(Leaf(ordering, ordering, budget, seed, method, pruning.at(ratio)), config)
 
 
-def _row_name(config: ExperimentConfig, ordering: str, budget: str | None, ratio: float, seed: int) -> str:
-    parts = [ordering, *([budget] if budget else [])]
-    if len(config.pruning.prune_ratios) > 1 and budget:
-        parts.append(f"{ratio:g}")
-    if len(config.seeds) > 1:
-        parts.append(f"seed{seed}")
-    return "-".join(parts)
+def _is_possible(ordering: str, config: ExperimentConfig) -> bool:
+    return ordering != "dense" and (config.detection is not None or ordering != "transfer_prune")
+
+
+def _named(leaf: Leaf, config: ExperimentConfig) -> Leaf:
+    """Return the leaf with a name that tells it from the others."""
+    ratios = {ratio for pruning in config.prunings.values() for ratio in pruning.prune_ratios}
+    parts = [
+        leaf.ordering,
+        leaf.budget,
+        leaf.method if len(config.prunings) > 1 else None,
+        f"{leaf.prune_ratio:g}" if len(ratios) > 1 and leaf.budget else None,
+        f"seed{leaf.seed}" if len(config.seeds) > 1 else None,
+    ]
+    return replace(leaf, name="-".join(filter(None, parts)))
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,7 @@ class _Planner:
     config: ExperimentConfig
     store: StageStore
     data: Data
+    pruning: Pruning | None = None
 
     @cached_property
     def _weights_sha256(self) -> str | None:
@@ -98,19 +115,25 @@ class _Planner:
 
     def of(self, leaf: Leaf) -> "_Planner":
         """Return the leaf's planner: a control is the dense row of an experiment with other settings."""
-        return replace(self, config=self.config.with_longer_training()) if leaf.ordering in CONTROLS else self
+        config = self.config.with_longer_training() if leaf.ordering in CONTROLS else self.config
+        return replace(self, config=config, pruning=leaf.pruning)
 
     def grown(self, leaf: Leaf) -> Leaf:
         """Return the leaf with its stages."""
         chain: list[Stage] = []
-        for step in steps(leaf.ordering):
+        for step in self._steps(leaf.ordering):
             chain.append(self._step(step, leaf, chain[-1] if chain else None))
         last = [stage for stage in chain if stage.name.endswith("_classifier")][-1]
-        evaluations = (
-            self._step("evaluate_classifier", leaf, last),
-            self._step("evaluate_detector", leaf, chain[-1]),
-        )
-        return replace(leaf, chain=tuple(chain), evaluations=evaluations, export=self._export(chain[-1]))
+        evaluations = [self._step("evaluate_classifier", leaf, last)]
+        if self.config.detection:
+            evaluations.append(self._step("evaluate_detector", leaf, chain[-1]))
+        export = self._export(chain[-1]) if self.config.detection else self._export_classifier(last)
+        return replace(leaf, chain=tuple(chain), evaluations=tuple(evaluations), export=export)
+
+    def _steps(self, ordering: str) -> tuple[str, ...]:
+        """Return the steps of an ordering, up to the transfer where there are no detectors."""
+        named = steps(ordering)
+        return named if self.config.detection else named[: named.index("transfer")]
 
     def latency(self, leaves: tuple[Leaf, ...]) -> Stage:
         """Return the stage that times every exported detector, the first one being the reference."""
@@ -128,8 +151,8 @@ class _Planner:
 
     def _step(self, step: str, leaf: Leaf, parent: Stage | None) -> Stage:
         source = self.store.folder(parent) if parent else None
-        reads = parts_read(step, self.config, self.data)
-        job = Job(self.config, leaf.seed, leaf.prune_ratio, leaf.budget, self.data, source, reads)
+        reads = parts_read(step, self.config, self.pruning, self.data)
+        job = Job(self.config, leaf.seed, self.pruning, leaf.budget, self.data, source, reads)
 
         def work(folder: Path, progress: Report) -> Figures:
             with self._unchanged(step, reads, folder):
@@ -147,6 +170,15 @@ class _Planner:
 
         runtime = {"onnxruntime": installed_versions()["onnxruntime"], "num_threads": self.config.num_threads}
         return Stage("export", {**self._read((val,)), **runtime}, self._inputs((val,), parent), work, cost=9.0)
+
+    def _export_classifier(self, parent: Stage) -> Stage:
+        source = self.store.folder(parent)
+
+        def work(folder: Path, progress: Report) -> Figures:
+            return export_and_count(source, folder)
+
+        settings = {"onnxruntime": installed_versions()["onnxruntime"], "num_threads": self.config.num_threads}
+        return Stage("export_classifier", settings, (parent,), work, cost=3.0)
 
     @contextmanager
     def _unchanged(self, step: str, reads: tuple[Part[Any], ...], folder: Path) -> Iterator[None]:
@@ -169,7 +201,7 @@ class _Planner:
         if not any(part.fingerprint for part in reads):
             return None
         try:
-            now = parts_read(step, self.config, plan_data(self.config, self.store))
+            now = parts_read(step, self.config, self.pruning, plan_data(self.config, self.store))
         except (RequestError, OSError) as error:
             return f"{step}: its data was changed while it ran; {error}"
         if [part.fingerprint for part in now] == [part.fingerprint for part in reads]:
@@ -189,18 +221,8 @@ class _Planner:
         weights, share = config.backbone.weights, config.classification.crop_share
         drawn = config.classification.augmentation.effective()
         augmentation = {"augmentation": drawn} if drawn else {}  # defaults change no hash of earlier versions
-        pruning = to_jsonable_python(config.pruning.at(leaf.prune_ratio))
-        del pruning["prune_ratios"]
-        for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
-            pruning[name] = list(pruning[name].items())
-        if not config.pruning.needs_data or config.pruning.is_learned:
-            del pruning["calibration"]
-        if config.pruning.method == RANK:  # as in earlier versions
-            del pruning["method"]
-        if config.pruning.method != "slimming":
-            del pruning["penalty"], pruning["shift"]
-        if config.pruning.needs_data or config.pruning.criterion == "random":
-            pruning["seed"] = leaf.seed
+        pruning = self._pruning_settings(leaf.seed)
+        detecting: dict[str, dict[str, Any]] = self._detection_settings(leaf.seed, pruning) if config.detection else {}
         by_step: dict[str, dict[str, Any]] = {
             "train_classifier": {
                 "classes": self.data.image_classes,
@@ -219,22 +241,42 @@ class _Planner:
                 **augmentation,
             },
             "scratch_classifier": {"seed": leaf.seed, **augmentation, **self._budget_settings(leaf)},
-            "transfer": {
-                "model": asdict(config.detection.model),
-                "classes": self.data.box_classes,
-                "seed": leaf.seed,
-            },
-            "train_detector": {"schedule": config.detection.train.effective(), "seed": leaf.seed},
-            "prune_detector": {**pruning, **self._learning_settings("detection")},
-            "finetune_detector": {"schedule": config.detection.finetune.effective(), "seed": leaf.seed},
             "evaluate_classifier": {},
-            "evaluate_detector": {},
+            **detecting,
         }
         settings: dict[str, Any] = json.loads(json.dumps(by_step[step]))  # tuples as JSON has them
         return settings
 
+    def _detection_settings(self, seed: int, pruning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        detection = self.config.detecting
+        return {
+            "transfer": {"model": asdict(detection.model), "classes": self.data.box_classes, "seed": seed},
+            "train_detector": {"schedule": detection.train.effective(), "seed": seed},
+            "prune_detector": {**pruning, **self._learning_settings("detection")},
+            "finetune_detector": {"schedule": detection.finetune.effective(), "seed": seed},
+            "evaluate_detector": {},
+        }
+
+    def _pruning_settings(self, seed: int) -> dict[str, Any]:
+        """Return what a cut depends on; defaults change no hash of earlier versions."""
+        if self.pruning is None:
+            return {}
+        settings: dict[str, Any] = to_jsonable_python(self.pruning)
+        del settings["prune_ratios"]
+        for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
+            settings[name] = list(settings[name].items())
+        if not self.pruning.needs_data or self.pruning.is_learned:
+            del settings["calibration"]
+        if self.pruning.method == RANK:
+            del settings["method"]
+        if self.pruning.method != "slimming":
+            del settings["penalty"], settings["shift"]
+        if self.pruning.needs_data or self.pruning.criterion == "random":
+            settings["seed"] = seed
+        return settings
+
     def _learning_settings(self, part: LearntPart, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        schedule = self.config.learning_of(part)
+        schedule = self.config.learning_of(part, self.pruning)
         return {"schedule": schedule.effective(), **(more or {})} if schedule else {}
 
     def _budget_settings(self, leaf: Leaf) -> dict[str, Any]:
@@ -253,19 +295,19 @@ class _Planner:
     def _cost(self, step: str, leaf: Leaf) -> float:
         """Return seconds on one core for a small network; only the relation between steps matters."""
         c, d = self.config.classification, self.config.detection
-        height, width = d.model.image_size_hw
+        height, width = d.model.image_size_hw if d else (0, 0)
         classify = self.data.num_images * c.image_size**2 * 1.0e-6
         scratch = c.train.epochs * (2 if leaf.budget == "scratch_b" else 1) + self.config.added_epochs
-        detect = self.data.num_scenes * height * width * 1.5e-6
-        learning = {part: self.config.learning_of(part) for part in LEARNT_PARTS}
+        detect = self.data.boxes.num_scenes * height * width * 1.5e-6 if self.data.boxes else 0
+        learning = {part: self.config.learning_of(part, self.pruning) for part in LEARNT_PARTS}
         learnt = {part: schedule.epochs if schedule else 0 for part, schedule in learning.items()}
         costs = {
             "train_classifier": 0 if self.config.backbone.weights else c.train.epochs * classify,
             "finetune_classifier": c.finetune.epochs * classify,
             "scratch_classifier": scratch * classify,
-            "train_detector": d.train.epochs * detect,
+            "train_detector": d.train.epochs * detect if d else 0,
             "prune_classifier": learnt["classification"] * classify,
             "prune_detector": learnt["detection"] * detect,
-            "finetune_detector": d.finetune.epochs * detect,
+            "finetune_detector": d.finetune.epochs * detect if d else 0,
         }
         return 1.0 + costs.get(step, 0)

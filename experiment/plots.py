@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 
 from classify.curve_plot import over_epochs
 from deploy.text import drawable
+from experiment.comparison import SCORES, Comparison
 
-__all__ = ["FIGURES", "LossCurve", "Point", "accuracy_plot", "loss_plot", "speedup_plot"]
+__all__ = ["FIGURES", "LossCurve", "Point", "accuracy_plot", "comparison_plot", "loss_plot", "speedup_plot"]
 
-FIGURES = ("map", "latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction")
+FIGURES = ("latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction")
 
 # Drawn in this colour, then named `currentColor`: the page's text colour, light or dark.
 INK = "#010203"
@@ -34,6 +36,8 @@ STYLE = {
     "transfer_prune": ("#d55e00", "s"),
     "scratch_transfer": ("#009e73", "^"),
 }
+# Of ways to the weights of one method, in their order.
+WAY_STYLE = (("#0080c8", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
 # Of lines that have a colour in common.
 DASHES = ("-", "--", ":", "-.")
 # Possible places of a label around its marker: beside it first, which is easiest to read.
@@ -42,12 +46,12 @@ DIRECTIONS = [(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -
 
 @dataclass(frozen=True)
 class Point:
-    """One detector as the plots need it; `map_spread` is 0 where there is one seed."""
+    """One model as the plots need it; `spread` is that of the score, 0 where there is one seed."""
 
     label: str
     ordering: str
-    map: float
-    map_spread: float
+    score: float
+    spread: float
     latency_ms: float
     latency_p90_ms: float
     speedup: float
@@ -66,8 +70,8 @@ class LossCurve:
     losses: tuple[float, ...]
 
 
-def accuracy_plot(points: list[Point]) -> Markup:
-    """Return mAP against latency as SVG.
+def accuracy_plot(points: list[Point], score: str = "mAP (mean over IoU 0.50 to 0.95)") -> Markup:
+    """Return a score, as it is named, against latency as SVG.
 
     Whiskers reach from the median to the 90th percentile, and one standard deviation over seeds up and down.
     """
@@ -75,16 +79,16 @@ def accuracy_plot(points: list[Point]) -> Markup:
     for point in points:
         colour, marker = STYLE[point.ordering]
         tail = [[0.0], [_length(point.latency_ms, point.latency_p90_ms)]]
-        axes.errorbar(point.latency_ms, point.map, point.map_spread, tail, marker, color=colour, markersize=8)
+        axes.errorbar(point.latency_ms, point.score, point.spread, tail, marker, color=colour, markersize=8)
     axes.margins(0.25, 0.2)
     axes.set_xlabel("median latency (ms), whisker to the 90th percentile")
-    axes.set_ylabel("mAP (mean over IoU 0.50 to 0.95)")
+    axes.set_ylabel(score)
     axes.grid(color=INK, alpha=0.12)
     # Labels are placed in pixels, so the layout is fixed first.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     drawn, labels = {point: _covered(axes, point) for point in points}, list[Bbox]()
-    for point in sorted(points, key=lambda point: -point.map):
+    for point in sorted(points, key=lambda point: -point.score):
         labels += _place_label(axes, point, drawn, labels)
     return _svg(figure)
 
@@ -106,6 +110,39 @@ def speedup_plot(points: list[Point]) -> Markup:
     axes.plot([], [], "o", color=INK, label="measured speedup")
     axes.plot([], [], "o", color=INK, markerfacecolor="none", label="MAC reduction")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, handletextpad=0.2)
+    return _svg(figure)
+
+
+def comparison_plot(compared: Comparison) -> Markup:
+    """Return the score of every method, a line for each ratio and a marker for each way to its weights, as SVG."""
+    if not compared.lines:
+        return Markup("")
+    lines, num = compared.lines, len(compared.ways)
+    figure, axes = _figure(height_inches=1.4 + len(lines) * (0.22 + 0.1 * num))
+    for number, way in enumerate(compared.ways):
+        colour, marker = WAY_STYLE[number % len(WAY_STYLE)]
+        drawn = [(y, list(line.by_way[way].values())) for y, line in enumerate(lines) if way in line.by_way]
+        places = [y + 0.6 * ((number + 0.5) / num - 0.5) for y, _ in drawn]
+        means = [statistics.fmean(values) for _, values in drawn]
+        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in drawn]
+        axes.errorbar(
+            means, places, None, spreads, marker, color=colour, markersize=6, capsize=2, label=drawable(way, 48)
+        )
+    if compared.dense:
+        axes.axvline(statistics.fmean(compared.dense), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="dense")
+    axes.set_yticks(range(len(lines)), [drawable(f"{line.method}, {line.prune_ratio:g}", 48) for line in lines])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    for y in range(1, len(lines)):
+        axes.axhline(y - 0.5, color=INK, alpha=0.12, linewidth=1)
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlabel(f"{SCORES[compared.score]}, whiskers: standard deviation over seeds")
+    axes.grid(axis="x", color=INK, alpha=0.12)
+    legend = axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, handletextpad=0.4
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _svg(figure)
 
 
@@ -148,7 +185,7 @@ def _place_label(axes: Axes, point: Point, drawn: Mapping[Point, Bbox], labels: 
     Returns:
         The pixels that label and line take.
     """
-    at = (point.latency_ms, point.map)
+    at = (point.latency_ms, point.score)
     others = [*labels, *(box for other, box in drawn.items() if other != point)]
     label = _annotate(axes, point.label, at, (1, 0), 8)
     for distance, direction in itertools.product(range(8, 240, 8), DIRECTIONS):
@@ -191,7 +228,7 @@ def _move(label: Annotation, direction: tuple[int, int], points: float) -> None:
 def _covered(axes: Axes, point: Point) -> Bbox:
     """Return the pixels of the point's marker and whiskers."""
     right = point.latency_ms + _length(point.latency_ms, point.latency_p90_ms)
-    corners = [(point.latency_ms, point.map - point.map_spread), (right, point.map + point.map_spread)]
+    corners = [(point.latency_ms, point.score - point.spread), (right, point.score + point.spread)]
     return Bbox(axes.transData.transform(corners)).padded(4)
 
 

@@ -24,8 +24,8 @@ from rich.text import Text
 from command.errors import RequestError
 from command.files import written_atomically
 from deploy.text import latex_table, markdown, printable
-from detect.orderings import CONTROLS
 from experiment import plots, report_pictures
+from experiment.comparison import SCORES, UNCUT, comparison, score_of
 from experiment.loss_curves import Drawn, loss_curves
 from experiment.results import RESULTS, read_results
 
@@ -38,8 +38,6 @@ SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "M
 _EPOCHS = "epochs"
 _BY_TRAINING = ("train_epochs", "train_lr")
 """Keys of a row with a figure for each training."""
-_UNCUT = ("dense", *CONTROLS)
-"""Orderings of the dense network, in the order of their lines."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """Beginnings of a text that spreadsheets would run as a formula."""
 
@@ -59,11 +57,16 @@ class _Line:
     def place(self) -> int:
         """Place in the table: the dense detectors first."""
         ordering = self.first("ordering")
-        return _UNCUT.index(ordering) if ordering in _UNCUT else len(_UNCUT)
+        return UNCUT.index(ordering) if ordering in UNCUT else len(UNCUT)
 
     def first(self, key: str) -> Any:
         """Return the value of the key in the first row."""
         return self.rows[0][key]
+
+    @property
+    def score(self) -> str:
+        """Key of the figure that tells how good the models are."""
+        return score_of(self.rows)
 
     def values(self, key: str) -> list[float]:
         """Return the key's figure of every row that has one: the reference has no speedup interval."""
@@ -118,10 +121,12 @@ def table_text(results: dict[str, Any]) -> Table:
     """Return the table for a terminal: the device above it, the main finding below."""
     lines = _lines(results["rows"])
     columns = [column for column in _columns(lines) if column.header != _EPOCHS]  # below: 80 columns are full
-    epochs = "; ".join(f"{line.label} {line.both_epochs()}" for line in lines)
-    caption = Text(printable(f"{_finding(lines)} Epochs of classification and detection: {epochs}."))
+    caption = _finding(lines)
+    if lines[0].score == "map":
+        epochs = "; ".join(f"{line.label} {line.both_epochs()}" for line in lines)
+        caption += f" Epochs of classification and detection: {epochs}."
     title = Text(printable(_device_sentence(results)))
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table = Table(title=title, caption=Text(printable(caption)), box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for column in columns:
         header = Text(SHORT_HEADERS.get(column.header, column.header).replace(" ", "\n"))
         table.add_column(header, justify="right" if column.is_number else "left", overflow="fold")
@@ -142,7 +147,27 @@ def table_markdown(results: dict[str, Any]) -> str:
         ["---:" if column.is_number else "---" for column in columns],
         *([markdown(column.cell(line)) for column in columns] for line in lines),
     ]
-    return "\n".join([markdown(_device_sentence(results)), "", *(f"| {' | '.join(cells)} |" for cells in table), ""])
+    device = markdown(_device_sentence(results))
+    return "\n".join([device, "", *_piped(table), *_compared_markdown(results["rows"]), ""])
+
+
+def _piped(table: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in table]
+
+
+def _compared_markdown(rows: list[Row]) -> list[str]:
+    """Return the methods side by side, and the verdicts, where there are several."""
+    if not _has_methods(rows):
+        return []
+    compared = comparison(rows)
+    headers, *cells = ([markdown(cell) for cell in line] for line in compared.table())
+    rule = ["---", *("---:" for _ in headers[1:])]
+    return ["", *_piped([headers, rule, *cells]), "", markdown(compared.verdicts())]
+
+
+def _has_methods(rows: list[Row]) -> bool:
+    """Return whether methods are compared, or classifiers alone are the result."""
+    return score_of(rows) == "top1" or len({row["method"] for row in rows if row["method"]}) > 1
 
 
 def table_latex(results: dict[str, Any]) -> str:
@@ -159,30 +184,35 @@ def _lines(rows: list[Row]) -> list[_Line]:
     """Gather rows that differ only by seed, dense first, then its controls."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["ordering"], row["budget"], row["prune_ratio"]), []).append(row)
-    lines = [_Line(_label(group[0], _has_ratios(rows)), group) for group in groups.values()]
+        groups.setdefault(tuple(row[key] for key in ("ordering", "budget", "method", "prune_ratio")), []).append(row)
+    lines = [_Line(_label(group[0], rows), group) for group in groups.values()]
     return sorted(lines, key=lambda line: line.place)
 
 
-def _has_ratios(rows: list[Row]) -> bool:
-    return len({row["prune_ratio"] for row in rows if row["ordering"] not in _UNCUT}) > 1
+def _differing(rows: list[Row]) -> list[str]:
+    """Return what tells the slim rows apart, besides their seeds: keys of rows."""
+    slim = [row for row in rows if row["ordering"] not in UNCUT]
+    first = "ordering" if score_of(rows) == "map" else "method"
+    some = [key for key in ("method", "prune_ratio") if len({row[key] for row in slim}) > 1]
+    return list(dict.fromkeys((first, "budget", *some)))
 
 
-def _label(row: Row, has_ratios: bool) -> str:
-    ratio = f", {row['prune_ratio']}" if has_ratios else ""
-    return row["ordering"] if row["ordering"] in _UNCUT else f"{row['ordering']} ({row['budget']}{ratio})"
+def _label(row: Row, rows: list[Row]) -> str:
+    first, *rest = _differing(rows)
+    return row["ordering"] if row["ordering"] in UNCUT else f"{row[first]} ({', '.join(str(row[key]) for key in rest)})"
 
 
 def _columns(lines: list[_Line]) -> list[_Column]:
     rows = [row for line in lines for row in line.rows]
-    columns = [_text_column(key) for key in ("ordering", "budget", *(["prune_ratio"] if _has_ratios(rows) else []))]
+    score = score_of(rows)
+    columns = [_text_column(key) for key in _differing(rows)]
     if len({row["seed"] for row in rows}) > 1:
         columns.append(_Column("seeds", lambda line: ", ".join(str(row["seed"]) for row in line.rows), is_number=False))
     return [
         *columns,
         _Column(_EPOCHS, _Line.both_epochs),
-        _Column("mAP", lambda line: line.number("map", 3)),
-        _Column("AP50", lambda line: line.number("map50", 3)),
+        _Column(SCORES[score], lambda line: line.number(score, 3)),
+        *([_Column("AP50", lambda line: line.number("map50", 3))] if score == "map" else []),
         _scaled_column("MACs", "macs", ("G", "M"), lines),
         _scaled_column("params", "params", ("G", "M"), lines),
         _scaled_column("latency", "latency_ms", ("ms",), lines),
@@ -193,7 +223,13 @@ def _columns(lines: list[_Line]) -> list[_Column]:
 
 
 def _text_column(key: str) -> _Column:
-    return _Column(key, lambda line: "-" if line.first(key) is None else str(line.first(key)), is_number=False)
+    """Return the column of a text that all rows of a line share; the dense ones have no method, but are named."""
+
+    def cell(line: _Line) -> str:
+        name = line.first("ordering") if key == "method" and line.place < len(UNCUT) else line.first(key)
+        return "-" if name is None else str(name)
+
+    return _Column(key, cell, is_number=False)
 
 
 def _scaled_column(name: str, key: str, units: tuple[str, ...], lines: list[_Line]) -> _Column:
@@ -214,12 +250,13 @@ def _device_sentence(results: Mapping[str, Any]) -> str:
 
 
 def _finding(lines: list[_Line]) -> str:
-    """Return sentences: the slim detector with the highest mAP, its speedup, the control, and what is noise."""
-    dense, slim = lines[0], [line for line in lines if line.place == len(_UNCUT)]
+    """Return sentences: the slim model with the highest score, its speedup, the control, and what is noise."""
+    dense, slim = lines[0], [line for line in lines if line.place == len(UNCUT)]
     if not slim:
-        return "Only the dense detector was run."
-    best = max(slim, key=lambda line: (line.mean("map"), line.mean("speedup")))
-    accuracy = f"{best.label} reaches {best.number('map', 3)} mAP (dense: {dense.number('map', 3)})"
+        return "Only the dense network was run."
+    score = dense.score
+    best = max(slim, key=lambda line: (line.mean(score), line.mean("speedup")))
+    accuracy = f"{best.label} reaches {best.number(score, 3)} {SCORES[score]} (dense: {dense.number(score, 3)})"
     interval = "" if _interval(best) == "-" else f" (95% interval {_interval(best)})"
     doubt = ", no measured gain" if best.mean("speedup_low") <= 1 else ""
     gain = f"{best.number('speedup', 2)}x measured speedup{interval}{doubt}"
@@ -227,6 +264,9 @@ def _finding(lines: list[_Line]) -> str:
     if len(best.rows) > 1:
         noise = f"Means over {len(best.rows)} seeds ± sample standard deviation: differences of that size mean nothing."
     finding = f"{accuracy} at {gain}, with {best.number('mac_reduction', 2)}x fewer MACs. "
+    if score == "top1":
+        rows = [row for line in lines for row in line.rows]
+        return f"{finding}{comparison(rows).verdicts()} {noise}"
     return f"{_unequal(lines)}{finding}{_control(lines)}{noise}"
 
 
@@ -281,6 +321,7 @@ def _page(results: dict[str, Any], folder: Path) -> str:
     losses = partial(
         loss_curves, lines=[_drawn(line) for line in lines], files=results.get("curves", {}), folder=folder
     )
+    compared = comparison(results["rows"]) if _has_methods(results["rows"]) else None
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         results=results,
@@ -288,14 +329,17 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         finding=_finding(lines),
         columns=_columns(lines),
         lines=lines,
-        accuracy_plot=plots.accuracy_plot(points),
+        score=lines[0].score,
+        compared=compared,
+        comparison_plot=plots.comparison_plot(compared) if compared else "",
+        accuracy_plot=plots.accuracy_plot(points, *([] if lines[0].score == "map" else ["top-1 accuracy"])),
         speedup_plot=plots.speedup_plot(points),
         classifier_plot=plots.loss_plot(losses("classifier"), "nats"),
         detector_plot=plots.loss_plot(losses("detector"), "no unit"),
         pictures=drawn,
         legend=report_pictures.legend(drawn),
         least_score=report_pictures.LEAST_SCORE,
-        largest_gap=max(abs(line.mean("map") - line.mean("map_framework")) for line in lines),
+        largest_gap=max(abs(line.mean("map") - line.mean("map_framework")) for line in lines),  # NaN without mAP
         config_text=json.dumps(results["config"], indent=2, default=str, ensure_ascii=False),
     )
 
@@ -313,4 +357,5 @@ def _drawn(line: _Line) -> Drawn:
 
 def _point(line: _Line) -> plots.Point:
     figures = {key: line.mean(key) for key in plots.FIGURES}
-    return plots.Point(line.label, line.first("ordering"), map_spread=line.spread("map"), **figures)
+    score, spread = line.mean(line.score), line.spread(line.score)
+    return plots.Point(line.label, line.first("ordering"), score, spread, **figures)

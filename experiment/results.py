@@ -53,9 +53,10 @@ class _Row(_Checked):
     method: str | None
     prune_ratio: Annotated[float, Field(ge=0, lt=1)]
     seed: _Count
-    map: _Share
-    map50: _Share
-    map_framework: _Share
+    map: _Share | None
+    """None where classifiers are the result, like the next two."""
+    map50: _Share | None
+    map_framework: _Share | None
     top1: _Share | None
     macs: Annotated[_Count, Field(gt=0)]
     params: Annotated[_Count, Field(gt=0)]

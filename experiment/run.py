@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
 from classify.curve import CURVE
+from classify.image_data import GivenImages
 from classify.mmengine_runner import using_threads
 from classify.train import check_batch_size
 from command.errors import RequestError, WorkError
@@ -28,9 +30,9 @@ from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import new_detector
-from experiment.config import RANK, ExperimentConfig
+from experiment.config import RANK, CocoData, ExperimentConfig, Pruning
 from experiment.cutting import method_on
-from experiment.data import check_data
+from experiment.data import Data, check_data
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
 from experiment.report import write_report
@@ -122,14 +124,18 @@ def _about(config: ExperimentConfig, command: str) -> dict[str, Any]:
 def _check_backbone(config: ExperimentConfig) -> None:
     """Build and prune the network once with random weights, so that bad patterns and ratios fail before training."""
     net = build_classifier(Architecture(config.backbone.name, 2, config.backbone.base_channels))
-    weights, pruning = config.backbone.weights, config.pruning
+    weights = config.backbone.weights
     if weights:
         load_weights(net, read_weights(weights), str(weights), optional=HEADS)
     side = config.classification.image_size
     for schedule in (config.classification.train, config.classification.finetune):
         check_batch_size(net, side, schedule.batch_size)
+    for pruning in config.prunings.values():
+        _check_pruning(net, pruning, (torch.zeros(1, 3, side, side),))
+
+
+def _check_pruning(net: nn.Module, pruning: Pruning, example: tuple[torch.Tensor]) -> None:
     recipe = replace(pruning, criterion="l1", method=RANK) if pruning.needs_data else pruning  # no data is there yet
-    example = (torch.zeros(1, 3, side, side),)
     for ratio in pruning.prune_ratios:
         prune_model(net, example, recipe.at(ratio))
         if pruning.is_learned:
@@ -138,41 +144,52 @@ def _check_backbone(config: ExperimentConfig) -> None:
 
 def _check_detector(config: ExperimentConfig) -> None:
     """Build and export-check the detector once: a setting that only the last step refuses would waste all before it."""
-    backbone = Architecture(config.backbone.name, 1, config.backbone.base_channels)
-    detector, _ = new_detector(backbone, ("any",), config.detection.model, seed=0)
-    FixedShapeDetector(detector, config.detection.model.image_size_hw)
+    if config.detection:
+        model = config.detection.model
+        backbone = Architecture(config.backbone.name, 1, config.backbone.base_channels)
+        detector, _ = new_detector(backbone, ("any",), model, seed=0)
+        FixedShapeDetector(detector, model.image_size_hw)
 
 
 def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Path) -> dict[str, Any]:
     record = load_record(store.folder(plan.latency) / RECORD)
     times = store.figures(plan.latency)["rows"]
-    val = read_annotations(plan.data.val_boxes.place.annotations)
-    classes = [category["name"] for category in val["categories"]]
     return {
         # of the measurement, which may be older than this command
         "created": record.created.isoformat(),
         "git_commit": record.git_commit,
         "versions": record.versions,
         "wall_s": round(sum(store.wall_s(stage) for stage in plan.stages), 1),
-        "dataset": {
-            "name": Path(config.detection.data.root).name
-            if config.detection.data.type == "coco"
-            else "generated scenes",
-            "num_train": plan.data.num_scenes,
-            "num_val": len(val["images"]),
-            "classes": classes,
-        },
-        "rows": [_row(config, leaf, store, folder, times[leaf.name], record) for leaf in plan.leaves],
+        "dataset": _dataset(config, plan.data),
+        "rows": [_row(leaf, store, folder, times[leaf.name], record) for leaf in plan.leaves],
         "latency": _conditions(record),
-        "pictures": _pictures(plan, store, folder),
+        "pictures": _pictures(plan, store, folder) if plan.data.boxes else [],
         "notes": _notes(plan, store),
         "curves": {leaf.name: _curves(leaf, store, folder) for leaf in plan.leaves},
     }
 
 
-def _row(
-    config: ExperimentConfig, leaf: Leaf, store: StageStore, folder: Path, time_row: Mapping[str, Any], record: Record
-) -> dict[str, Any]:
+def _dataset(config: ExperimentConfig, data: Data) -> dict[str, Any]:
+    """Return what the results say of the data that the models are evaluated on."""
+    if data.boxes is None:
+        images: Any = data.val_images.place.images("val", config.classification.image_size)
+        name = _name_of(config.classification.data, "generated shapes")
+        return {"name": name, "num_train": data.num_images, "num_val": len(images), "classes": list(data.image_classes)}
+    val = read_annotations(data.boxes.val.place.annotations)
+    return {
+        "name": _name_of(config.detecting.data, "generated scenes"),
+        "num_train": data.boxes.num_scenes,
+        "num_val": len(val["images"]),
+        "classes": [category["name"] for category in val["categories"]],
+    }
+
+
+def _name_of(data: Any, generated: str) -> str:
+    paths = (data.root,) if isinstance(data, CocoData) else data.paths if isinstance(data, GivenImages) else ()
+    return Path(paths[0]).name if paths else generated
+
+
+def _row(leaf: Leaf, store: StageStore, folder: Path, time_row: Mapping[str, Any], record: Record) -> dict[str, Any]:
     assert leaf.export is not None
     exported = store.figures(leaf.export)
     figures = {stage.name: store.figures(stage) for stage in (*leaf.chain, *leaf.evaluations)}
@@ -180,12 +197,12 @@ def _row(
         "name": leaf.name,
         "ordering": leaf.ordering,
         "budget": leaf.budget,
-        "method": config.pruning.chosen_by if leaf.budget else None,
+        "method": leaf.method,
         "prune_ratio": leaf.prune_ratio,
         "seed": leaf.seed,
-        "map": exported["map"],
-        "map50": exported["map50"],
-        "map_framework": figures["evaluate_detector"]["map"],
+        "map": exported.get("map"),
+        "map50": exported.get("map50"),
+        "map_framework": figures.get("evaluate_detector", {}).get("map"),
         "top1": figures["evaluate_classifier"]["top1"],
         "macs": exported["macs"],
         "params": exported["params"],

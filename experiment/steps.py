@@ -48,13 +48,20 @@ class Job:
 
     config: ExperimentConfig
     seed: int
-    prune_ratio: float
+    pruning: Pruning | None
+    """What is cut, at one ratio; None in the dense reference."""
     budget: str | None
     data: Data
     source: Path | None
     """Folder of the step before; None for the first."""
     reads: tuple[Part[Any], ...] = ()
     """The parts of the data whose files it reads."""
+
+    @property
+    def cut(self) -> Pruning:
+        """What is cut."""
+        assert self.pruning is not None
+        return self.pruning
 
     @property
     def source_model(self) -> Path:
@@ -88,8 +95,8 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the classifier, after a training in which the method acts if it is one of those."""
     net, card = load_classifier(job.source_model)
-    pruning = job.config.pruning.at(job.prune_ratio)
-    schedule = job.config.learning_of("classification")
+    pruning = job.cut
+    schedule = job.config.learning_of("classification", pruning)
     if schedule:
         method = method_on(net, example_of(card), pruning, pruning)
         _learn_to_classify(job, folder, net, schedule, progress, method)
@@ -123,7 +130,7 @@ def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Build a new Faster R-CNN on the classifier's backbone."""
     _, source = load_classifier(job.source_model)
-    detector, card = new_detector(source.backbone, job.data.box_classes, job.config.detection.model, job.seed)
+    detector, card = new_detector(source.backbone, job.data.box_classes, job.config.detecting.model, job.seed)
     transfer(detector, read_weights(job.source_model), str(job.source_model))
     card = replace(card, spec=source.spec, provenance=_provenance(job, {}))
     save_detector(folder / MODEL, detector, card)
@@ -133,14 +140,14 @@ def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the detector that the transfer made."""
     detector, card = load_detector(job.source_model)
-    return _trained_detector(job, folder, detector, card, job.config.detection.train, progress)
+    return _trained_detector(job, folder, detector, card, job.config.detecting.train, progress)
 
 
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone, after a training in which the method acts if it is one of those."""
     detector, card = load_detector(job.source_model)
-    pruning = _in_trunk(job.config.pruning.at(job.prune_ratio), detector)
-    schedule = job.config.learning_of("detection")
+    pruning = _in_trunk(job.cut, detector)
+    schedule = job.config.learning_of("detection", pruning)
     if schedule:
         traced = TracedDetector(detector)
         method = method_on(traced, example_images(), in_detector(pruning, ("backbone",), traced), pruning)
@@ -160,7 +167,7 @@ def _epochs(schedule: Schedule | None) -> Figures:
 def _finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the slim detector on from its kept weights."""
     detector, card = load_detector(job.source_model)
-    return _trained_detector(job, folder, detector, card, job.config.detection.finetune, progress)
+    return _trained_detector(job, folder, detector, card, job.config.detecting.finetune, progress)
 
 
 def _evaluate_classifier(job: Job, folder: Path, progress: Report) -> Figures:
@@ -208,10 +215,10 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def parts_read(step: str, config: ExperimentConfig, data: Data) -> tuple[Part[Any], ...]:
+def parts_read(step: str, config: ExperimentConfig, pruning: Pruning | None, data: Data) -> tuple[Part[Any], ...]:
     """Return the parts of the data whose files a step reads."""
     is_given = step == "train_classifier" and config.backbone.weights is not None
-    if is_given or (step.startswith("prune_") and not config.pruning.needs_data):
+    if is_given or (step.startswith("prune_") and not (pruning and pruning.needs_data)):
         return ()
     return tuple(getattr(data, name) for name in _PARTS[step])
 

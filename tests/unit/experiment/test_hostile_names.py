@@ -172,7 +172,7 @@ def test_the_picture_of_a_study_can_be_drawn_with_any_name(hostile, tmp_path):
 
 def test_the_plots_of_the_report_can_be_drawn_with_any_label(hostile):
     figures = dict.fromkeys(plots.FIGURES, 1.0)
-    points = [plots.Point(label, "transfer_prune", map_spread=0.0, **figures) for label in (hostile, "b")]
+    points = [plots.Point(label, "transfer_prune", score=1.0, spread=0.0, **figures) for label in (hostile, "b")]
     curves = [plots.LossCurve(point.label, point.ordering, (1, 2), (2.0, 1.0)) for point in points]
     drawn = (
         (plots.accuracy_plot, points),

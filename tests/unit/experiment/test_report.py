@@ -304,7 +304,7 @@ def test_text_table_fits_80_columns_and_folds_orderings_last() -> None:
 
 def test_plots_are_wellformed_and_follow_the_page_colour() -> None:
     figures = dict.fromkeys(plots.FIGURES, 1.0)
-    points = [plots.Point(label, "transfer_prune", map_spread=0.0, **figures) for label in ("a <b> $x", "c")]
+    points = [plots.Point(label, "transfer_prune", score=1.0, spread=0.0, **figures) for label in ("a <b> $x", "c")]
     for svg in (plots.accuracy_plot(points), plots.speedup_plot(points)):
         texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
         assert {"a <b> $x", "c"} <= set(texts)
