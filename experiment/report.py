@@ -35,7 +35,7 @@ Row = dict[str, Any]
 UNITS = {"G": 1e9, "M": 1e6, "ms": 1.0}
 # So that the table fits a terminal of 80 columns; every word has its own line there.
 SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "MAC reduction (x)": "MACs cut (x)"}
-_EPOCHS = "epochs"
+_EPOCHS, _SEEDS = "epochs", "seeds"
 _BY_TRAINING = ("train_epochs", "train_lr")
 """Keys of a row with a figure for each training."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -85,8 +85,9 @@ class _Line:
         return sum(num for stage, num in self.first("train_epochs").items() if part in stage)
 
     def both_epochs(self) -> str:
-        """Return the epochs of classification and detection."""
-        return f"{self.epochs('classifier')}+{self.epochs('detector')}"
+        """Return the epochs of classification and detection, of the former alone where there is no detector."""
+        detector = f"+{self.epochs('detector')}" if self.score == "map" else ""
+        return f"{self.epochs('classifier')}{detector}"
 
     def number(self, key: str, decimals: int, unit: float = 1.0) -> str:
         """Return the mean in a unit, with the spread where the seeds differ."""
@@ -120,7 +121,8 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
 def table_text(results: dict[str, Any]) -> Table:
     """Return the table for a terminal: the device above it, the main finding below."""
     lines = _lines(results["rows"])
-    columns = [column for column in _columns(lines) if column.header != _EPOCHS]  # below: 80 columns are full
+    below = (_EPOCHS,) if lines[0].score == "map" else (_EPOCHS, _SEEDS)  # 80 columns are full
+    columns = [column for column in _columns(lines) if column.header not in below]
     caption = _finding(lines)
     if lines[0].score == "map":
         epochs = "; ".join(f"{line.label} {line.both_epochs()}" for line in lines)
@@ -207,7 +209,7 @@ def _columns(lines: list[_Line]) -> list[_Column]:
     score = score_of(rows)
     columns = [_text_column(key) for key in _differing(rows)]
     if len({row["seed"] for row in rows}) > 1:
-        columns.append(_Column("seeds", lambda line: ", ".join(str(row["seed"]) for row in line.rows), is_number=False))
+        columns.append(_Column(_SEEDS, lambda line: ", ".join(str(row["seed"]) for row in line.rows), is_number=False))
     return [
         *columns,
         _Column(_EPOCHS, _Line.both_epochs),
