@@ -29,6 +29,7 @@ from classify.class_order import best_names
 from classify.config import ClassifierTraining, Dense, Scratch
 from classify.curve import Curve, curve_file, save_curve
 from classify.curve_plot import save_curve_picture
+from classify.cut_training import train_and_cut
 from classify.evaluate import evaluate_classifier, predictions
 from classify.image_data import GivenImages
 from classify.importing import import_classifier
@@ -36,7 +37,7 @@ from classify.mmengine_runner import silent, using_threads
 from classify.objective import TrainedClassifier
 from classify.processes import processes
 from classify.provenance import origin, outcome, what_counts
-from classify.pruning import example_of, with_card
+from classify.pruning import example_of
 from classify.schedule import Schedule
 from classify.tracking import tracked
 from classify.train import train_classifier
@@ -48,8 +49,12 @@ from command.folders import training_folder
 from command.options import Launcher
 from command.progress import RunProgress
 from prune.cost import cost_of
+from prune.learn.method import Method
 
 __all__ = ["evaluate_file", "train_to_file"]
+
+_AFTER_CUT = "slim"
+"""Where the slim network is trained on, in the folder of the training that a method has ended."""
 
 
 def train_to_file(
@@ -76,7 +81,7 @@ def train_to_file(
         with group.first_one_first():
             net, card = _start(settings, settings.data.check())
             schedule = _schedule(settings, card.backbone, console)
-            model = TrainedClassifier(net, settings.objective, settings.objective.scores_of_teacher(card.classes))
+            teacher = settings.objective.scores_of_teacher(card.classes)
             prints = settings.data.fingerprints("train", "val")
             made_from = origin(settings, settings.start.file, prints, settings.objective.teacher)
             images = settings.data.placed(out.parent, side)
@@ -87,32 +92,40 @@ def train_to_file(
         progress = RunProgress(console if group.is_first else Console(quiet=True), [schedule.epochs, 0.2])
         val = images.images("val", side, crop_share=settings.crop_share)
 
-        def save(path: Path, figures: Mapping[str, Any], **more: int) -> None:
+        train = images.images("train", side, settings.augmentation)
+
+        def save(path: Path, net: nn.Module, card: ModelCard, figures: Mapping[str, Any], **more: int) -> None:
             save_model(path, net, replace(card, provenance={**made_from, **outcome(figures, schedule), **more}))
 
-        def save_best(curve: Curve) -> None:
-            save(work / BEST, curve.epochs[-1].figures, epoch=len(curve.epochs))
+        def train_on(net: nn.Module, card: ModelCard, method: Method | None, first_epoch: int) -> Curve:
+            def save_best(curve: Curve) -> None:
+                save(work / BEST, net, card, curve.epochs[-1].figures, epoch=curve.epochs[-1].epoch)
 
-        validation = Validation(settings.validate_every, val, save_best) if settings.validate_every else None
+            validation = Validation(settings.validate_every, val, save_best) if settings.validate_every else None
+            model = TrainedClassifier(net, settings.objective, teacher)
+            folder = work / _AFTER_CUT if first_epoch else work
+            about = (progress, model, tracker, validation, method, first_epoch)
+            return train_classifier(net, train, schedule, folder, settings.seed, *about)
+
         with progress.stage("train"):
-            train = images.images("train", side, settings.augmentation)
-            curve = train_classifier(
-                net, train, schedule, work, settings.seed, progress, model, tracker, validation, method
-            )
+            if settings.method and method:
+                net, card, curve = train_and_cut(net, card, settings.method, method, schedule.epochs, train_on)
+            else:
+                curve = train_on(net, card, None, 0)
         group.leave()
         if not group.is_first:
             return {}
-        if settings.method and method and (learned := settings.method.slim(method, net)):
-            net, card, _ = with_card(card, learned)
         with progress.stage("evaluate"):
-            figures = evaluate_classifier(net, val, work / "evaluation")
+            figures: dict[str, Any] = evaluate_classifier(net, val, work / "evaluation")
+        if settings.method and method:
+            figures |= settings.method.figures(method)
         curve = curve.evaluated(figures)
-        if validation:  # copied: a kill must leave it to the next call
+        if settings.validate_every:  # copied: a kill must leave it to the next call
             with written_atomically(best_file(out)) as beside:
                 shutil.copyfile(work / BEST, beside)
         save_curve(curve, curve_file(out))
         save_curve_picture(curve, out)
-        save(out, figures)  # last: it completes them
+        save(out, net, card, figures)  # last: it completes them
         if tracker:
             tracker.write(figures, "validation")
     return figures

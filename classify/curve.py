@@ -63,6 +63,10 @@ class Curve(_Part):
     """All of them; of a training that an earlier version of Espalier began, those since it was resumed."""
     iterations: tuple[Iteration, ...] = ()
 
+    def followed_by(self, later: "Curve") -> "Curve":
+        """Return the curve of a training that went on with another network."""
+        return Curve(epochs=(*self.epochs, *later.epochs), iterations=(*self.iterations, *later.iterations))
+
     def evaluated(self, figures: Mapping[str, Any]) -> "Curve":
         """Return the curve with validation figures at its last epoch; figures by class are left out."""
         flat = {name: figure for name, figure in figures.items() if not isinstance(figure, Mapping)}

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from classify.curve import Curve, Epoch, Iteration
 from classify.tracking import Tracker
 from command.errors import WorkError
 
-__all__ = ["CurveKeeper", "EpochSeed", "Progress", "SharedStatistics", "StepAverage"]
+__all__ = ["CurveKeeper", "EpochSeed", "LaterStart", "Progress", "SharedStatistics", "StepAverage"]
 
 _CURVE, _KEPT_PER_EPOCH = "curve", 20
 """The curve's name in a checkpoint; how many iterations of an epoch it has, at most."""
@@ -44,6 +45,28 @@ class EpochSeed(Hook):
         set_random_seed((self.seed * 100_003 + runner.epoch + get_rank() * 7919) % 2**32)
         # parts that are left over at the end of an epoch make a step: no checkpoint has their gradients
         runner.optim_wrapper.initialize_count_status(runner.model, 0, len(runner.train_dataloader))
+
+
+class LaterStart(Hook):
+    """Starts a training in the middle of its schedule: another network had the epochs before."""
+
+    def __init__(self, first_epoch: int) -> None:
+        self.first_epoch = first_epoch
+
+    def before_train(self, runner: Runner) -> None:
+        """Skip these epochs, unless the training is resumed in a later one."""
+        if runner.epoch >= self.first_epoch:
+            return
+        num_batches = len(runner.train_dataloader)
+        runner.train_loop._epoch = self.first_epoch
+        runner.train_loop._iter = self.first_epoch * num_batches
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Detected call of `scheduler.step"
+            )  # of schedulers ahead of the optimizer
+            for scheduler in runner.param_schedulers:
+                for _ in range(self.first_epoch * (1 if scheduler.by_epoch else num_batches)):
+                    scheduler.step()
 
 
 class StepAverage(EMAHook):

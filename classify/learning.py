@@ -4,19 +4,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from command.config import Part
+from command.notes import note
 from prune.choose.recipe import Recipe, check_ratio
+from prune.learn.early_bird import EarlyBird
 from prune.learn.magnitude import HeldMasks, Scope, magnitude_masks, two_of_four_masks
 from prune.learn.method import Learned, Method
 from prune.learn.slimming import NetworkSlimming, Shift
 from prune.learn.soft_filters import SoftFilterPruning
 
-__all__ = ["AnyLearning", "Learning", "Magnitude", "MethodHook", "Slimming", "SoftFilters"]
+__all__ = ["AnyLearning", "EarlyTicket", "Learning", "Magnitude", "MethodHook", "Slimming", "SoftFilters"]
 
 _METHOD = "method"
 """The name of a method's state in a checkpoint."""
@@ -40,6 +43,14 @@ class Learning(Part, ABC):
     def slim(self, method: Method, net: nn.Module) -> Learned | None:
         """Return what comes of the trained network; None where nothing is cut."""
         return None
+
+    def after_cut(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method | None:
+        """Return what acts on the slim network, where a settled method stopped the training of the dense one."""
+        return None
+
+    def figures(self, method: Method) -> dict[str, int | None]:
+        """Return what the method has found, by names of their own among the figures of the model."""
+        return {}
 
 
 class _Cutting(Learning):
@@ -80,6 +91,51 @@ class Slimming(_Cutting):
         return method.slim(net)
 
 
+class EarlyTicket(_Cutting):
+    """Early-bird ticket: slimming until its choice of channels settles; then the cut, and the rest of the training."""
+
+    type: Literal["early_bird"]
+    ratios: tuple[float, ...] = ()
+    """Shares of channels whose tickets are watched besides that of `prune_ratio`; only the latter is cut."""
+    penalty: float = Field(1e-4, gt=0, le=1e6)
+    """Weight of the BatchNorm scales' sum in the loss, before the cut and after it."""
+    window: int = Field(5, ge=2, le=1000)
+    """Masks of as many epochs are compared."""
+    tolerance: float = Field(0.1, ge=0, le=1)
+    """Largest share of channels in which the newest mask may differ from each of the others."""
+
+    @field_validator("ratios")
+    @classmethod
+    def _shares(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        for ratio in ratios:
+            check_ratio(ratio)
+        return ratios
+
+    def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
+        """Return the method."""
+        watched = sorted({self.prune_ratio, *self.ratios})
+        return EarlyBird(net, example, self._recipe, watched, self.window, self.tolerance, self.penalty)
+
+    def slim(self, method: Method, net: nn.Module) -> Learned | None:
+        """Return the slim network; one line says when it was cut."""
+        assert isinstance(method, EarlyBird)
+        found = method.drawn.get(self.prune_ratio)
+        when = "not found, cut at the end" if found is None else f"found after epoch {found + 1}, cut there"
+        if is_main_process():
+            note(f"early_bird: the ticket of {self.prune_ratio:g} was {when}")
+        return method.slim(net)
+
+    def after_cut(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method | None:
+        """Return the penalty: it stays on, as in the authors' code."""
+        return NetworkSlimming(net, example, Recipe(prune_ratio=0.0, skip=self.skip), self.penalty)
+
+    def figures(self, method: Method) -> dict[str, int | None]:
+        """Return the epoch, counted from 1, after which each ticket was found; None where the training ended before."""
+        assert isinstance(method, EarlyBird)
+        drawn = method.drawn
+        return {f"ticket_{ratio:g}": drawn[ratio] + 1 if ratio in drawn else None for ratio in method.ratios}
+
+
 class SoftFilters(_Cutting):
     """Soft Filter Pruning: the smallest filters are zeroed after every epoch, may come back, and are cut at the end."""
 
@@ -118,7 +174,7 @@ class Magnitude(Learning):
         return HeldMasks(net, masks)
 
 
-AnyLearning = Slimming | SoftFilters | Magnitude
+AnyLearning = Slimming | EarlyTicket | SoftFilters | Magnitude
 
 
 class MethodHook(Hook):
@@ -137,6 +193,7 @@ class MethodHook(Hook):
                 lambda *_: self.method.after_step(self.net, optimizer.param_groups[0]["lr"])
             ),
         )
+        runner.train_loop.stop_training = self.method.is_settled  # of a training that is resumed
 
     def after_train(self, runner: Runner) -> None:
         """Act no more."""
@@ -146,6 +203,7 @@ class MethodHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         """Let it look at the network, or change it."""
         self.method.after_epoch(self.net, runner.epoch)
+        runner.train_loop.stop_training = self.method.is_settled
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Put its state into the checkpoint."""

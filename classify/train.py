@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from classify.classifier_model import ClassifierModel, collate
 from classify.curve import Curve
-from classify.hooks import CurveKeeper, EpochSeed, Progress, SharedStatistics, StepAverage
+from classify.hooks import CurveKeeper, EpochSeed, LaterStart, Progress, SharedStatistics, StepAverage
 from classify.learning import MethodHook
 from classify.mmengine_runner import make_runner, silent
 from classify.optimization import optim_wrapper, param_scheduler
@@ -47,11 +47,13 @@ def train_classifier(
     tracker: Tracker | None = None,
     validation: Validation | None = None,
     method: Method | None = None,
+    first_epoch: int = 0,
 ) -> Curve:
     """Train `net` in place on (uint8 image (3, S, S), label) pairs; goes on from `work_dir` if it was interrupted.
 
     A last batch of a single image, which BatchNorm may refuse, is left out. `model` is `net` with another loss than
-    cross-entropy; `method` acts on `net`.
+    cross-entropy; `method` acts on `net`, and may end the training before its last epoch. It begins after
+    `first_epoch` epochs of the schedule.
 
     Raises:
         RequestError: As `check_batch_size`, and if there is only one image.
@@ -72,6 +74,7 @@ def train_classifier(
         tracker=tracker,
         validation=validation,
         acting=MethodHook(method, net) if method else None,
+        first_epoch=first_epoch,
     )
 
 
@@ -100,6 +103,7 @@ def fit(
     tracker: Tracker | None = None,
     validation: Validation | None = None,
     acting: MethodHook | None = None,
+    first_epoch: int = 0,
 ) -> Curve:
     """Train `model` in place, and return its curve.
 
@@ -116,6 +120,7 @@ def fit(
         tracker: Gets losses, rates and figures.
         validation: Of a `ClassifierModel`, during its training.
         acting: A pruning method on the network that it was made for.
+        first_epoch: Epochs of the schedule that are over; the curve begins after them.
 
     Raises:
         WorkError: If the loss or a weight becomes NaN or infinite.
@@ -151,6 +156,7 @@ def fit(
         optim_wrapper=optim_wrapper(schedule),
         param_scheduler=param_scheduler(schedule),
         custom_hooks=[
+            LaterStart(first_epoch),
             EpochSeed(seed),
             SharedStatistics(averages),
             *([acting] if acting else []),

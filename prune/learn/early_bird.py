@@ -31,7 +31,7 @@ class EarlyBird(NetworkSlimming):
     Args:
         model: As for `NetworkSlimming`, like all that is not named here.
         example_inputs: As there.
-        recipe: As there; its ratio is replaced by the one that is cut.
+        recipe: As there; the method is settled once the ticket of its ratio is drawn, where that is watched.
         ratios: Shares of channels removed that are watched, all different.
         window: Masks that are compared, at least 2.
         tolerance: Largest distance, of all places, [0, 1].
@@ -64,6 +64,11 @@ class EarlyBird(NetworkSlimming):
     def drawn(self) -> dict[float, int]:
         """Ratio -> the epoch after which its ticket was drawn, for those that were."""
         return {ratio: epoch for ratio, epoch in zip(self.ratios, self._drawn.tolist(), strict=True) if epoch >= 0}
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the ticket of the recipe's ratio is drawn."""
+        return self.recipe.prune_ratio in self.drawn
 
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         """Draw this epoch's masks, and compare them with those of the last epochs."""

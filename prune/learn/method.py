@@ -35,6 +35,11 @@ class Method:
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         """Look at the network, or change it, after an epoch; the first is 0."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what will be cut, so that the training can stop here and go on with the slim network."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs beside the network: tensors, numbers, and dicts of them."""
         return {}

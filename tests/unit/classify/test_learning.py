@@ -10,7 +10,7 @@ from torch import nn
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import load_classifier
 from classify.config import ClassifierTraining
-from classify.learning import Magnitude, Slimming, SoftFilters
+from classify.learning import EarlyTicket, Magnitude, Slimming, SoftFilters
 from classify.schedule import Schedule
 from classify.train import train_classifier
 from command.config import read_config
@@ -22,6 +22,7 @@ METHODS = {
     "slimming": Slimming(type="slimming", penalty=0.25),
     "soft_filters": SoftFilters(type="soft_filters"),
     "magnitude": Magnitude(type="magnitude", prune_ratio=0.75),
+    "early_bird": EarlyTicket(type="early_bird"),
 }
 CONFIG = """
 start = dict(type="dense", name="resnet18", base_channels=8)
@@ -119,7 +120,7 @@ def test_the_model_file_of_a_cutting_method_is_slim(invoke, tmp_path, name):
     assert 0 <= json.loads(result.stdout)["top1"] <= 1
 
 
-@pytest.mark.parametrize("name", ["cifar_slimming", "cifar_soft_filters", "cifar_magnitude"])
+@pytest.mark.parametrize("name", ["cifar_slimming", "cifar_early_bird", "cifar_soft_filters", "cifar_magnitude"])
 def test_a_shipped_method_trains_a_step_of_its_network(name):
     settings = read_config(name, (), ClassifierTraining)
     torch.manual_seed(0)
