@@ -129,16 +129,6 @@ def fit(
         dataset = _Seeded(
             DATASETS.build(loader["dataset"]) if isinstance(loader["dataset"], dict) else loader["dataset"]
         )
-    train_loader = {
-        "batch_size": _part_of_batch(schedule),
-        "num_workers": schedule.num_workers,
-        "persistent_workers": schedule.num_workers > 0,
-        "generator": torch.Generator(),  # a loader that starts its workers draws from the training's numbers otherwise
-        "pin_memory": torch.cuda.is_available(),
-        "sampler": {"type": "DefaultSampler", "shuffle": True},
-        **loader,
-        "dataset": dataset,
-    }
     if (num := len(dataset)) < schedule.batch_size and is_main_process():
         note(f"batch_size: more than there are images, got {schedule.batch_size}; a batch has all {num} of them")
     if schedule.channels_last:
@@ -151,7 +141,7 @@ def fit(
         work_dir,
         seed,
         scope,
-        train_dataloader=train_loader,
+        train_dataloader={**_loading(schedule), **loader, "dataset": dataset},
         train_cfg={"by_epoch": True, "max_epochs": schedule.epochs},
         optim_wrapper=optim_wrapper(schedule),
         param_scheduler=param_scheduler(schedule),
@@ -195,6 +185,18 @@ def _explained(schedule: Schedule) -> Iterator[None]:
                 "too little memory; lower schedule.num_workers or schedule.batch_size"
             ) from error
         raise
+
+
+def _loading(schedule: Schedule) -> dict[str, Any]:
+    """Return what mmengine's data loader takes besides the data."""
+    return {
+        "batch_size": _part_of_batch(schedule),
+        "num_workers": schedule.num_workers,
+        "persistent_workers": schedule.num_workers > 0,
+        "generator": torch.Generator(),  # a loader that starts its workers draws from the training's numbers otherwise
+        "pin_memory": torch.cuda.is_available(),
+        "sampler": {"type": "DefaultSampler", "shuffle": True},
+    }
 
 
 def _part_of_batch(schedule: Schedule) -> int:

@@ -1,4 +1,4 @@
-"""The commands `espalier prune CONFIG MODEL`, `prune show` and `prune sensitivity`."""
+"""The commands `espalier prune CONFIG MODEL`, `prune show`, `prune sensitivity` and `prune lottery`."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from command.options import (
 )
 from detect.mmdet_option import MmdetConfig
 
-__all__ = ["app", "apply", "sensitivity", "show"]
+__all__ = ["app", "apply", "lottery", "sensitivity", "show"]
 
 
 class _ApplyByDefault(TyperGroup):
@@ -135,3 +135,33 @@ def sensitivity(
     else:
         Console().print(table(figures))
     closing(f"wrote {out / PICTURE}, and its figures beside it", next_command(model, settings, figures))
+
+
+@app.command()
+def lottery(
+    config: Annotated[Path, typer.Argument(help="Config: a name, as lottery_shapes, or a file.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to write.", show_default="runs/lottery/<config>")
+    ] = None,
+    as_json: AsJson = False,
+    as_latex: AsLatex = False,
+) -> None:
+    """Train lottery tickets and their controls from random weights, or the unfinished rest of them; compare them."""
+    check_one_form(json=as_json, latex=as_latex)
+    with loading("torch and mmdet"):
+        from command.config import read_config
+        from deploy.text import latex_from_rich
+        from experiment.lottery import FIGURES, lottery_table, run_lottery
+        from experiment.lottery_config import LotteryConfig
+    settings = read_config(config, overrides or (), LotteryConfig)
+    out = out or Path("runs/lottery") / config.stem
+    figures = run_lottery(settings, out, Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1))
+    elif as_latex:
+        typer.echo(latex_from_rich(lottery_table(figures)), nl=False)
+    else:
+        Console().print(lottery_table(figures))
+    changed = [word for text in overrides or () for word in ("--set", text)]
+    closing(f"wrote {out / FIGURES}", ["espalier", "prune", "lottery", config, *changed, "--out", out, "--latex"])

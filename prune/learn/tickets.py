@@ -24,24 +24,30 @@ __all__ = ["Rewinding", "channel_control", "channel_ticket", "weight_control", "
 
 
 class Rewinding(Method):
-    """Keeps the network as it was after some steps of the optimizer, BatchNorms and buffers included.
+    """Keeps the network as it was after some steps of the optimizer or epochs, BatchNorms and buffers included.
 
     Args:
         model: At its start.
         iteration: A whole number; 0 is before the first step, as Frankle & Carbin rewind; a later one as in Frankle et
             al., Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020.
+        epochs: In its place, after so many epochs.
 
     Raises:
-        RequestError: If it is none.
+        RequestError: If it is none, or both are given.
 
     Source: Frankle & Carbin, The Lottery Ticket Hypothesis, ICLR 2019.
     """
 
-    def __init__(self, model: nn.Module, iteration: int = 0) -> None:
-        if not isinstance(iteration, int) or iteration < 0:
-            raise RequestError(f"iteration: no number of steps, got {iteration!r}; expected a whole one, 0 or more")
-        self.iteration, self._num_steps = iteration, 0
-        self._start: dict[str, Tensor] = _state_of(model) if iteration == 0 else {}
+    def __init__(self, model: nn.Module, iteration: int = 0, epochs: int = 0) -> None:
+        for name, number, unit in (("iteration", iteration, "steps"), ("epochs", epochs, "epochs")):
+            if not isinstance(number, int) or number < 0:
+                raise RequestError(f"{name}: no number of {unit}, got {number!r}; expected a whole one, 0 or more")
+        if iteration and epochs:
+            raise RequestError(
+                f"epochs: not used with an iteration, got {epochs} and {iteration}; expected one of them"
+            )
+        self.iteration, self.epochs, self._num_steps = iteration, epochs, 0
+        self._start: dict[str, Tensor] = {} if iteration or epochs else _state_of(model)
 
     @property
     def start(self) -> dict[str, Tensor]:
@@ -50,6 +56,8 @@ class Rewinding(Method):
         Raises:
             RequestError: If the training has not come that far.
         """
+        if not self._start and self.epochs:
+            raise RequestError(f"epochs: not reached, got {self.epochs}; expected at most those trained so far")
         if not self._start:
             raise RequestError(
                 f"iteration: not reached, got {self.iteration}; expected at most {self._num_steps}, the steps so far"
@@ -60,6 +68,11 @@ class Rewinding(Method):
         """Count the steps, and keep the network after the right one."""
         self._num_steps += 1
         if self._num_steps == self.iteration:
+            self._start = _state_of(model)
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Keep the network after the right epoch."""
+        if epoch + 1 == self.epochs:
             self._start = _state_of(model)
 
     def state_dict(self) -> dict[str, Any]:

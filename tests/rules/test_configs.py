@@ -11,6 +11,7 @@ from command.config import read_config
 from detect.config import DetectorTraining
 from detect.export_config import ExportConfig
 from experiment.config import ExperimentConfig, PruneConfig
+from experiment.lottery_config import LotteryConfig
 from experiment.sensitivity import SensitivityConfig
 from experiment.sweep import SweepConfig
 
@@ -20,6 +21,7 @@ KINDS = {
     "classify/": ClassifierTraining,
     "detect/": DetectorTraining,
     "prune/sensitivity_": SensitivityConfig,
+    "prune/lottery_": LotteryConfig,
     "prune/": PruneConfig,
     "deploy/sweep_": SweepConfig,
     "deploy/": ExportConfig,

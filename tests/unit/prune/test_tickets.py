@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,22 @@ def test_rewinding_to_an_early_iteration(net, same_state):
     train(again, steps=2)
     rewound = weight_ticket(net, rewinding.start, {})
     assert same_state(rewound, again)
+
+
+def test_rewinding_to_an_early_epoch():
+    net = nn.Linear(2, 1)
+    rewinding = Rewinding(net, epochs=2)
+    for epoch in range(3):
+        net.weight.data.fill_(float(epoch))
+        with pytest.raises(ValueError, match="epochs: not reached, got 2") if epoch < 2 else nullcontext():
+            rewinding.start  # noqa: B018  # it raises
+        rewinding.after_epoch(net, epoch)
+    assert rewinding.start["weight"].tolist() == [[1.0, 1.0]]
+
+
+def test_rewinding_to_both_is_refused(net):
+    with pytest.raises(ValueError, match="epochs: not used with an iteration, got 1 and 2"):
+        Rewinding(net, iteration=2, epochs=1)
 
 
 def test_iterative_pruning_leaves_the_power_of_the_share(net):
