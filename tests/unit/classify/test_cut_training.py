@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from classify.backbones import Architecture, build_classifier
-from classify.checkpoint import ModelCard, Preprocessing, load_classifier
+from classify.checkpoint import ModelCard, Preprocessing, load_classifier, read_card
 from classify.cut_training import train_and_cut
 from classify.learning import EarlyTicket
 from classify.schedule import Schedule
@@ -24,6 +24,7 @@ data = dict(type="shapes", num_train=12, num_val=6)
 image_size = 32
 schedule = dict(epochs=3, batch_size=6, lr=1e-3)
 method = dict(type="early_bird", window=2, tolerance=1.0, ratios=(0.3, 0.7))
+validate_every = 1
 """
 
 
@@ -121,8 +122,11 @@ def test_the_model_file_says_when_each_ticket_was_found(invoke, tmp_path):
     epochs = json.loads((tmp_path / "net.curve.json").read_text())["epochs"]
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
     assert epochs[-1]["figures"]["ticket_0.7"] == 2
+    best = read_card(tmp_path / "net-best.safetensors")
+    assert (best.prune_spec, best.provenance["epoch"]) == (card.prune_spec, 3)  # of the slim network's only epoch
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "c.py",
+        "net-best.safetensors",
         "net.curve.json",
         "net.curve.png",
         "net.safetensors",

@@ -67,6 +67,7 @@ def check_line(ran, *missing):
         "prune l1_half net.safetensors",
         "prune show resnet34-A",
         "prune sensitivity sensitivity_shapes net.safetensors",
+        "prune lottery lottery_shapes",
         "classify train resnet18_shapes",
         "classify eval net.safetensors photos",
         "detect train faster_rcnn_scenes",
