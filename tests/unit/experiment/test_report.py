@@ -282,7 +282,7 @@ def test_finding_claims_no_gain_within_the_interval(low: float, is_doubted: bool
 
 
 def test_finding_without_a_slim_row_reports_dense_only() -> None:
-    assert finding([DENSE]).startswith("Only the dense detector was run.")
+    assert finding([DENSE]).startswith("Only the dense network was run.")
 
 
 def printed(rows: list[dict[str, Any]], width: int) -> str:
