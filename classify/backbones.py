@@ -19,7 +19,8 @@ from torchvision.models.convnext import CNBlock
 from torchvision.models.resnet import ResNet
 from torchvision.models.vgg import cfgs, make_layers
 
-from classify.cifar import CifarResNet, cifar_vgg16
+from classify.cifar import CifarResNet, cifar_vgg16, cifar_vgg19
+from classify.preactivation import CifarDenseNet, CifarPreResNet
 from command.errors import RequestError
 from prune.cut.surgery import narrowed_model
 from prune.modes import evaluating
@@ -288,6 +289,10 @@ BACKBONES: dict[str, _Family] = {
     "resnet56_cifar": _cifar(partial(CifarResNet, 56), "linear"),
     "resnet110_cifar": _cifar(partial(CifarResNet, 110), "linear"),
     "vgg16_cifar": _cifar(cifar_vgg16, "classifier"),
+    "vgg19_cifar": _cifar(cifar_vgg19, "classifier"),
+    "preresnet110_cifar": _cifar(partial(CifarPreResNet, 110), "fc"),
+    "preresnet164_cifar": _cifar(partial(CifarPreResNet, 164), "fc"),
+    "densenet40_cifar": _cifar(partial(CifarDenseNet, 40), "fc"),
 }
 """Name in a config -> how to build it.
 

@@ -24,6 +24,7 @@ from command.errors import RequestError, WorkError, is_of_the_machine
 from command.files import existing_file, shown, written_atomically
 from deploy.ranges import check_finite
 from prune.cut.spec import PruneSpec
+from prune.selection import ChannelSelection
 
 __all__ = [
     "UNREADABLE",
@@ -238,7 +239,7 @@ def load_weights(
         RequestError: If a name or shape differs, or a weight is not a finite number of its kind.
     """
     own = model.state_dict()
-    fits = _fitting(model, renamed(weights, own, in_same_order), subject, optional)
+    fits = _fitting(model, {**_selecting_all(model), **renamed(weights, own, in_same_order)}, subject, optional)
     for name, tensor in fits.items():
         if own[name].is_floating_point() and not tensor.is_floating_point():
             raise RequestError(f"{subject}: weight {name} has no fractions, got {tensor.dtype}; expected real numbers")
@@ -247,6 +248,12 @@ def load_weights(
     fits = {name: tensor.to(own[name].dtype) for name, tensor in fits.items()}
     check_finite(subject, fits, "train again")
     model.load_state_dict(fits, strict=False)
+
+
+def _selecting_all(model: nn.Module) -> dict[str, Tensor]:
+    """Return the indices of selections that pass on all channels: others' weights of dense networks lack them."""
+    selections = {name: module for name, module in model.named_modules() if isinstance(module, ChannelSelection)}
+    return {f"{name}.index": one.index for name, one in selections.items() if len(one.index) == one.num_in}
 
 
 def check_weights(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], subject: str) -> None:

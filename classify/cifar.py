@@ -1,15 +1,17 @@
-"""Networks for the 32 x 32 images of CIFAR: the ResNets of He et al. and the VGG-16 of Liu et al."""
+"""Networks for the 32 x 32 images of CIFAR: the ResNets of He et al. and the VGGs of Liu et al."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-__all__ = ["CifarResNet", "cifar_vgg16"]
+__all__ = ["CifarResNet", "cifar_vgg16", "cifar_vgg19"]
 
 _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of the convolutions between two halvings of the feature map."""
+_VGG19 = (*_VGG16[:2], *((width,) * 4 for width in (256, 512, 512)))
 
 
 class CifarResNet(nn.Module):
@@ -48,20 +50,32 @@ def cifar_vgg16(num_classes: int) -> nn.Sequential:
 
     Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, cifar/l1-norm-pruning.
     """
+    hidden = (nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True))
+    return _vgg(_VGG16, nn.Sequential(*hidden, nn.Linear(512, num_classes)))
+
+
+def cifar_vgg19(num_classes: int) -> nn.Sequential:
+    """Return VGG-19 with BatchNorm, average pooling and a single linear layer, named as `cifar_vgg16`.
+
+    Source: Liu et al. as there, cifar/network-slimming.
+    """
+    return _vgg(_VGG19, nn.Linear(512, num_classes))
+
+
+def _vgg(stages: Iterable[tuple[int, ...]], classifier: nn.Module) -> nn.Sequential:
     layers: list[nn.Module] = []
     num_in = 3
-    for widths in _VGG16:
+    for widths in stages:
         for num_out in widths:
             layers += [_conv3x3(num_in, num_out), nn.BatchNorm2d(num_out), nn.ReLU(inplace=True)]
             num_in = num_out
         layers.append(nn.MaxPool2d(2))
-    hidden = (nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True))
     return nn.Sequential(
         OrderedDict(
             features=nn.Sequential(*layers[:-1]),
             avgpool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
-            classifier=nn.Sequential(*hidden, nn.Linear(512, num_classes)),
+            classifier=classifier,
         )
     )
 

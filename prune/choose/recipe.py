@@ -86,6 +86,9 @@ class Recipe:
     within_groups: bool = False
     """Cut channels within the groups of a convolution, the same of every group, in place of whole groups. Steps are
     finer where groups are few; channels are chosen less freely, and kernels change their shape."""
+    select_channels: bool = False
+    """Let every reader behind a channel selection choose among the channels of a sum or concatenation, which stays
+    whole; without this they go for all readers alike. See `prune.selection`."""
     norm_widths: bool = False
     """Also cut channels that are normalised together: by a LayerNorm, by a mean, deviation or norm over channels that
     keeps their dimension, within the groups of a GroupNorm (without this, whole groups go), or as inputs of a
@@ -120,7 +123,8 @@ class Recipe:
     @property
     def following(self) -> dict[str, bool]:
         """What decides how channels are followed, as options of `ChannelNodes`."""
-        return {"norm_widths": self.norm_widths, "within_groups": self.within_groups}
+        names = ("norm_widths", "within_groups", "select_channels")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def limit(self) -> tuple[str, int] | None:

@@ -16,6 +16,7 @@ from command.files import shown
 from prune.follow.groups import Group
 from prune.follow.layers import cut_dims, is_producer, own_widths
 from prune.held_tensors import modules_of
+from prune.selection import ChannelSelection
 
 __all__ = ["Layer", "LayerCut", "PruneSpec", "check_removed", "layer_of", "layer_widths"]
 
@@ -227,6 +228,8 @@ def layer_widths(layer: Layer) -> tuple[int, int]:
         return sizes[-1], sizes[0]
     if isinstance(layer, _BatchNorm):
         return layer.num_features, layer.num_features
+    if isinstance(layer, ChannelSelection):
+        return layer.num_in, len(layer.index)
     if is_producer(layer):
         num_in, num_out = (vars(layer)[key] for key in own_widths(layer))
         return num_in, num_out

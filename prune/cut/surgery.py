@@ -14,6 +14,7 @@ from prune.cut.spec import Layer, LayerCut, PruneSpec, layer_of, layer_widths
 from prune.follow.branches import without_branch
 from prune.follow.layers import cut_dims, is_layer, own_widths, weight_of
 from prune.private import bookkeeping
+from prune.selection import ChannelSelection
 
 __all__ = ["cut_tensors", "masked_model", "narrowed_model", "removed_of", "slim_model", "unchanged_widths"]
 
@@ -43,6 +44,8 @@ def _cut_model(model: nn.Module, spec: PruneSpec) -> nn.Module:
                 f"{shown(name)}: the spec is for another model, got {layer_widths(layer)} (in, out); "
                 f"expected {(cut.num_in, cut.num_out)}"
             )
+        if isinstance(layer, ChannelSelection):
+            cut_of[id(layer.index)] = layer.cut_index(_tensor(cut.kept_in), _tensor(cut.kept_out))
         for tensor, kept_by_dim in cut_tensors(layer, _tensor(cut.kept_in), _tensor(cut.kept_out)):
             cut_of[id(tensor)] = _selected(tensor, kept_by_dim)
     slim = copied(model, cut_of)
@@ -148,7 +151,7 @@ def cut_tensors(
         tensors = [(layer, {dim: kept[side] for side, dim in cut_dims(layer).items()})]
     elif isinstance(layer, _BatchNorm):
         tensors = [(t, {0: kept_out}) for t in (layer.weight, layer.bias, layer.running_mean, layer.running_var)]
-    elif isinstance(layer, nn.Module):
+    elif isinstance(layer, nn.Module) and not isinstance(layer, ChannelSelection):  # it is cut by its own method
         rows, columns = (kept_in, kept_out) if getattr(layer, "transposed", False) else (kept_out, kept_in)
         weight = weight_of(layer)
         if columns is not None and getattr(layer, "groups", 1) > 1:
@@ -199,6 +202,8 @@ def _store_number(slim: nn.Module, name: str, number: int) -> None:
 def _store_layer_widths(layer: Any, cut: LayerCut) -> None:
     if isinstance(layer, _BatchNorm):
         layer.num_features = layer.running_mean.shape[0] if layer.running_mean is not None else layer.weight.shape[0]
+    elif isinstance(layer, ChannelSelection):
+        layer.num_in = len(cut.kept_in) if cut.kept_in else layer.num_in
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight_of(layer).shape
     else:

@@ -80,6 +80,8 @@ class FollowingFunctions(TorchFunctionMode):
         if caller.rule:
             try:
                 caller.rule(self._channels, args, kwargs, out)
+            except NotImplementedError:  # it needs numbers, and there are shapes alone
+                raise
             except (LookupError, TypeError, ValueError, RuntimeError):  # a form that the rule does not handle
                 self._channels.pin_all(
                     (args, kwargs), f"passes through {caller.name}, whose channels cannot be followed"
@@ -140,6 +142,8 @@ def _rule(name: str, args: Any, kwargs: Any) -> Callable[..., None] | None:
         return _multi_head_attention
     if name == "scaled_dot_product_attention":  # what it is made of depends on the device
         return _attention
+    if name == "selected_channels":
+        return _selected
     if name == "adaptive_avg_pool2d":  # its as_strided_ changes the layout in memory alone
         return _pooled
     return _padded_in_a_circle if name == "pad" and "circular" in (*args, *kwargs.values()) else None
@@ -147,6 +151,24 @@ def _rule(name: str, args: Any, kwargs: Any) -> Callable[..., None] | None:
 
 def _pooled(channels: ChannelNodes, args: Any, kwargs: Any, out: Tensor) -> None:
     spatial(channels, "adaptive_avg_pool2d", [args[0] if args else kwargs["input"]], out)
+
+
+def _selected(channels: ChannelNodes, args: Any, kwargs: Any, out: Tensor) -> None:
+    """What is selected goes with what is read; or each selection has channels of its own, and what it reads stays."""
+    features, index = args
+    (batch, read, *places), (outputs,) = channels.dims(features), channels.dims(index)
+    assert outputs is not None
+    inputs = channels.opposite(outputs, features.shape[1])
+    assert inputs is not None
+    channels.join(inputs, read, CONSTANT)
+    if channels.select_channels:
+        channels.pin(inputs, _SELECTED)
+    else:
+        channels.join(outputs, inputs if len(index) == len(inputs) else inputs[index.cpu()], CONSTANT)
+    channels.carry(out, (batch, outputs, *places))
+
+
+_SELECTED = "read through channel selections, each of which chooses for itself"
 
 
 def _attention(channels: ChannelNodes, args: Any, kwargs: Any, out: Tensor) -> None:

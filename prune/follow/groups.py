@@ -20,6 +20,7 @@ from prune.follow.nodes import ChannelNodes, Side
 from prune.follow.trace import check_kind, traced
 from prune.held_tensors import modules_of
 from prune.private import Call, Inputs, bookkeeping
+from prune.selection import ChannelSelection
 
 __all__ = ["Group", "Member", "find_groups", "groups_of"]
 
@@ -81,6 +82,7 @@ def find_groups(
     unused: Sequence[str] = (),
     norm_widths: bool = False,
     within_groups: bool = False,
+    select_channels: bool = False,
 ) -> list[Group]:
     """Return every group of coupled channels, in the model's own order.
 
@@ -94,13 +96,14 @@ def find_groups(
         unused: See `Recipe`.
         norm_widths: See `Recipe`.
         within_groups: See `Recipe`.
+        select_channels: See `Recipe`.
 
     Raises:
         RequestError: If the forward pass fails on the example input, gives no tensor, or the model cannot be cut
             (TorchScript, exported, compiled, quantised, or lazy and never run).
     """
     check_kind(model)
-    options = {"norm_widths": norm_widths, "within_groups": within_groups}
+    options = {"norm_widths": norm_widths, "within_groups": within_groups, "select_channels": select_channels}
     return groups_of(model, traced(model, Call.of(example_inputs, example_kwargs), unused, **options))
 
 
@@ -180,7 +183,11 @@ def _components(num: int, joined: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def _producers(model: nn.Module, nodes: ChannelNodes) -> list[Side]:
     layers = modules_of(model)
-    return [side for side in nodes.sides if side.side == "out" and is_producer(layers.get(side.layer))]
+
+    def writes(layer: object) -> bool:
+        return is_producer(layer) or (nodes.select_channels and isinstance(layer, ChannelSelection))
+
+    return [side for side in nodes.sides if side.side == "out" and writes(layers.get(side.layer))]
 
 
 def _unreached(model: nn.Module, nodes: ChannelNodes) -> list[Group]:

@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
+from prune.selection import ChannelSelection
+
 __all__ = ["cut_dims", "is_layer", "is_producer", "own_widths", "vectors_of", "weight_of"]
 
 Place = tuple[str, Literal["out", "in"]]
@@ -25,7 +27,7 @@ def is_producer(module: object) -> TypeGuard[nn.Module]:
 
 def is_layer(module: nn.Module) -> bool:
     """Return whether surgery knows the module as a whole."""
-    return is_producer(module) or isinstance(module, _BatchNorm)
+    return is_producer(module) or isinstance(module, _BatchNorm | ChannelSelection)
 
 
 def _is_convolution(module: object) -> bool:

@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prune.follow.layers import cut_dims, is_producer, vectors_of, weight_of
 from prune.held_tensors import modules_of, tensors_in
+from prune.selection import ChannelSelection
 
 __all__ = ["Caller", "ChannelNodes", "Nodes", "Side"]
 
@@ -50,6 +51,7 @@ class ChannelNodes:
         model: Its parameters and buffers get nodes; nothing of it is changed.
         norm_widths: Channels that are normalised together may be cut.
         within_groups: Groups of a convolution lose the same channels each, in place of whole groups.
+        select_channels: What a channel selection passes on may be cut, and what it reads stays.
         whole_parts: Attributes that count parts, such as heads, which go as a whole.
     """
 
@@ -58,9 +60,11 @@ class ChannelNodes:
         model: nn.Module,
         norm_widths: bool = False,
         within_groups: bool = False,
+        select_channels: bool = False,
         whole_parts: Set[str] = frozenset(),
     ) -> None:
         self.norm_widths, self.within_groups, self.whole_parts = norm_widths, within_groups, whole_parts
+        self.select_channels = select_channels
         self.or_whole: dict[int, str] = {}
         """Node of a channel that goes from every part -> the attribute that counts these parts."""
         self.needs_whole: set[str] = set()
@@ -192,6 +196,10 @@ class ChannelNodes:
             nodes = self._new_side(name, "out", module.num_features)
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 self._own(tensor, name, (nodes,))
+        elif isinstance(module, ChannelSelection):
+            inputs, outputs = self._new_side(name, "in", module.num_in), self._new_side(name, "out", len(module.index))
+            self._own(module.index, name, (outputs,))
+            self._opposite[int(outputs[0])] = inputs
         for key, tensor in vectors_of(module).items():
             if not (isinstance(module, ParametrizationList) and tensor in self._owner):
                 self._register_tensor(f"{name}.{key}".lstrip("."), tensor)

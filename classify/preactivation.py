@@ -1,0 +1,129 @@
+"""Networks for the 32 x 32 images of CIFAR that normalise before they convolve: ResNet-164 and DenseNet-40.
+
+Every norm that reads a sum or a concatenation is behind a channel selection, so that Network Slimming can cut what
+each of them reads. Layers have the names of Eric-mingjie/rethinking-network-pruning, cifar/network-slimming, of which
+`select` is before its norm here.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from prune.selection import ChannelSelection
+
+__all__ = ["CifarDenseNet", "CifarPreResNet"]
+
+
+class _Normalized(nn.Module):
+    """Selects channels of what it reads, and normalises them; the base of all that begins so."""
+
+    def _read(self, num_in: int, norm: str = "bn1") -> None:
+        self.select = ChannelSelection(num_in)
+        setattr(self, norm, nn.BatchNorm2d(num_in))
+
+
+class CifarPreResNet(_Normalized):
+    """ResNet of bottlenecks with three stages of 64, 128 and 256 channels, each norm and ReLU before its convolution.
+
+    Args:
+        depth: 9n + 2, with n blocks per stage: 110, 164, ...
+        num_classes: Outputs.
+
+    Source: He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, section 4; shortcuts with a projection,
+    where widths change, as in Liu et al., Rethinking the Value of Network Pruning, ICLR 2019.
+    """
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        num_blocks = (depth - 2) // 9
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.layer1 = _stage(16, 16, num_blocks, stride=1)
+        self.layer2 = _stage(64, 32, num_blocks, stride=2)
+        self.layer3 = _stage(128, 64, num_blocks, stride=2)
+        self._read(256, "bn")
+        self.fc = nn.Linear(256, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, classes) for images (N, 3, H, W)."""
+        features = self.layer3(self.layer2(self.layer1(self.conv1(images))))
+        return self.fc(torch.relu(self.bn(self.select(features))).mean((2, 3)))
+
+
+class CifarDenseNet(_Normalized):
+    """DenseNet of three dense blocks; each layer is one convolution of 3 x 3, and transitions keep the width.
+
+    Args:
+        depth: 3n + 4, with n layers per block: 40, ...
+        num_classes: Outputs.
+        growth: Channels that each layer adds; the stem has twice as many.
+
+    Source: Huang et al., Densely Connected Convolutional Networks, CVPR 2017; the stem is that of Liu et al. (2019).
+    """
+
+    def __init__(self, depth: int, num_classes: int, growth: int = 12) -> None:
+        super().__init__()
+        num_layers = (depth - 4) // 3
+        num_in = 2 * growth
+        self.conv1 = nn.Conv2d(3, num_in, 3, padding=1, bias=False)
+        for block in (1, 2, 3):
+            layers = [_DenseLayer(num_in + i * growth, growth) for i in range(num_layers)]
+            setattr(self, f"dense{block}", nn.Sequential(*layers))
+            num_in += num_layers * growth
+            if block < 3:
+                setattr(self, f"trans{block}", _Transition(num_in))
+        self._read(num_in, "bn")
+        self.fc = nn.Linear(num_in, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, classes) for images (N, 3, H, W)."""
+        features = self.trans1(self.dense1(self.conv1(images)))
+        features = self.dense3(self.trans2(self.dense2(features)))
+        return self.fc(torch.relu(self.bn(self.select(features))).mean((2, 3)))
+
+
+class _Bottleneck(_Normalized):
+    def __init__(self, num_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self._read(num_in)
+        self.conv1 = nn.Conv2d(num_in, width, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.downsample: Callable[[Tensor], Tensor] = nn.Identity()
+        if num_in != 4 * width:
+            self.downsample = nn.Sequential(nn.Conv2d(num_in, 4 * width, 1, stride, bias=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        branch = self.conv1(torch.relu(self.bn1(self.select(features))))
+        branch = self.conv2(torch.relu(self.bn2(branch)))
+        branch = self.conv3(torch.relu(self.bn3(branch)))
+        return branch + self.downsample(features)
+
+
+class _DenseLayer(_Normalized):
+    def __init__(self, num_in: int, growth: int) -> None:
+        super().__init__()
+        self._read(num_in)
+        self.conv1 = nn.Conv2d(num_in, growth, 3, padding=1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        new = self.conv1(torch.relu(self.bn1(self.select(features))))
+        return torch.cat((features, new), 1)
+
+
+class _Transition(_Normalized):
+    def __init__(self, num_in: int) -> None:
+        super().__init__()
+        self._read(num_in)
+        self.conv1 = nn.Conv2d(num_in, num_in, 1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return avg_pool2d(self.conv1(torch.relu(self.bn1(self.select(features)))), 2)
+
+
+def _stage(num_in: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
+    rest = (_Bottleneck(4 * width, width, 1) for _ in range(num_blocks - 1))
+    return nn.Sequential(_Bottleneck(num_in, width, stride), *rest)
