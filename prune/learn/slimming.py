@@ -16,7 +16,7 @@ from prune.cut.spec import PruneSpec, layer_of
 from prune.cut.surgery import removed_of, slim_model
 from prune.cut.verify import fault_of
 from prune.follow.groups import find_groups
-from prune.learn.constants import fold_constants
+from prune.learn.constants import fold_constants, repeat_borders
 from prune.learn.equality import ROUNDING, largest_difference
 from prune.learn.method import Learned, Method, call_for
 from prune.private import Call, Inputs
@@ -63,7 +63,9 @@ class NetworkSlimming(Method):
             raise RequestError(f"penalty: no penalty, got {penalty}; expected a number above 0")
         if shift not in SHIFTS:
             raise RequestError(f"shift: unknown, got {shift!r}; expected one of {list(SHIFTS)}")
-        self.recipe = replace(recipe, criterion="bn_scale", reduction="mean", ranking="global")
+        self.recipe = replace(
+            recipe, criterion="bn_scale", reduction="mean", ranking="global", select_channels=True
+        )
         self.penalty, self.shift, self._example = penalty, shift, example_inputs
         call = call_for(model, example_inputs)
         self.norms = _norms(model, call, self.recipe)
@@ -136,8 +138,8 @@ def folded_model(masked: nn.Module, spec: PruneSpec, example_inputs: Inputs) -> 
     if (apart := largest_difference(before, padded, example_inputs)) > ROUNDING:
         raise RequestError(
             f"model: constants of removed channels are lost on the way, its slim copy differs by {apart:.2g} of the "
-            "largest output; expected plain layers, each read by one BatchNorm or with a bias of its own: skip the "
-            "layers before others, or let shifts be zeroed"
+            "largest output; expected plain layers, with a bias or followed by BatchNorms: skip the layers before "
+            "others, or let shifts be zeroed"
         )
     return slim, inexact
 
@@ -146,7 +148,7 @@ def _padded_by_copies(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
     """Return a copy whose layers pad with their border instead of zeros: folding a constant is exact there."""
     model = copied(model, {})
     for name in layers:
-        vars(layer_of(model, name))["padding_mode"] = "replicate"
+        repeat_borders(layer_of(model, name))
     return model
 
 

@@ -164,9 +164,7 @@ def test_shifts_of_a_residual_stream_are_folded_together(randomize):
 
 def test_shift_with_nowhere_to_go_is_refused(trained, x):
     net = trained(bias=False)
-    with pytest.raises(
-        ValueError, match="6: nothing can take the constant that it reads, got no bias and 0 BatchNorms"
-    ):
+    with pytest.raises(ValueError, match="constants of removed channels are lost on the way"):
         NetworkSlimming(net, (x,), HALF, shift="folded").slim(net)
 
 
@@ -209,11 +207,6 @@ class Reading(nn.Module):
         return self.read(self, self.b1(self.c1(x)).relu())
 
 
-class Scaled(nn.Conv2d):
-    def forward(self, x):
-        return nn.functional.conv2d(x, self.weight * 0.3, self.bias)
-
-
 class PadsItself(nn.Conv2d):
     def forward(self, x):
         return nn.functional.conv2d(nn.functional.pad(x, [1, 1, 1, 1]), self.weight, self.bias)
@@ -240,9 +233,19 @@ READINGS = {
     "weight of a layer": lambda: Reading(
         lambda net, x: nn.functional.linear(x.mean((2, 3)), net.fc.weight, net.fc.bias), fc=nn.Linear(8, 6)
     ),
-    "scaled": lambda: Reading(lambda net, x: net.c2(x), c2=Scaled(8, 6, 1)),
     "pads itself": lambda: Reading(lambda net, x: net.c2(x), c2=PadsItself(8, 6, 3)),
 }
+
+
+def test_a_bias_takes_what_a_layer_of_another_kind_makes_of_a_constant(trained, x):
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight * 0.3, self.bias)
+
+    net = trained()
+    net[6] = Scaled(4, 2, 1)
+    learned = NetworkSlimming(net, (x,), HALF, shift="folded").slim(net)
+    torch.testing.assert_close(learned.model.eval()(x), twin(net, REMOVED, "folded")(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", READINGS)
@@ -250,7 +253,7 @@ def test_a_constant_that_would_be_lost_is_refused_before_training(name):
     torch.manual_seed(1)
     net, x = READINGS[name](), torch.randn(2, 4, 9, 9)
     whole = [layer for layer in ("c2", "c3") if hasattr(net, layer) and hasattr(net, "b2")]
-    with pytest.raises(ValueError, match=r"lost on the way|nothing can take the constant"):
+    with pytest.raises(ValueError, match=r"lost on the way|nothing can take the constants"):
         NetworkSlimming(net, (x,), Recipe(prune_ratio=0.5, skip=whole), shift="folded")
 
 
