@@ -51,7 +51,7 @@ class ChannelSelection(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
         """Load the index; raise RequestError unless its channels exist, each once and in order."""
-        index = state.get(f"{prefix}index", self.index)
+        index = state.get(f"{prefix}index", self.index).flatten()
         if index.numel() and not (0 <= index[0] and index[-1] < self.num_in and (index[1:] > index[:-1]).all()):
             raise RequestError(
                 f"{shown(prefix)}index: selects no channels, got {shown(str(index.tolist()[:8]))}; "
@@ -64,6 +64,6 @@ def selected_channels(features: Tensor, index: Tensor) -> Tensor:
     """Return the channels of an index, (N, S, ...), of features (N, C, ...); without a copy where that is all."""
     if has_torch_function_unary(features):  # so that pruning can follow it as a whole
         return handle_torch_function(selected_channels, (features,), features, index)
-    if len(index) == features.shape[1]:
+    if index.shape[0] == features.shape[1]:
         return features[:]  # not the same tensor: what follows has channels of its own
     return features.index_select(1, index)

@@ -63,9 +63,7 @@ class NetworkSlimming(Method):
             raise RequestError(f"penalty: no penalty, got {penalty}; expected a number above 0")
         if shift not in SHIFTS:
             raise RequestError(f"shift: unknown, got {shift!r}; expected one of {list(SHIFTS)}")
-        self.recipe = replace(
-            recipe, criterion="bn_scale", reduction="mean", ranking="global", select_channels=True
-        )
+        self.recipe = replace(recipe, criterion="bn_scale", reduction="mean", ranking="global", select_channels=True)
         self.penalty, self.shift, self._example = penalty, shift, example_inputs
         call = call_for(model, example_inputs)
         self.norms = _norms(model, call, self.recipe)

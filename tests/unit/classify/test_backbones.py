@@ -228,7 +228,16 @@ def test_fresh_weights_forget_the_old_ones(name):
     for tensor in net.state_dict().values():
         tensor.fill_(99)
     initialize(net)
-    assert [n for n, tensor in net.state_dict().items() if (tensor == 99).any() or not tensor.isfinite().all()] == []
+    weights = {n: tensor for n, tensor in net.state_dict().items() if not n.endswith("select.index")}
+    assert [n for n, tensor in weights.items() if (tensor == 99).any() or not tensor.isfinite().all()] == []
+
+
+def test_fresh_weights_leave_what_each_norm_selects():
+    arch = Architecture("densenet40_cifar", 7, widths={"select": (456, 3), "bn": (3, 3), "fc": (3, 7)})
+    net = build_classifier(arch)
+    net.load_state_dict({"select.index": torch.tensor([2, 100, 455])}, strict=False)
+    initialize(net)
+    assert net.select.index.tolist() == [2, 100, 455]
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.BatchNorm2d(8), nn.LayerNorm(8)])

@@ -19,6 +19,16 @@ MODELS = {
     "resnet56_cifar": (853_018, 0.1255),
     "resnet110_cifar": (1_727_962, 0.2529),
     "vgg16_cifar": (14_987_722, 0.3135),
+    "vgg19_cifar": (20_035_018, 0.3981),
+    "preresnet110_cifar": (1_146_842, 0.1674),
+    "preresnet164_cifar": (1_703_258, 0.2476),
+    "densenet40_cifar": (1_059_298, 0.2829),
+}
+IN_TABLE = {
+    # of Network Slimming's code: millions of parameters, with one more per channel before each selection
+    "vgg19_cifar": (20.04, 0),
+    "preresnet164_cifar": (1.71, 16 + 17 * 64 + 64 + 17 * 128 + 128 + 17 * 256 + 256),
+    "densenet40_cifar": (1.07, sum(range(24, 456 + 1, 12)) + 168 + 312),
 }
 
 
@@ -39,6 +49,62 @@ def test_networks_have_the_published_cost(name, params, gmacs):
         cost = cost_of(build_classifier(Architecture(name, 10)), (torch.zeros(1, 3, 32, 32),))
     assert cost.params == params
     assert round(cost.macs / 1e9, 4) == gmacs
+
+
+@pytest.mark.parametrize(("name", "millions", "num_selected"), [(name, *figures) for name, figures in IN_TABLE.items()])
+def test_networks_of_network_slimming_have_its_parameters(name, millions, num_selected):
+    assert round((MODELS[name][0] + num_selected) / 1e6, 2) == millions
+
+
+def of_convs(*convs):
+    """Return parameters and MACs of convolutions without bias: kernel side, inputs, outputs, side of what they give."""
+    params = [kernel**2 * num_in * num_out for kernel, num_in, num_out, _ in convs]
+    return sum(params), sum(own * conv[3] ** 2 for own, conv in zip(params, convs, strict=True))
+
+
+@pytest.mark.parametrize("num_blocks", [12, 18])
+def test_preactivation_resnet_has_the_cost_counted_by_hand(num_blocks):
+    convs, num_normed, num_in = [(3, 3, 16, 32)], 256, 16
+    for width, side, last_side in ((16, 32, 32), (32, 16, 32), (64, 8, 16)):
+        convs.append((1, num_in, 4 * width, side))  # the shortcut
+        for block in range(num_blocks):
+            own_side = last_side if block == 0 else side  # the second convolution has the stride
+            convs += [(1, num_in, width, own_side), (3, width, width, side), (1, width, 4 * width, side)]
+            num_normed += num_in + 2 * width
+            num_in = 4 * width
+    params, macs = of_convs(*convs)
+    published = MODELS[f"preresnet{9 * num_blocks + 2}_cifar"]
+    assert (params + 2 * num_normed + 257 * 10, round((macs + 2560) / 1e9, 4)) == published
+
+
+def test_densenet_has_the_cost_counted_by_hand():
+    convs, num_normed, num_in = [(3, 3, 24, 32)], 456, 24
+    for side in (32, 16, 8):
+        for _ in range(12):
+            convs.append((3, num_in, 12, side))
+            num_normed += num_in
+            num_in += 12
+        if side > 8:
+            convs.append((1, num_in, num_in, side))  # before the pool
+            num_normed += num_in
+    params, macs = of_convs(*convs)
+    assert (params + 2 * num_normed + 457 * 10, round((macs + 4560) / 1e9, 4)) == MODELS["densenet40_cifar"]
+
+
+@pytest.mark.parametrize("name", ["preresnet110_cifar", "densenet40_cifar"])
+def test_weights_without_selections_load_into_a_dense_network(name):
+    torch.manual_seed(0)
+    net, other = (build_classifier(Architecture(name, 10)).eval() for _ in range(2))
+    weights = {key: tensor for key, tensor in other.state_dict().items() if not key.endswith("select.index")}
+    load_weights(net, weights, "file")
+    assert torch.equal(net(IMAGE), other(IMAGE))
+
+
+def test_a_slim_network_needs_its_selections():
+    net = build_classifier(Architecture("densenet40_cifar", 10, widths={"select": (456, 100), "bn": (100, 100)}))
+    weights = {key: tensor for key, tensor in net.state_dict().items() if key != "select.index"}
+    with pytest.raises(ValueError, match=r"of another architecture, select\.index got nothing"):
+        load_weights(net, weights, "file")
 
 
 @pytest.mark.parametrize(
