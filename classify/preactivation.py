@@ -5,8 +5,6 @@ each of them reads. Layers have the names of Eric-mingjie/rethinking-network-pru
 `select` is before its norm here.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
@@ -16,15 +14,7 @@ from prune.selection import ChannelSelection
 __all__ = ["CifarDenseNet", "CifarPreResNet"]
 
 
-class _Normalized(nn.Module):
-    """Selects channels of what it reads, and normalises them; the base of all that begins so."""
-
-    def _read(self, num_in: int, norm: str = "bn1") -> None:
-        self.select = ChannelSelection(num_in)
-        setattr(self, norm, nn.BatchNorm2d(num_in))
-
-
-class CifarPreResNet(_Normalized):
+class CifarPreResNet(nn.Module):
     """ResNet of bottlenecks with three stages of 64, 128 and 256 channels, each norm and ReLU before its convolution.
 
     Args:
@@ -42,7 +32,8 @@ class CifarPreResNet(_Normalized):
         self.layer1 = _stage(16, 16, num_blocks, stride=1)
         self.layer2 = _stage(64, 32, num_blocks, stride=2)
         self.layer3 = _stage(128, 64, num_blocks, stride=2)
-        self._read(256, "bn")
+        self.select = ChannelSelection(256)
+        self.bn = nn.BatchNorm2d(256)
         self.fc = nn.Linear(256, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,7 +42,7 @@ class CifarPreResNet(_Normalized):
         return self.fc(torch.relu(self.bn(self.select(features))).mean((2, 3)))
 
 
-class CifarDenseNet(_Normalized):
+class CifarDenseNet(nn.Module):
     """DenseNet of three dense blocks; each layer is one convolution of 3 x 3, and transitions keep the width.
 
     Args:
@@ -65,16 +56,16 @@ class CifarDenseNet(_Normalized):
     def __init__(self, depth: int, num_classes: int, growth: int = 12) -> None:
         super().__init__()
         num_layers = (depth - 4) // 3
-        num_in = 2 * growth
-        self.conv1 = nn.Conv2d(3, num_in, 3, padding=1, bias=False)
-        for block in (1, 2, 3):
-            layers = [_DenseLayer(num_in + i * growth, growth) for i in range(num_layers)]
-            setattr(self, f"dense{block}", nn.Sequential(*layers))
-            num_in += num_layers * growth
-            if block < 3:
-                setattr(self, f"trans{block}", _Transition(num_in))
-        self._read(num_in, "bn")
-        self.fc = nn.Linear(num_in, num_classes)
+        first, second, third, last = (2 * growth + i * num_layers * growth for i in range(4))
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.dense1 = _dense_block(first, growth, num_layers)
+        self.trans1 = _Transition(second)
+        self.dense2 = _dense_block(second, growth, num_layers)
+        self.trans2 = _Transition(third)
+        self.dense3 = _dense_block(third, growth, num_layers)
+        self.select = ChannelSelection(last)
+        self.bn = nn.BatchNorm2d(last)
+        self.fc = nn.Linear(last, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, classes) for images (N, 3, H, W)."""
@@ -83,16 +74,17 @@ class CifarDenseNet(_Normalized):
         return self.fc(torch.relu(self.bn(self.select(features))).mean((2, 3)))
 
 
-class _Bottleneck(_Normalized):
+class _Bottleneck(nn.Module):
     def __init__(self, num_in: int, width: int, stride: int) -> None:
         super().__init__()
-        self._read(num_in)
+        self.select = ChannelSelection(num_in)
+        self.bn1 = nn.BatchNorm2d(num_in)
         self.conv1 = nn.Conv2d(num_in, width, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.downsample: Callable[[Tensor], Tensor] = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if num_in != 4 * width:
             self.downsample = nn.Sequential(nn.Conv2d(num_in, 4 * width, 1, stride, bias=False))
 
@@ -103,10 +95,11 @@ class _Bottleneck(_Normalized):
         return branch + self.downsample(features)
 
 
-class _DenseLayer(_Normalized):
+class _DenseLayer(nn.Module):
     def __init__(self, num_in: int, growth: int) -> None:
         super().__init__()
-        self._read(num_in)
+        self.select = ChannelSelection(num_in)
+        self.bn1 = nn.BatchNorm2d(num_in)
         self.conv1 = nn.Conv2d(num_in, growth, 3, padding=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -114,10 +107,11 @@ class _DenseLayer(_Normalized):
         return torch.cat((features, new), 1)
 
 
-class _Transition(_Normalized):
+class _Transition(nn.Module):
     def __init__(self, num_in: int) -> None:
         super().__init__()
-        self._read(num_in)
+        self.select = ChannelSelection(num_in)
+        self.bn1 = nn.BatchNorm2d(num_in)
         self.conv1 = nn.Conv2d(num_in, num_in, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -127,3 +121,7 @@ class _Transition(_Normalized):
 def _stage(num_in: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
     rest = (_Bottleneck(4 * width, width, 1) for _ in range(num_blocks - 1))
     return nn.Sequential(_Bottleneck(num_in, width, stride), *rest)
+
+
+def _dense_block(num_in: int, growth: int, num_layers: int) -> nn.Sequential:
+    return nn.Sequential(*(_DenseLayer(num_in + i * growth, growth) for i in range(num_layers)))

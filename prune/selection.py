@@ -52,12 +52,12 @@ class ChannelSelection(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
         """Load the index; raise RequestError unless its channels exist, each once and in order."""
         index = state.get(f"{prefix}index", self.index).flatten()
-        if index.numel() and not (0 <= index[0] and index[-1] < self.num_in and (index[1:] > index[:-1]).all()):
+        if index.numel() and not (index[0] >= 0 and index[-1] < self.num_in and (index[1:] > index[:-1]).all()):
             raise RequestError(
                 f"{shown(prefix)}index: selects no channels, got {shown(str(index.tolist()[:8]))}; "
                 f"expected ascending ones below {self.num_in}"
             )
-        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state, prefix, *args)
 
 
 def selected_channels(features: Tensor, index: Tensor) -> Tensor:
