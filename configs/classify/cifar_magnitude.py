@@ -2,8 +2,11 @@
 
 Run:     espalier classify train cifar_magnitude --set data.root=FOLDER
          Another network: --set start.file=FILE. The pattern 2:4: --set method.pattern=2:4
+         The paper's shares: --set method.prune_ratio=0.3 or 0.8 on CIFAR-10, 0.3 or 0.5 on CIFAR-100
 Needs:   CIFAR-10 or CIFAR-100 as images, train/<class>/* and val/<class>/*, the model file of the dense network
-Result:  not measured by us. Nothing is cut, and no dense kernel is faster: the zeros are multiplied like other numbers
+Result:  not measured by us yet. Expected top-1, fine-tuned, in table 6 of Liu et al.: CIFAR-10, 30 and 80 %, VGG-19
+         93.51 and 93.52, PreResNet-110 95.06 and 94.55 %; CIFAR-100, 30 and 50 %, VGG-19 71.96 and 71.85,
+         PreResNet-110 76.88 and 76.60 %. Nothing is cut, and no dense kernel is faster: zeros are multiplied alike
 Cost:    40 epochs, a quarter of cifar_dense
 
 Source: Han et al., Learning both Weights and Connections, NeurIPS 2015, as in Liu et al., Rethinking the Value of

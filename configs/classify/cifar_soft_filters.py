@@ -1,8 +1,10 @@
 """Soft Filter Pruning on CIFAR: after every epoch the smallest 40 % of all filters are zeroed, and cut in the end.
 
 Run:     espalier classify train cifar_soft_filters --set data.root=FOLDER
+         The paper's others: --set start.name=resnet20_cifar or resnet110_cifar; --set method.prune_ratio=0.1, 0.2, 0.3
+         From a trained network: --set start.weights=FILE --set schedule.lr=0.01
 Needs:   CIFAR-10 or CIFAR-100 as images, train/<class>/* and val/<class>/*; better a GPU
-Result:  not measured by us
+Result:  not measured by us yet; theirs are in the tables of their section 4
 Cost:    200 epochs, 1.25 of cifar_dense
 
 Source: He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018, section 4. Not

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from classify.backbones import BACKBONES
 from classify.config import ClassifierTraining, Dense, Finetune, ShapesData
 from command.config import Part, read_config
 from command.errors import RequestError
@@ -178,7 +179,7 @@ def test_recipes_of_finetuning_differ_in_the_rate_and_its_course(images, epochs)
     ("name", "networks"),
     [
         ("imagenet_dense", ("resnet18", "resnet34", "resnet50", "vgg16", "vgg16_bn")),
-        ("cifar_dense", ("resnet20_cifar", "resnet56_cifar", "resnet110_cifar", "vgg16_cifar")),
+        ("cifar_dense", tuple(name for name in BACKBONES if name.endswith("_cifar"))),
     ],
 )
 def test_recipe_names_the_networks_that_it_trains(name, networks):

@@ -1,7 +1,9 @@
 """Pruning methods that act while a classifier trains, through the training that users run."""
 
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import load_classifier
 from classify.config import ClassifierTraining
 from classify.learning import EarlyTicket, Magnitude, Slimming, SoftFilters
+from classify.preactivation import CifarPreResNet
 from classify.schedule import Schedule
 from classify.train import train_classifier
 from command.config import read_config
@@ -30,6 +33,13 @@ data = dict(type="shapes", num_train=12, num_val=6)
 image_size = 32
 schedule = dict(epochs=1, batch_size=6, lr=1e-3)
 """
+
+
+SHIPPED = [
+    path.stem
+    for path in sorted((Path(__file__).parents[3] / "configs/classify").glob("*.py"))
+    if read_config(path, (), ClassifierTraining).method
+]
 
 
 class KilledError(Exception):
@@ -120,19 +130,31 @@ def test_the_model_file_of_a_cutting_method_is_slim(invoke, tmp_path, name):
     assert 0 <= json.loads(result.stdout)["top1"] <= 1
 
 
-@pytest.mark.parametrize("name", ["cifar_slimming", "cifar_early_bird", "cifar_soft_filters", "cifar_magnitude"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_method_trains_a_step_of_its_network(name):
     settings = read_config(name, (), ClassifierTraining)
     torch.manual_seed(0)
-    net = build_classifier(Architecture("resnet56_cifar", 10)).train()
+    net = build_classifier(Architecture(getattr(settings.start, "name", "resnet20_cifar"), 10)).train()
     method = settings.method.on(net, (torch.zeros(1, 3, 32, 32),))
     net(torch.randn(4, 3, 32, 32)).sum().backward()
     method.after_backward(net)
     method.after_step(net, 0.1)
     method.after_epoch(net, 0)
     learned = settings.method.slim(method, net.eval())
-    num_weights = sum(weight.count_nonzero().item() for weight in (learned.model if learned else net).parameters())
-    assert num_weights < 0.8 * sum(weight.numel() for weight in net.parameters())
+    left = [layer.weight for layer in (learned.model if learned else net).modules() if isinstance(layer, nn.Conv2d)]
+    all_of_them = [layer.weight for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    assert sum(weight.count_nonzero() for weight in left) < 0.8 * sum(weight.numel() for weight in all_of_them)
+
+
+def test_preactivation_networks_are_slimmed_by_the_shipped_config():
+    settings = read_config("cifar_slimming", ("method.penalty=1e-5", "method.prune_ratio=0.6"), ClassifierTraining)
+    net = CifarPreResNet(11, 10)
+    method = settings.method.on(net, (torch.zeros(1, 3, 32, 32),))
+    slim = settings.method.slim(method, net.eval()).model
+    normed = sum(norm.num_features for norm in slim.modules() if isinstance(norm, nn.BatchNorm2d))
+    assert normed == math.floor((16 + 32 + 64 + 64 + 128 + 128 + 256) * 0.4)  # of all channels that norms read
+    assert slim.conv1.out_channels == 16
 
 
 @pytest.mark.parametrize(
