@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from classify.backbones import Architecture, build_classifier, build_trunk
-from classify.checkpoint import load_weights, read_card, read_weights
+from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights, save_model
 from classify.cifar import CifarResNet
 from classify.data import MEAN, STD
 from prune import cost_of
@@ -204,3 +204,14 @@ def test_a_config_names_the_network_of_weights(invoke, tmp_path):
 def test_an_evaluation_without_a_network_or_data_is_refused(command, arguments, line):
     code, _, err = command("classify", "eval", *arguments)
     assert (code, line in err) == (2, True), err
+
+
+def test_a_model_file_that_selects_no_channels_is_refused_in_a_line(command, tmp_path):
+    net = build_classifier(Architecture("densenet40_cifar", 2))
+    net.select.index[-1] = 456
+    card = ModelCard("classifier", Architecture("densenet40_cifar", 2), ("a", "b"), Preprocessing((32, 32)))
+    save_model(tmp_path / "net.safetensors", net, card)
+    code, _, err = command("prune", "l1_half", tmp_path / "net.safetensors")
+    assert code == 2
+    assert "select.index: selects no channels, got " in err
+    assert "Traceback" not in err
