@@ -211,6 +211,7 @@ def _place(location: Sequence[int | str], schema: dict[str, Any]) -> tuple[str, 
             valid = list(node.get("properties", {}))
             names.append(str(part))
             node = node.get("properties", {}).get(part, {})
+        node = next((one for one in node.get("anyOf", ()) if "$ref" in one), node)  # a part that may be None
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rpartition("/")[2]]
     return ".".join(names), valid, list(node.get("properties", {}))

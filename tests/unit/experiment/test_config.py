@@ -10,7 +10,9 @@ from prune.choose.presets import PRESETS
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "configs/experiment/quickstart.py"
-PRUNE = sorted(path for path in (ROOT / "configs/prune").glob("*.py") if not path.stem.startswith("sensitivity_"))
+PRUNE = sorted(
+    path for path in (ROOT / "configs/prune").glob("*.py") if not path.stem.startswith(("lottery_", "sensitivity_"))
+)
 
 
 def refused(*overrides):
@@ -142,3 +144,47 @@ def test_a_prune_config_that_is_not_clear_is_refused(overrides, message):
     with pytest.raises(ValueError, match=r"^.+$") as caught:
         prune_config(*overrides)
     assert str(caught.value).removeprefix(f"{ROOT}/configs/prune/l1_half.py: ").startswith(message)
+
+
+WITHOUT = ("detection=None", "controls=()")
+
+
+def test_without_detection_the_orderings_are_those_of_classifiers():
+    config = read_config(QUICKSTART, WITHOUT, ExperimentConfig)
+    assert config.detection is None
+    assert config.orderings == tuple(ORDERINGS)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("orderings=('transfer_prune',)", "orderings: not used without detection, got transfer_prune; expected"),
+        ("controls=('dense_longer',)", "controls: not used without detection, got dense_longer; expected"),
+        ("classification.data={'_delete_': True, 'type': 'crops'}", "classification.data: not used without detection"),
+    ],
+)
+def test_what_only_detectors_have_is_refused_without_them(override, message):
+    assert refused(*WITHOUT, override).startswith(message)
+
+
+def test_methods_differ_from_the_pruning_in_what_they_name():
+    methods = "methods={'a': {}, 'b': {'method': 'lasso', 'prune_ratios': (0.25, 0.5)}}"
+    found = read_config(QUICKSTART, ["pruning.round_to=4", methods], ExperimentConfig).prunings
+    assert {name: (one.method, one.prune_ratios, one.round_to) for name, one in found.items()} == {
+        "a": ("rank", (0.5,), 4),
+        "b": ("lasso", (0.25, 0.5), 4),
+    }
+    assert list(read_config(QUICKSTART, ["pruning.method=thinet"], ExperimentConfig).prunings) == ["thinet"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("{'a': {'methd': 'lasso'}}", "methods.a: unknown key methd; nearest valid ones: method"),
+        ("{'a': {'method': 'lass'}}", "methods.a: method: unknown, got 'lass'; expected one of"),
+        ("{'a': {'prune_ratios': (2,)}}", "methods.a: prune_ratios.0: prune_ratio: would remove all channels or more"),
+        ("{'a/b': {}}", "methods.a/b.[key]: String should match pattern"),
+    ],
+)
+def test_a_method_with_unknown_settings_is_refused(methods, message):
+    assert message in refused(f"methods={methods}")
