@@ -40,6 +40,8 @@ STYLE = {
 WAY_STYLE = (("#0080c8", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
 # Of lines that have a colour in common.
 DASHES = ("-", "--", ":", "-.")
+MOST_NAMES = 10
+"""Points of one plot that all have room for their names."""
 # Possible places of a label around its marker: beside it first, which is easiest to read.
 DIRECTIONS = [(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1)]
 
@@ -73,7 +75,8 @@ class LossCurve:
 def accuracy_plot(points: list[Point], score: str = "mAP (mean over IoU 0.50 to 0.95)") -> Markup:
     """Return a score, as it is named, against latency as SVG.
 
-    Whiskers reach from the median to the 90th percentile, and one standard deviation over seeds up and down.
+    Whiskers reach from the median to the 90th percentile, and one standard deviation over seeds up and down. Of many
+    points, only those are named that no other one beats in both, and the dense ones.
     """
     figure, axes = _figure(height_inches=3.4 + 0.2 * len(points))
     for point in points:
@@ -88,9 +91,20 @@ def accuracy_plot(points: list[Point], score: str = "mAP (mean over IoU 0.50 to 
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     drawn, labels = {point: _covered(axes, point) for point in points}, list[Bbox]()
-    for point in sorted(points, key=lambda point: -point.score):
+    named = points if len(points) <= MOST_NAMES else [p for p in points if p.ordering == "dense" or _is_best(p, points)]
+    for point in sorted(named, key=lambda point: -point.score):
         labels += _place_label(axes, point, drawn, labels)
     return _svg(figure)
+
+
+def _is_best(point: Point, points: list[Point]) -> bool:
+    """Return whether no other point is at least as fast and as good, and better in one."""
+    return not any(
+        (other.latency_ms, -other.score) != (point.latency_ms, -point.score)
+        and other.latency_ms <= point.latency_ms
+        and other.score >= point.score
+        for other in points
+    )
 
 
 def speedup_plot(points: list[Point]) -> Markup:

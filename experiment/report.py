@@ -335,7 +335,7 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         compared=compared,
         comparison_plot=plots.comparison_plot(compared) if compared else "",
         accuracy_plot=plots.accuracy_plot(points, *([] if lines[0].score == "map" else ["top-1 accuracy"])),
-        speedup_plot=plots.speedup_plot(points),
+        speedup_plot=plots.speedup_plot([_point(line) for line in _architectures(lines)]),
         classifier_plot=plots.loss_plot(losses("classifier"), "nats"),
         detector_plot=plots.loss_plot(losses("detector"), "no unit"),
         pictures=drawn,
@@ -351,6 +351,13 @@ def _picture(i: int, picture: Row, classes: list[str], names: list[str], folder:
         return report_pictures.prepare(picture, classes, names, folder)
     except (RequestError, OSError) as error:  # a name that is too long for the system, no permission
         raise RequestError(f"{folder / RESULTS}: pictures.{i}.file: {error!s:.500}") from error
+
+
+def _architectures(lines: list[_Line]) -> list[_Line]:
+    """Return the first line of each network: classifiers of one method and ratio differ by their weights alone."""
+    if lines[0].score == "map":
+        return lines
+    return list({(line.first("method"), line.first("prune_ratio")): line for line in reversed(lines)}.values())[::-1]
 
 
 def _drawn(line: _Line) -> Drawn:
