@@ -6,7 +6,7 @@ a classifier and a detector unchanged.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from classify.cifar import CifarResNet, cifar_vgg16, cifar_vgg19
 from classify.preactivation import CifarDenseNet, CifarPreResNet
 from command.errors import RequestError
+from prune.cut.spec import PruneSpec
 from prune.cut.surgery import narrowed_model
 from prune.modes import evaluating
 
@@ -29,6 +30,7 @@ __all__ = [
     "BACKBONES",
     "HEADS",
     "Architecture",
+    "Branches",
     "Trunk",
     "Widths",
     "build_classifier",
@@ -41,8 +43,11 @@ __all__ = [
 ]
 
 _Width = Annotated[int, Field(ge=1, le=10**6)]
-Widths = Mapping[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], tuple[_Width, _Width]]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+Widths = Mapping[_Name, tuple[_Width, _Width]]
 """Layer -> (inputs, outputs)."""
+Branches = Mapping[_Name, tuple[_Name, ...]]
+"""Residual block -> the layers of its branch, as in `PruneSpec.removed_blocks`."""
 _Build = Callable[..., nn.Module]
 
 
@@ -57,6 +62,22 @@ class Architecture:
     """Channels of the stem; the stages follow in proportion. Only torchvision's ResNets can differ from 64."""
     widths: Widths = field(default_factory=dict)
     """(inputs, outputs) of the layers that a slim network has narrower than the dense one."""
+    removed_blocks: Branches = field(default_factory=dict)
+    """Residual blocks of which a slim network has the shortcut alone."""
+
+    @property
+    def is_slim(self) -> bool:
+        """Whether anything of it was cut."""
+        return bool(self.widths or self.removed_blocks)
+
+    @property
+    def dense(self) -> "Architecture":
+        """That of which nothing was cut."""
+        return self.cut_by(PruneSpec({}))
+
+    def cut_by(self, spec: PruneSpec) -> "Architecture":
+        """Return what a spec that counts from the dense network leaves."""
+        return replace(self, widths=spec.widths(), removed_blocks=spec.removed_blocks)
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ def build_classifier(arch: Architecture) -> nn.Module:
     Raises:
         RequestError: If the name is unknown, or base channels or widths do not fit the network.
     """
-    return _slim(_dense(arch), arch.widths)
+    return narrowed_model(_dense(arch), arch.widths, arch.removed_blocks) if arch.is_slim else _dense(arch)
 
 
 def build_trunk(arch: Architecture) -> "Trunk":
@@ -98,7 +119,8 @@ def build_trunk(arch: Architecture) -> "Trunk":
     net = _dense(arch)
     setattr(net, family.head, nn.Identity())
     widths = {name: width for name, width in arch.widths.items() if name.split(".")[0] != family.head}
-    return Trunk(_slim(net, widths), family.steps, family.stages)
+    slim = narrowed_model(net, widths, arch.removed_blocks) if arch.is_slim else net
+    return Trunk(slim, family.steps, family.stages)
 
 
 def default_side(name: str) -> int:
@@ -189,10 +211,6 @@ def _dense(arch: Architecture) -> nn.Module:
     family.narrow(net, arch.base_channels)
     initialize(net)
     return net
-
-
-def _slim(net: nn.Module, widths: Widths) -> nn.Module:
-    return narrowed_model(net, widths) if widths else net
 
 
 def _narrow_resnet(net: ResNet, base_channels: int) -> None:

@@ -108,8 +108,8 @@ class ModelCard:
 
     @property
     def is_slim(self) -> bool:
-        """Whether any of its layers was cut."""
-        return bool(self.backbone.widths or self.widths)
+        """Whether anything of it was cut."""
+        return bool(self.backbone.is_slim or self.widths)
 
     def check_dense(self, subject: object) -> None:
         """Raise RequestError if the model was pruned before."""
@@ -123,7 +123,10 @@ _CARD = TypeAdapter(with_config(ConfigDict(extra="forbid"))(ModelCard))
 def save_model(path: str | Path, model: nn.Module, card: ModelCard) -> None:
     """Write weights and card as one file, whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {_KEY: json.dumps({"version": _VERSION, **asdict(card)})}
+    fields = asdict(card)
+    if not card.backbone.removed_blocks:  # as earlier versions read it
+        del fields["backbone"]["removed_blocks"]
+    metadata = {_KEY: json.dumps({"version": _VERSION, **fields})}
     with written_atomically(path) as partial:
         try:
             save_file(weights, partial, metadata)

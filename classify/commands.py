@@ -37,7 +37,7 @@ from classify.mmengine_runner import silent, using_threads
 from classify.objective import TrainedClassifier
 from classify.processes import processes
 from classify.provenance import origin, outcome, what_counts
-from classify.pruning import example_of
+from classify.pruning import example_of, sparse_figures
 from classify.schedule import Schedule
 from classify.tracking import tracked
 from classify.train import train_classifier
@@ -49,6 +49,7 @@ from command.folders import training_folder
 from command.options import Launcher
 from command.progress import RunProgress
 from prune.cost import cost_of
+from prune.learn.magnitude import nonzero_masks, sparse_macs
 from prune.learn.method import Method
 
 __all__ = ["evaluate_file", "train_to_file"]
@@ -80,12 +81,12 @@ def train_to_file(
         tracker = stack.enter_context(tracked(settings.tracking, out, group.is_first))
         with group.first_one_first():
             net, card = _start(settings, settings.data.check())
-            schedule = _schedule(settings, card.backbone, console)
+            method = settings.method.on(net, example_of(card)) if settings.method else None
+            schedule = _schedule(settings, net, card, console)
             teacher = settings.objective.scores_of_teacher(card.classes)
             prints = settings.data.fingerprints("train", "val")
             made_from = origin(settings, settings.start.file, prints, settings.objective.teacher)
             images = settings.data.placed(out.parent, side)
-            method = settings.method.on(net, example_of(card)) if settings.method else None
         work = stack.enter_context(training_folder(out, what_counts(made_from), force, group.is_first))
         stack.enter_context(using_threads(settings.num_threads))
         group.wait()
@@ -99,7 +100,8 @@ def train_to_file(
 
         def train_on(net: nn.Module, card: ModelCard, method: Method | None, first_epoch: int) -> Curve:
             def save_best(curve: Curve) -> None:
-                save(work / BEST, net, card, curve.epochs[-1].figures, epoch=curve.epochs[-1].epoch)
+                baked = method.baked_model(net) if method else net
+                save(work / BEST, baked, card, curve.epochs[-1].figures, epoch=curve.epochs[-1].epoch)
 
             validation = Validation(settings.validate_every, val, save_best) if settings.validate_every else None
             model = TrainedClassifier(net, settings.objective, teacher)
@@ -117,9 +119,8 @@ def train_to_file(
             return {}
         with progress.stage("evaluate"):
             figures: dict[str, Any] = evaluate_classifier(net, val, work / "evaluation")
-        if settings.method and method:
-            figures |= settings.method.figures(method)
-        curve = curve.evaluated(figures)
+        found = settings.method.figures(method) if settings.method and method else {}
+        curve, figures = curve.evaluated({**figures, **found}), {**figures, **found, **sparse_figures(net, card)}
         if settings.validate_every:  # copied: a kill must leave it to the next call
             with written_atomically(best_file(out)) as beside:
                 shutil.copyfile(work / BEST, beside)
@@ -135,6 +136,8 @@ def evaluate_file(
     model: Path, data: GivenImages, weights: Path | None = None, crop_share: float | None = None
 ) -> dict[str, Any]:
     """Return the figures of a classifier on validation images, those of `detailed_accuracy` with its MACs and weights.
+
+    Of one with masked weights, those of `sparse_figures` too.
 
     Args:
         model: Model file; with `weights`, a key of `BACKBONES`, or a config of a dense network.
@@ -158,7 +161,7 @@ def evaluate_file(
     names = best_names(card.classes, classes)
     detailed = detailed_accuracy(found, names)
     head = {"top1": detailed["top1"], "top5": detailed["top5"], "macs": cost.macs, "params": cost.params}
-    return {**head, **detailed}
+    return {**head, **sparse_figures(net, card), **detailed}
 
 
 def _opened(model: Path, weights: Path | None) -> tuple[nn.Module, ModelCard]:
@@ -193,17 +196,22 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
         net, card = load_classifier(start.file)
         check_classes(start.file, card, classes)
         if isinstance(start, Scratch):
-            initialize(net)
+            if settings.method:
+                settings.method.draw(net, settings.seed)
+            else:
+                initialize(net)
     shape = Preprocessing((settings.image_size, settings.image_size), crop_share=settings.crop_share)
     return net, replace(card, classes=best_names(card.classes, classes), preprocessing=shape)
 
 
-def _schedule(settings: ClassifierTraining, arch: Architecture, console: Console) -> Schedule:
+def _schedule(settings: ClassifierTraining, net: nn.Module, card: ModelCard, console: Console) -> Schedule:
     """Return the schedule; a training from random weights is as long as its budget, which is printed."""
     start, schedule = settings.start, settings.schedule
     if not isinstance(start, Scratch):
         return schedule
-    dense, slim = (_macs(one, settings.image_size) for one in (replace(arch, widths={}), arch))
+    with weightless():
+        dense = cost_of(build_classifier(card.backbone.dense), example_of(card)).macs
+    slim = sparse_macs(net, nonzero_masks(net), example_of(card))
     ratio = Fraction(dense, slim)
     epochs = scratch_epochs(start.budget, schedule.epochs, ratio, start.scratch_b_cap, start.finetune_epochs)
     console.print(
@@ -213,8 +221,3 @@ def _schedule(settings: ClassifierTraining, arch: Architecture, console: Console
         soft_wrap=True,
     )
     return schedule.stretched(epochs)
-
-
-def _macs(arch: Architecture, side: int) -> int:
-    with weightless():
-        return cost_of(build_classifier(arch), (torch.zeros(1, 3, side, side),)).macs

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, field_validator, with_config
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, with_config
 
 from classify.augmentation import Augmentation, CropShare
 from classify.backbones import BACKBONES
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.image_data import AnyImages, FolderData, ShapesData
-from classify.learning import AnyLearning
+from classify.learning import AnyLearning, check_schedule
 from classify.objective import Objective
 from classify.schedule import Schedule
 from classify.tracking import Backend
@@ -104,3 +104,10 @@ class ClassifierTraining(Part):
     """Epochs between two evaluations during the training, of which the best weights are kept; 0 = in the end alone."""
     tracking: tuple[Backend, ...] = ()
     """Where losses, rates and figures are written while training, besides the curve."""
+
+    @field_validator("method")
+    @classmethod
+    def _acts(cls, method: AnyLearning | None, info: ValidationInfo) -> AnyLearning | None:
+        if method and "schedule" in info.data:
+            check_schedule(method.type, info.data["schedule"])
+        return method

@@ -2,31 +2,67 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from classify.backbones import initialize
+from classify.schedule import Schedule
 from command.config import Part
+from command.errors import RequestError
 from command.notes import note
 from prune.choose.recipe import Recipe, check_ratio
 from prune.learn.early_bird import EarlyBird
-from prune.learn.magnitude import HeldMasks, Scope, magnitude_masks, two_of_four_masks
+from prune.learn.magnitude import (
+    HeldMasks,
+    Masks,
+    Scale,
+    Scope,
+    magnitude_masks,
+    nonzero_masks,
+    redraw,
+    two_of_four_masks,
+)
 from prune.learn.method import Learned, Method
 from prune.learn.slimming import NetworkSlimming, Shift
 from prune.learn.soft_filters import SoftFilterPruning
+from prune.learn.structure_selection import StructureSelection
 
-__all__ = ["AnyLearning", "EarlyTicket", "Learning", "Magnitude", "MethodHook", "Slimming", "SoftFilters"]
+__all__ = [
+    "AnyLearning",
+    "EarlyTicket",
+    "Learning",
+    "Magnitude",
+    "MethodHook",
+    "Slimming",
+    "SoftFilters",
+    "Structures",
+    "check_schedule",
+]
 
 _METHOD = "method"
 """The name of a method's state in a checkpoint."""
 
 
+def _checked(prune_ratio: float) -> float:
+    check_ratio(prune_ratio)
+    return prune_ratio
+
+
+Share = Annotated[float, AfterValidator(_checked)]
+"""Of what is removed, in [0, 1)."""
+
+
 class Learning(Part, ABC):
     """A method and its settings."""
+
+    def draw(self, net: nn.Module, seed: int) -> None:
+        """Give the network of a model file random weights, in place, for a start from scratch."""
+        initialize(net)
 
     @abstractmethod
     def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
@@ -54,18 +90,12 @@ class Learning(Part, ABC):
 
 
 class _Cutting(Learning):
-    prune_ratio: float = 0.5
+    prune_ratio: Share = 0.5
     """Share of channels removed after training, [0, 1)."""
     skip: tuple[str, ...] = ()
     """Patterns of layers that stay whole."""
     round_to: int = Field(1, ge=1, le=65_536)
     """Kept channels are moved to the nearest multiple of it."""
-
-    @field_validator("prune_ratio")
-    @classmethod
-    def _share(cls, prune_ratio: float) -> float:
-        check_ratio(prune_ratio)
-        return prune_ratio
 
     @property
     def _recipe(self) -> Recipe:
@@ -95,7 +125,7 @@ class EarlyTicket(_Cutting):
     """Early-bird ticket: slimming until its choice of channels settles; then the cut, and the rest of the training."""
 
     type: Literal["early_bird"]
-    ratios: tuple[float, ...] = ()
+    ratios: tuple[Share, ...] = ()
     """Shares of channels whose tickets are watched besides that of `prune_ratio`; only the latter is cut."""
     penalty: float = Field(1e-4, gt=0, le=1e6)
     """Weight of the BatchNorm scales' sum in the loss, before the cut and after it."""
@@ -103,13 +133,6 @@ class EarlyTicket(_Cutting):
     """Masks of as many epochs are compared."""
     tolerance: float = Field(0.1, ge=0, le=1)
     """Largest share of channels in which the newest mask may differ from each of the others."""
-
-    @field_validator("ratios")
-    @classmethod
-    def _shares(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        for ratio in ratios:
-            check_ratio(ratio)
-        return ratios
 
     def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
         """Return the method."""
@@ -151,30 +174,79 @@ class SoftFilters(_Cutting):
         return method.slim(net)
 
 
+class Structures(Learning):
+    """Sparse Structure Selection: factors on residual branches and on groups of channels are driven to zero.
+
+    What has zero in the end is cut: residual blocks keep their shortcut.
+    """
+
+    type: Literal["structure_selection"]
+    penalty: float = Field(0.01, gt=0, le=1e6)
+    """Weight of the factors' sum in the loss: the higher, the more are zero. 0.01 in the authors' code."""
+    prune_ratio: Share = 0.0
+    """Least share of blocks, and of groups, that goes, [0, 1). With 0 those go whose factor is zero, as in the paper;
+    if a ratio asks for more, those of the smallest factors follow."""
+    skip: tuple[str, ...] = ()
+    """Patterns of layers; blocks and groups with one of them stay."""
+
+    def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
+        """Return the method; the network computes with its factors from now on."""
+        return StructureSelection(net, example, penalty=self.penalty, prune_ratio=self.prune_ratio, skip=self.skip)
+
+    def slim(self, method: Method, net: nn.Module) -> Learned | None:
+        """Return the slim network."""
+        assert isinstance(method, StructureSelection)
+        return method.slim(net)
+
+
+def check_schedule(method: str, schedule: Schedule) -> None:
+    """Raise RequestError for settings of a training with which the method of that name does not work."""
+    if method == "structure_selection" and schedule.sync_bn:
+        raise RequestError("sync_bn: not with structure_selection, which acts on BatchNorms themselves; expected False")
+    if method == "structure_selection" and schedule.amp == "fp16":
+        raise RequestError("amp: not fp16 with structure_selection, whose factors are not scaled back; expected bf16")
+
+
 class Magnitude(Learning):
     """Unstructured pruning: the smallest weights of the given network are zeroed and stay zero. Nothing is cut."""
 
     type: Literal["magnitude"]
-    prune_ratio: float = 0.5
-    """Share of the convolutions' weights that go, [0, 1); not used with a pattern."""
+    masks: Literal["smallest", "kept"] = "smallest"
+    """`smallest`: the smallest weights are zeroed. `kept`: those that are zero in the model file stay so; a start from
+    scratch draws the others anew."""
+    scale: Scale = "sparse"
+    """Of weights that are drawn anew: N(0, sqrt(2 / n)) with n weights for each input, all (`dense`) or those that are
+    left (`sparse`)."""
+    prune_ratio: Share = 0.5
+    """Share of the convolutions' weights that go, [0, 1); not used with a pattern, or masks that are kept."""
     scope: Scope = "global"
     """`global`: of all layers together; `layer`: of each by itself."""
     pattern: Literal["2:4"] | None = None
     """`2:4`: of each four weights along the inputs the two smallest go, as GPUs with sparse tensor cores want it."""
 
-    @field_validator("prune_ratio")
-    @classmethod
-    def _share(cls, prune_ratio: float) -> float:
-        check_ratio(prune_ratio)
-        return prune_ratio
-
     def on(self, net: nn.Module, example: tuple[Tensor, ...]) -> Method:
         """Return the method; the weights are zero from now on."""
+        if self.masks == "kept":
+            return HeldMasks(net, _kept(net))
         masks = two_of_four_masks(net) if self.pattern else magnitude_masks(net, self.prune_ratio, self.scope)
         return HeldMasks(net, masks)
 
+    def draw(self, net: nn.Module, seed: int) -> None:
+        """Draw the weights that are not zero anew, if the masks are kept."""
+        masks = _kept(net) if self.masks == "kept" else {}
+        initialize(net)
+        redraw(net, masks, self.scale, seed)
 
-AnyLearning = Slimming | EarlyTicket | SoftFilters | Magnitude
+
+def _kept(net: nn.Module) -> Masks:
+    if masks := nonzero_masks(net):
+        return masks
+    raise RequestError(
+        'method.masks: no weight of the network is zero, got "kept"; expected a model file made by the method magnitude'
+    )
+
+
+AnyLearning = Slimming | EarlyTicket | SoftFilters | Structures | Magnitude
 
 
 class MethodHook(Hook):

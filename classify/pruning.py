@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from classify.checkpoint import ModelCard
-from command.errors import RequestError
 from prune.choose.criteria import Criterion
 from prune.choose.recipe import Recipe
+from prune.cost import cost_of
 from prune.cut.spec import PruneSpec
+from prune.learn.magnitude import nonzero_masks, sparse_macs
 from prune.pruning import Pruned, prune_model
 
-__all__ = ["example_of", "prune_classifier", "with_card"]
+__all__ = ["example_of", "prune_classifier", "sparse_figures", "with_card"]
 
 
 def prune_classifier(
@@ -46,21 +47,29 @@ def example_of(card: ModelCard) -> tuple[torch.Tensor]:
     return (torch.zeros(1, 3, *card.preprocessing.image_hw),)
 
 
+def sparse_figures(net: nn.Module, card: ModelCard) -> dict[str, int]:
+    """Return the costs of a classifier with masked weights, and without them; nothing for one that has no zero weight.
+
+    `macs` and `params` are those of the file, and what a dense kernel computes. `nonzero_macs` and `nonzero_params`
+    count what is not zero: no time is saved by it.
+    """
+    if not (masks := nonzero_masks(net)):
+        return {}
+    cost, zeros = cost_of(net, example_of(card)), sum(int((~mask).sum()) for mask in masks.values())
+    return {
+        "macs": cost.macs,
+        "params": cost.params,
+        "nonzero_macs": sparse_macs(net, masks, example_of(card)),
+        "nonzero_params": cost.params - zeros,
+    }
+
+
 def with_card(card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard, Pruned]:
     """Return the slim classifier, its card, and what was done.
 
     Args:
         card: Of the classifier that was pruned.
         pruned: What came of it.
-
-    Raises:
-        RequestError: If it has lost residual blocks, which a model file cannot say.
     """
-    if pruned.spec.removed_blocks:
-        raise RequestError(
-            f"{card.backbone.name}: a model file holds all blocks of its network, got one without "
-            f"{', '.join(pruned.spec.removed_blocks)}; keep it with prune.save_slim"
-        )
     spec = pruned.spec.after(card.prune_spec or PruneSpec({}))
-    slim = replace(card.backbone, widths=spec.widths())
-    return pruned.model, replace(card, backbone=slim, spec=json.loads(spec.to_json())), pruned
+    return pruned.model, replace(card, backbone=card.backbone.cut_by(spec), spec=json.loads(spec.to_json())), pruned

@@ -25,7 +25,7 @@ def detector_around(
     Raises:
         RequestError: If the network has no feature maps for a detector, or the size is not one of `DetectorSettings`.
     """
-    backbone = Architecture(card.backbone.name, len(classes), card.backbone.base_channels, card.backbone.widths)
+    backbone = replace(card.backbone, num_classes=len(classes))
     detector, made = new_detector(backbone, classes, DetectorSettings(image_size_hw=size_hw), seed)
     transfer(detector, classifier.state_dict(), card.backbone.name)
     return detector.eval(), replace(made, spec=card.spec, provenance=card.provenance)

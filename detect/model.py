@@ -85,6 +85,9 @@ def detector_config(backbone: Architecture, num_classes: int, settings: Detector
         "widths": {name: list(width) for name, width in backbone.widths.items()},
         "norm_eval": settings.norm_eval,
     }
+    if backbone.removed_blocks:
+        blocks = backbone.removed_blocks.items()
+        model["backbone"]["removed_blocks"] = {block: list(layers) for block, layers in blocks}
     model["neck"].update(in_channels=[c for c, _ in shapes], out_channels=settings.fpn_channels)
     model["rpn_head"].update(in_channels=settings.fpn_channels, feat_channels=settings.fpn_channels)
     model["rpn_head"]["anchor_generator"]["scales"] = [settings.anchor_scale]

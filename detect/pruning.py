@@ -20,7 +20,7 @@ from prune.cut.surgery import masked_model, slim_model
 from prune.follow.layers import is_producer
 from prune.pruning import Pruned, prune_model
 
-__all__ = ["in_detector", "prune_detector"]
+__all__ = ["in_detector", "prune_detector", "spec_in_detector"]
 
 _OWN_BACKBONE, _BACKBONE = "backbone.net.", "backbone."
 
@@ -139,25 +139,30 @@ def _layer_in_detector(pattern: str, prefix: str) -> str:
 
 def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.Module, ModelCard]:
     """Return the slim detector and its card, whose spec counts from the dense detector."""
-    assert not pruned.spec.removed_blocks, "no method here removes blocks, and no model file can say so"
-    slim, spec = slim_model(detector, pruned.spec), pruned.spec.after(_spec_in_detector(card))
+    slim, spec = slim_model(detector, pruned.spec), pruned.spec.after(spec_in_detector(card))
     slim.load_state_dict(pruned.model.state_dict(), strict=False)  # weights may be refitted; it lacks some heads
     if card.is_foreign:
+        assert not spec.removed_blocks, "no method that removes blocks acts on detectors of mmdet's own parts"
         return slim.eval(), replace(card, widths=spec.widths(), spec=json.loads(spec.to_json()))
     in_backbone = spec.under(_OWN_BACKBONE)
-    backbone = replace(card.backbone, widths=in_backbone.widths())
+    assert len(in_backbone.removed_blocks) == len(spec.removed_blocks), "blocks are removed from the backbone alone"
+    backbone = card.backbone.cut_by(in_backbone)
     outside = {name: cut for name, cut in spec.layers.items() if not name.startswith(_OWN_BACKBONE)}
     if all(cut.kept_out is None for cut in outside.values()):
         outside = {}  # the neck's inputs follow the backbone
-    written = json.loads(PruneSpec({**in_backbone.layers, **outside}).to_json())
+    written = json.loads(PruneSpec({**in_backbone.layers, **outside}, in_backbone.removed_blocks).to_json())
     slim_card = replace(card, backbone=backbone, widths=PruneSpec(outside).widths(), spec=written)
     built = build_detector(config_of(slim_card))
     built.load_state_dict(slim.state_dict())
     return built, slim_card
 
 
-def _spec_in_detector(card: ModelCard) -> PruneSpec:
+def spec_in_detector(card: ModelCard) -> PruneSpec:
     """Return what made the detector slim, in its own names; empty for a dense one."""
-    layers = card.prune_spec.layers if card.prune_spec else {}
+    spec = card.prune_spec or PruneSpec({})
     prefix = _BACKBONE if card.is_foreign else _OWN_BACKBONE
-    return PruneSpec({_layer_in_detector(name, prefix): cut for name, cut in layers.items()})
+    layers, blocks = spec.layers.items(), spec.removed_blocks.items()
+    return PruneSpec(
+        {_layer_in_detector(name, prefix): cut for name, cut in layers},
+        {_layer_in_detector(block, prefix): branch for block, branch in blocks},
+    )

@@ -1,6 +1,6 @@
 """Our (slim) backbones for mmdet: a config has the network's name and widths, and mmdet builds it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ class TrunkBackbone(Trunk):
         name: A key of `classify.backbones.BACKBONES`.
         base_channels: Channels of the dense network's stem.
         widths: (inputs, outputs) of the layers that are narrower in a slim network.
+        removed_blocks: Residual block -> layers of its branch, where a slim network has the shortcut alone.
         norm_eval: Keep BatchNorm's running statistics fixed during training, for batches too small to estimate them.
     """
 
@@ -28,10 +29,12 @@ class TrunkBackbone(Trunk):
         name: str,
         base_channels: int = 64,
         widths: Mapping[str, tuple[int, int]] | None = None,
+        removed_blocks: Mapping[str, Sequence[str]] | None = None,
         norm_eval: bool = False,
         init_cfg: Any = None,
     ) -> None:
-        trunk = build_trunk(Architecture(name, 1, base_channels, widths or {}))
+        branches = {block: tuple(layers) for block, layers in (removed_blocks or {}).items()}
+        trunk = build_trunk(Architecture(name, 1, base_channels, widths or {}, branches))
         super().__init__(trunk.net, trunk.steps, trunk.stages)
         self.norm_eval = norm_eval
         if init_cfg is not None:

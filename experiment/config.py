@@ -132,8 +132,10 @@ class Calibration(Part):
 RANK = "rank"
 METHODS = (RANK, *REFITS)
 """How channels are chosen in a trained network."""
-LEARNED = ("slimming", "soft_filters")
+LEARNED = ("slimming", "soft_filters", "structure_selection")
 """How channels are chosen in a training."""
+_PENALTIES = {"slimming": 1e-4, "structure_selection": 0.01}
+"""Those of the papers, unless told otherwise."""
 LearntPart = Literal["classification", "detection"]
 LEARNT_PARTS: tuple[LearntPart, ...] = ("classification", "detection")
 """The parts of an experiment that have such a training."""
@@ -162,19 +164,43 @@ class Cut(Recipe):
         return self.criterion if self.method == RANK else self.method
 
 
+def _check_method(name: str) -> str:
+    if name == "magnitude":
+        raise RequestError(
+            "magnitude: leaves zeros that a dense engine multiplies like other numbers, so that a timed row would say "
+            'nothing; expected espalier classify train with method=dict(type="magnitude")'
+        )
+    return check_name(name, (*METHODS, *LEARNED))
+
+
 @dataclass(frozen=True)
 class Pruning(Cut):
     """What is cut, in the classifier and in the detector alike. In patterns, layers have the classifier's names."""
 
     prune_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1), AfterValidator(_check_once)] = (0.5,)
-    """Shares of channels removed from every group."""
-    method: Annotated[str, AfterValidator(lambda name: check_name(name, (*METHODS, *LEARNED)))] = RANK
-    """As in `Cut`, or `slimming` or `soft_filters`: the dense network is trained on with the method and then cut, and
-    the ordering goes on. See `prune.learn`."""
-    penalty: Annotated[float, Field(gt=0, le=1e6)] = 1e-4
-    """Of slimming: weight of the BatchNorm scales' sum in the loss."""
+    """Shares of channels removed from every group; of structure_selection least shares of the residual blocks: 0.0
+    removes those whose factor is zero, as in the paper, a higher one those of the smallest factors too."""
+    method: Annotated[str, AfterValidator(_check_method)] = RANK
+    """As in `Cut`, or `slimming`, `soft_filters` or `structure_selection`: the dense network is trained on with the
+    method and then cut, and the ordering goes on. See `prune.learn`."""
+    penalty: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Of slimming: weight of the BatchNorm scales' sum in the loss, None = 1e-4. Of structure_selection: of the
+    factors' sum, None = 0.01."""
     shift: Shift = "zeroed"
     """Of slimming: what becomes of the shifts of cut channels."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for settings that contradict each other."""
+        super().__post_init__()
+        for name in ("ratios", "widths") if self.method == "structure_selection" else ():
+            if getattr(self, name):
+                raise RequestError(f"{name}: not used with structure_selection, which removes blocks; expected none")
+
+    @property
+    def effective_penalty(self) -> float | None:
+        """The penalty of the method; None if it has none."""
+        default = _PENALTIES.get(self.method)
+        return default and (self.penalty or default)
 
     @property
     def is_learned(self) -> bool:

@@ -25,6 +25,7 @@ from prune.choose.measured import Losses
 from prune.choose.recipe import Recipe
 from prune.learn.slimming import NetworkSlimming
 from prune.learn.soft_filters import SoftFilterPruning
+from prune.learn.structure_selection import StructureSelection
 from prune.pruning import Pruned
 from prune.refit.rows import Batches
 from prune.refitting import refit_model
@@ -94,7 +95,7 @@ def cut_model(
 
 def method_on(
     model: nn.Module, example: tuple[Tensor, ...], recipe: Recipe, pruning: Pruning
-) -> NetworkSlimming | SoftFilterPruning:
+) -> NetworkSlimming | SoftFilterPruning | StructureSelection:
     """Return the method of an experiment that acts in training, made on a model.
 
     Args:
@@ -106,9 +107,12 @@ def method_on(
     Raises:
         RequestError: If the recipe does not fit the model or the method.
     """
+    if pruning.effective_penalty is None:
+        return SoftFilterPruning(model, example, recipe)
     if pruning.method == "slimming":
-        return NetworkSlimming(model, example, recipe, pruning.penalty, pruning.shift)
-    return SoftFilterPruning(model, example, recipe)
+        return NetworkSlimming(model, example, recipe, pruning.effective_penalty, pruning.shift)
+    ratio, penalty = recipe.prune_ratio or 0.0, pruning.effective_penalty
+    return StructureSelection(model, example, penalty=penalty, prune_ratio=ratio, skip=tuple(recipe.skip))
 
 
 def cut_by_config(

@@ -269,8 +269,11 @@ class _Planner:
             del settings["calibration"]
         if self.pruning.method == RANK:
             del settings["method"]
+        settings["penalty"] = self.pruning.effective_penalty
+        if settings["penalty"] is None:
+            del settings["penalty"]
         if self.pruning.method != "slimming":
-            del settings["penalty"], settings["shift"]
+            del settings["shift"]
         if self.pruning.needs_data or self.pruning.criterion == "random":
             settings["seed"] = seed
         return settings

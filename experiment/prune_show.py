@@ -22,6 +22,7 @@ from detect.detector_file import load_detector
 from detect.foreign import dense_of
 from detect.mmdet_option import next_step
 from detect.model import build_detector, config_of, settings_of
+from detect.pruning import spec_in_detector
 from detect.traced import TracedDetector, traced_at_size
 from prune.choose.presets import Preset, preset
 from prune.cut.spec import PruneSpec
@@ -68,7 +69,7 @@ class PruningReport:
         if not self.file:
             height, width = self.image_hw
             return f"espalier import {self.architecture} --classes {self.num_classes} --size-hw {height} {width}"
-        is_cut = any(row.sides_cut for row in self.explanation.layers)
+        is_cut = self.removed_blocks or any(row.sides_cut for row in self.explanation.layers)
         config = ["--mmdet", self.mmdet] if self.mmdet else []
         words = next_step(self.file, self.mmdet) if is_cut else ["espalier", "prune", "l1_half", self.file, *config]
         return shlex.join(map(str, words))
@@ -168,15 +169,17 @@ def _of_file(path: Path, options: _Options, mmdet: Path | None) -> PruningReport
         dense, slim, image_hw = (_detectors if card.kind == "detector" else _classifiers)(card, options.image_side)
     otherwise = "not cut when it was pruned" if card.is_slim else "not pruned yet"
     small = (64, 64) if card.kind == "detector" else image_hw  # channels meet in the same way at any size
-    explanation = _explained(dense, slim, torch.zeros(1, 3, *small), otherwise, image_hw)
+    spec = spec_in_detector(card) if card.kind == "detector" else card.prune_spec or PruneSpec({})
+    explanation = _explained(dense, slim, torch.zeros(1, 3, *small), otherwise, image_hw, spec)
     name = card.backbone.name if card.kind == "classifier" else f"Faster R-CNN with {card.backbone.name}"
     name = f"mmdet's {mmdet.name}" if mmdet else name
-    return PruningReport(str(path), name, image_hw, explanation, file=path, mmdet=mmdet)
+    removed = tuple(spec.removed_blocks)
+    return PruningReport(str(path), name, image_hw, explanation, file=path, mmdet=mmdet, removed_blocks=removed)
 
 
 def _classifiers(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
     side = image_side or card.preprocessing.image_hw[0]
-    dense = build_classifier(replace(card.backbone, widths={}))
+    dense = build_classifier(card.backbone.dense)
     return dense, build_classifier(card.backbone), (side, side)
 
 
@@ -184,7 +187,7 @@ def _detectors(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.M
     settings = settings_of(card)
     if image_side:
         settings = replace(settings, image_size_hw=(image_side, image_side))
-    dense_card = replace(card, backbone=replace(card.backbone, widths={}), widths={})
+    dense_card = replace(card, backbone=card.backbone.dense, widths={})
     dense, slim = (TracedDetector(build_detector(config_of(one)), settings.num_proposals) for one in (dense_card, card))
     return dense, slim, (settings.image_size_hw[0], settings.image_size_hw[1])
 

@@ -19,6 +19,7 @@ from classify.backbones import HEADS, Architecture, build_classifier
 from classify.checkpoint import load_weights, read_weights
 from classify.curve import CURVE
 from classify.image_data import GivenImages
+from classify.learning import check_schedule
 from classify.mmengine_runner import using_threads
 from classify.train import check_batch_size
 from command.errors import RequestError, WorkError
@@ -30,7 +31,7 @@ from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import new_detector
-from experiment.config import RANK, CocoData, ExperimentConfig, Pruning
+from experiment.config import LEARNT_PARTS, RANK, CocoData, ExperimentConfig, Pruning
 from experiment.cutting import method_on
 from experiment.data import Data, check_data
 from experiment.measuring import DETECTIONS, RECORD
@@ -131,13 +132,17 @@ def _check_backbone(config: ExperimentConfig) -> None:
     for schedule in (config.classification.train, config.classification.finetune):
         check_batch_size(net, side, schedule.batch_size)
     for pruning in config.prunings.values():
+        for part in LEARNT_PARTS:
+            if learning := config.learning_of(part, pruning):
+                check_schedule(pruning.method, learning)
         _check_pruning(net, pruning, (torch.zeros(1, 3, side, side),))
 
 
 def _check_pruning(net: nn.Module, pruning: Pruning, example: tuple[torch.Tensor]) -> None:
     recipe = replace(pruning, criterion="l1", method=RANK) if pruning.needs_data else pruning  # no data is there yet
     for ratio in pruning.prune_ratios:
-        prune_model(net, example, recipe.at(ratio))
+        if pruning.method != "structure_selection":
+            prune_model(net, example, recipe.at(ratio))
         if pruning.is_learned:
             method_on(net, example, pruning.at(ratio), pruning)
 

@@ -3,6 +3,8 @@
 Run:     espalier classify train cifar_magnitude --set data.root=FOLDER
          Another network: --set start.file=FILE. The pattern 2:4: --set method.pattern=2:4
          The paper's shares: --set method.prune_ratio=0.3 or 0.8 on CIFAR-10, 0.3 or 0.5 on CIFAR-100
+         Scratch with the same masks: cifar_scratch --set start.file=runs/classify/cifar_magnitude.safetensors
+         --set "method=dict(type='magnitude', masks='kept', scale='sparse')"
 Needs:   CIFAR-10 or CIFAR-100 as images, train/<class>/* and val/<class>/*, the model file of the dense network
 Result:  not measured by us yet. Expected top-1, fine-tuned, in table 6 of Liu et al.: CIFAR-10, 30 and 80 %, VGG-19
          93.51 and 93.52, PreResNet-110 95.06 and 94.55 %; CIFAR-100, 30 and 50 %, VGG-19 71.96 and 71.85,

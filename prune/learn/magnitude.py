@@ -24,6 +24,7 @@ __all__ = [
     "check_scale",
     "magnitude_masks",
     "maskable_layers",
+    "nonzero_masks",
     "redraw",
     "sparse_macs",
     "two_of_four_layers",
@@ -136,6 +137,12 @@ def _largest(sizes: Tensor, is_left: Tensor, prune_ratio: float) -> Tensor:
     num_gone = int(len(places) * Fraction(str(prune_ratio)))
     gone = places[sizes[places].argsort(stable=True)[:num_gone]]
     return is_left.index_fill(0, gone, False)
+
+
+def nonzero_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Return masks of what is not zero, of the convolutions and linear layers that have a zero weight."""
+    weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in maskable_layers(model, ["*"])}
+    return {name: weight.detach() != 0 for name, weight in weights.items() if (weight == 0).any()}
 
 
 def two_of_four_layers(model: nn.Module, layers: Sequence[str] | None = None) -> tuple[str, ...]:

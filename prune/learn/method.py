@@ -40,6 +40,10 @@ class Method:
         """Whether it is known what will be cut, so that the training can stop here and go on with the slim network."""
         return False
 
+    def baked_model(self, model: nn.Module) -> nn.Module:
+        """Return a network that computes without the method what the model computes with it: mostly the model."""
+        return model
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs beside the network: tensors, numbers, and dicts of them."""
         return {}

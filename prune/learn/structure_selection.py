@@ -1,6 +1,8 @@
 """Sparse Structure Selection: factors on residual branches and on groups, driven to zero; what has zero disappears."""
 
+import fnmatch
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from command.errors import RequestError
+from prune.choose.recipe import check_ratio
 from prune.copies import copied
 from prune.cut.difference import NOTHING, difference_of
 from prune.cut.spec import PruneSpec, layer_of, layer_widths
@@ -16,6 +19,7 @@ from prune.cut.surgery import slim_model
 from prune.cut.verify import fault_of
 from prune.follow.branches import grouped_norms, residual_branches
 from prune.follow.groups import Group, find_groups
+from prune.held_tensors import modules_of
 from prune.learn.equality import ROUNDING, largest_difference
 from prune.learn.method import Learned, Method, call_for
 from prune.private import Call, Inputs, PrivateModel
@@ -49,6 +53,11 @@ class StructureSelection(Method):
     optimizer decays them; several processes share the mean of their gradients. From a block whose factor is zero the
     branch is removed, with no change of what the network gives; a shortcut that the next block needs stays.
 
+    What is zero in the end always goes, as in the paper; that is all with the ratio 0. A higher ratio is the least that
+    goes: if fewer than floor(ratio * n) of n blocks are zero, those of the smallest factors follow, as if theirs were
+    zero, and so do groups in the blocks that are left. That changes what the network gives; the paper has no such
+    choice, but sets the penalty.
+
     Args:
         model: Gets hooks on those layers, until `detach`.
         example_inputs: Positional arguments of the model, batch first, or a `Call`.
@@ -57,6 +66,8 @@ class StructureSelection(Method):
         group_norms: BatchNorm -> groups of channels; those found by `grouped_norms` if None.
         penalty: Weight of the sum of the factors in the loss, > 0: gamma in the paper, 0.01 in its code.
         momentum: Of the factors' own step.
+        prune_ratio: Least share of the blocks, and of the groups in those that are left, that goes, [0, 1).
+        skip: Patterns of layers; blocks and groups with one of them have no factor, and stay.
 
     Raises:
         RequestError: If there is no such layer, or nothing to select.
@@ -72,11 +83,19 @@ class StructureSelection(Method):
         group_norms: Mapping[str, int] | None = None,
         penalty: float = 0.01,
         momentum: float = 0.9,
+        prune_ratio: float = 0.0,
+        skip: tuple[str, ...] = (),
     ) -> None:
-        self.branches = dict(residual_branches(model) if branches is None else branches)
+        check_ratio(prune_ratio)
+        _check_patterns(model, skip)
+        found = residual_branches(model) if branches is None else branches
+        self.branches = {block: layers for block, layers in found.items() if not _matches(_inside(block, layers), skip)}
         ends = {_end(block, layers): 1 for block, layers in self.branches.items()}
         norms = grouped_norms(model) if group_norms is None else group_norms
-        self.group_norms = {name: num for name, num in norms.items() if name not in ends}
+        self.group_norms = {
+            name: num for name, num in norms.items() if name not in ends and not _matches((name,), skip)
+        }
+        self.prune_ratio = prune_ratio
         self.penalty, self.momentum, self._example = penalty, momentum, example_inputs
         self.factors = {name: torch.ones(num, requires_grad=True) for name, num in {**self.group_norms, **ends}.items()}
         """Layer -> its factors: one for a branch, else one for each group."""
@@ -141,6 +160,9 @@ class StructureSelection(Method):
 
     def baked_model(self, model: nn.Module) -> nn.Module:
         """Return a copy without hooks, whose weights have the factors in them: it gives the same."""
+        return self._baked(model, self.factors)
+
+    def _baked(self, model: nn.Module, factors: Mapping[str, Tensor]) -> nn.Module:
         copy = copied(model, {})
         for name, before, after in self._handles:
             layer = copy.get_submodule(name)
@@ -148,23 +170,25 @@ class StructureSelection(Method):
             for hooks in (layer._forward_hooks, layer._forward_hooks_always_called):
                 hooks.pop(after.id, None)
             for parameter in layer.parameters(recurse=False):
-                parameter.data *= _spread(self.factors[name].detach(), parameter)
+                parameter.data *= _spread(factors[name].detach(), parameter)
         return copy
 
     def slim(self, model: nn.Module) -> Learned:
         """Return the slim copy of the trained model: without the blocks, and the groups, whose factor is zero.
 
-        A layer keeps its best group. Groups whose channels cannot be cut stay.
+        With a ratio, and without those of the smallest factors. A layer keeps its best group. Groups whose channels
+        cannot be cut stay.
 
         Raises:
             RequestError: If the slim model does not compute what it should.
         """
-        baked, call = self.baked_model(model), call_for(model, self._example)
-        dead = [block for block, layers in self.branches.items() if not self.factors[_end(block, layers)].any()]
+        factors = self.selected()
+        baked, call = self._baked(model, factors), call_for(model, self._example)
+        dead = [block for block, layers in self.branches.items() if not factors[_end(block, layers)].any()]
         gone = {block: self.branches[block] for block in dead if not any(_holds(other, block) for other in dead)}
         without = _without_blocks(baked, blocks := PruneSpec({}, gone), call)
         groups = find_groups(without, call.args, call.kwargs) if self.group_norms else []
-        kept = {group.name: kept for group in groups if (kept := self._kept(group)) is not None}
+        kept = {group.name: kept for group in groups if (kept := self._kept(group, factors)) is not None}
         channels = PruneSpec.from_kept(without, kept, groups)
         slim = slim_model(without, channels)
         if fault := fault_of(without, slim, channels, call):
@@ -174,23 +198,42 @@ class StructureSelection(Method):
                 f"model: channels of groups whose factor is zero are read elsewhere, or are not zero after their "
                 f"activation: its slim copy differs by {apart:.2g} of the largest output; give `group_norms={{}}`"
             )
-        decisions = tuple(self._decision(baked, block) for block in self.branches)
+        decisions = tuple(self._decision(baked, block, factors) for block in self.branches)
         return Learned(slim, channels.after(blocks), decisions)
 
-    def _kept(self, group: Group) -> Tensor | None:
+    def selected(self) -> dict[str, Tensor]:
+        """Return the factors in the end: what goes has zero."""
+        factors = {name: factor.detach().cpu().clone() for name, factor in self.factors.items()}
+        ends = [_end(block, layers) for block, layers in self.branches.items()]
+        for end in sorted(ends, key=lambda end: factors[end].item())[: self._least_of(len(ends))]:
+            factors[end].zero_()
+        dead = [block for block, layers in self.branches.items() if not factors[_end(block, layers)].any()]
+        gone = {layer for block in dead for layer in _inside(block, self.branches[block])}
+        groups = [(name, i) for name, num in self.group_norms.items() if name not in gone for i in range(num)]
+        best = {(name, int(factors[name].argmax())) for name in self.group_norms}
+        others = sorted((group for group in groups if group not in best), key=lambda at: factors[at[0]][at[1]].item())
+        for name, i in others[: self._least_of(len(groups))]:
+            factors[name][i] = 0
+        return factors
+
+    def _least_of(self, num: int) -> int:
+        """Return how many of that many go at least."""
+        return int(num * Fraction(str(self.prune_ratio)))
+
+    def _kept(self, group: Group, final: Mapping[str, Tensor]) -> Tensor | None:
         """Return the channels of the group whose factors are not zero, or None where all stay."""
         is_kept = torch.ones(group.num_channels, dtype=torch.bool)
         norms = [member for member in group.members if member.layer in self.group_norms and member.side == "out"]
         for member in norms if not group.obstacle else ():
-            factors = self.factors[member.layer].detach().cpu()
+            factors = final[member.layer]
             is_alive = factors > 0
             is_alive[factors.argmax()] = True
             is_kept[member.roots] &= is_alive.repeat_interleave(len(member.channels) // len(factors))[member.channels]
         return None if is_kept.all() else is_kept.nonzero().flatten()
 
-    def _decision(self, model: nn.Module, block: str) -> Decision:
-        layers = tuple(f"{block}.{layer}" for layer in self.branches[block])
-        factor, width = self.factors[layers[-1]].item(), layer_widths(layer_of(model, layers[-1]))[1]
+    def _decision(self, model: nn.Module, block: str, factors: Mapping[str, Tensor]) -> Decision:
+        layers = _inside(block, self.branches[block])
+        factor, width = factors[layers[-1]].item(), layer_widths(layer_of(model, layers[-1]))[1]
         return Decision(block, layers, width, 0 if not factor else width, f"factor {factor:.3g}" if factor else None)
 
 
@@ -212,8 +255,23 @@ def _holds(other: str, block: str) -> bool:
     return block.startswith(f"{other}.")
 
 
+def _inside(block: str, layers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{block}.{layer}" for layer in layers)
+
+
 def _end(block: str, layers: tuple[str, ...]) -> str:
     return f"{block}.{layers[-1]}"
+
+
+def _check_patterns(model: nn.Module, skip: tuple[str, ...]) -> None:
+    """Raise RequestError if a pattern matches nothing of the model."""
+    for pattern in skip:
+        if not _matches(tuple(modules_of(model)), (pattern,)):
+            raise RequestError(f"skip[{pattern!r}]: matches no layer; see the model's names")
+
+
+def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _scaled_layer(model: nn.Module, name: str, num: int) -> nn.Module:

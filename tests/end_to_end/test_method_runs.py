@@ -10,13 +10,13 @@ pytestmark = pytest.mark.slow
 
 ORDERINGS = ("orderings=('prune_transfer', 'transfer_prune')", "controls=()")
 SMALL = ("calibration.num_batches=12", "skip=('layer3.*', 'layer4.*')")
-TRAINED = {"slimming": ("penalty=1e-3",), "thinet": SMALL}
+TRAINED = {"slimming": ("penalty=1e-3",), "structure_selection": (), "thinet": SMALL}
 
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_method_is_one_line_of_an_experiment(espalier, tiny_arguments, tmp_path, method):
     settings = [f"pruning.{text}" for text in (f"method={method}", *TRAINED[method])]
-    learning = ("classification.learning={'epochs': 1, 'batch_size': 16, 'lr': 1e-3}",) if method == "slimming" else ()
+    learning = ("classification.learning={'epochs': 1, 'batch_size': 16, 'lr': 1e-3}",) if method != "thinet" else ()
     arguments = tiny_arguments(tmp_path / "run", *ORDERINGS, *settings, *learning)
     done = espalier(*arguments)
     assert done.returncode == 0, done.stderr
@@ -26,10 +26,13 @@ def test_a_method_is_one_line_of_an_experiment(espalier, tiny_arguments, tmp_pat
         ("transfer_prune", method),
     ]
     assert all(row["macs"] < dense["macs"] for row in slim)
-    epochs = {"slimming": (1, 2), "thinet": (None, None)}[method]
+    epochs = (None, None) if method == "thinet" else (1, 2)
     pruned = ("prune_classifier", "prune_detector")
     assert tuple(row["train_epochs"].get(step) for row, step in zip(slim, pruned, strict=True)) == epochs
-    assert all(read_card(tmp_path / "run" / row["model"]).prune_spec for row in slim)
+    specs = [read_card(tmp_path / "run" / row["model"]).prune_spec for row in slim]
+    if method == "structure_selection":  # half of ResNet-18's eight blocks, and no channels
+        assert [(len(spec.removed_blocks), len(spec.layers)) for spec in specs] == [(4, 0)] * 2
+    assert all(specs)
     assert espalier(*arguments).stdout == done.stdout
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,10 +7,11 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, save_model
 from classify.image_data import FolderData
 from classify.losses import classifier_losses
-from classify.pruning import prune_classifier
+from classify.pruning import example_of, prune_classifier, with_card
 from classify.synthetic import SHAPES
 from prune import masked_model, slim_model
 from prune.choose.criteria import make_criterion
+from prune.learn.structure_selection import StructureSelection
 
 
 @pytest.fixture
@@ -62,3 +65,82 @@ def test_a_criterion_measured_on_images_ranks_every_group(dense, shapes, name):
 def test_a_criterion_that_needs_data_is_refused_by_its_name_alone(dense):
     with pytest.raises(ValueError, match=r"^criterion: taylor measures on data, got none; expected losses"):
         prune_classifier(*dense, 0.5, criterion="taylor")
+
+
+NETWORKS = {"resnet18": 16, "resnet50": 16, "resnext50_32x4d": 64, "mobilenet_v2": 64, "regnet_x_400mf": 64}
+"""Network -> base channels."""
+
+
+def without_blocks(name, ratio=0.5):
+    """Return a network, its masked twin, the slim one and its card; blocks go in order, and groups."""
+    arch = Architecture(name, len(SHAPES), NETWORKS[name])
+    torch.manual_seed(0)
+    net, card = build_classifier(arch).eval(), ModelCard("classifier", arch, SHAPES, Preprocessing((32, 32)))
+    method = StructureSelection(net, example_of(card), prune_ratio=ratio)
+    for i, factor in enumerate(method.factors.values()):
+        factor.data = torch.linspace(0.5, 0.6, len(factor)) + 0.1 * i
+    slim, slim_card, learned = with_card(card, method.slim(net))
+    for layer, factor in method.selected().items():
+        method.factors[layer].data.copy_(factor)
+    return net, slim, slim_card, learned
+
+
+@pytest.mark.slow  # seconds each: whole networks
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_file_without_blocks_gives_what_the_masked_network_does(name, tmp_path):
+    masked, slim, card, learned = without_blocks(name)
+    assert learned.spec.removed_blocks
+    assert card.is_slim
+    save_model(tmp_path / "slim.safetensors", slim, card)
+    loaded, again = load_classifier(tmp_path / "slim.safetensors")
+    assert again == card
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), masked(images), rtol=1e-4, atol=1e-5)
+    loaded.train()(torch.rand(4, 3, 64, 64)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+def test_a_file_of_a_dense_network_says_nothing_of_blocks(dense, tmp_path):
+    save_model(tmp_path / "dense.safetensors", *dense)
+    assert b"removed_blocks" not in (tmp_path / "dense.safetensors").read_bytes()
+
+
+def test_channels_and_blocks_are_cut_in_either_order(tmp_path):
+    _, slim, card, learned = without_blocks("resnet18", 0.25)
+    assert list(learned.spec.removed_blocks) == ["layer1.0", "layer1.1"]
+    slimmer, card, _ = prune_classifier(slim, card, 0.5)
+    method = StructureSelection(slimmer, example_of(card), prune_ratio=0.5)  # 3 of the 6 that are left
+    last, card, _ = with_card(card, method.slim(slimmer))
+    assert list(card.backbone.removed_blocks) == ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0"]
+    assert card.backbone.widths["layer4.0.conv1"] == (32, 64)
+    assert not [name for name in card.backbone.widths if name.startswith("layer2.0.conv")]
+    save_model(tmp_path / "last.safetensors", last, card)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(load_classifier(tmp_path / "last.safetensors")[0](images), last(images))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "line"),
+    [
+        ({"layer1.9": ("conv1",)}, "layer1.9: the spec is for another model"),
+        ({"layer1.0": ("conv1",)}, "layer1.0: cannot be removed"),
+        ({"layer1.0": ("conv2", "bn2")}, "layer1.0: the spec is for another model, its branch has conv1, bn1, conv2"),
+        ({"layer1.0": ()}, "PruneSpec: layer1.0 loses no branch"),
+        ({"conv1": ("weight",)}, "conv1: cannot be removed"),
+    ],
+)
+def test_a_file_with_blocks_that_the_network_lacks_is_refused(dense, tmp_path, blocks, line):
+    card = replace(dense[1], backbone=replace(dense[1].backbone, removed_blocks=blocks))
+    save_model(tmp_path / "net.safetensors", dense[0], card)
+    with pytest.raises(ValueError, match=line):
+        load_classifier(tmp_path / "net.safetensors")
+
+
+@pytest.mark.slow  # a network of 22 blocks
+def test_a_slim_regnet_is_rebuilt_from_its_file(tmp_path):
+    arch = Architecture("regnet_x_400mf", 3)
+    card = ModelCard("classifier", arch, ("a", "b", "c"), Preprocessing((32, 32)))
+    slim, card, _ = prune_classifier(build_classifier(arch).eval(), card, 0.5)
+    save_model(tmp_path / "slim.safetensors", slim, card)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(load_classifier(tmp_path / "slim.safetensors")[0](images), slim(images))

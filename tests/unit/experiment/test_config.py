@@ -4,7 +4,7 @@ import pytest
 
 from command.config import read_config
 from detect.orderings import ORDERINGS
-from experiment.config import ExperimentConfig, PruneConfig
+from experiment.config import ExperimentConfig, PruneConfig, Pruning
 from prune import Recipe
 from prune.choose.presets import PRESETS
 
@@ -60,6 +60,15 @@ def test_an_unknown_key_lists_the_nearest_keys_of_its_level(override, message):
         ("pruning.prune_ratio=0.5", "pruning.prune_ratio: not used in an experiment, got 0.5; give prune_ratios"),
         ("pruning.max_macs=5", "pruning.max_macs: not used in an experiment, got 5; give prune_ratios"),
         ("pruning.criterion=l9", "pruning.criterion: unknown, got 'l9'; expected one of"),
+        (
+            "pruning.method=magnitude",
+            "pruning.method: magnitude: leaves zeros that a dense engine multiplies like other numbers, so that a "
+            'timed row would say nothing; expected espalier classify train with method=dict(type="magnitude")',
+        ),
+        (
+            "pruning={'method': 'structure_selection', 'ratios': {'layer1.*': 0.1}}",
+            "pruning.ratios: not used with structure_selection, which removes blocks; expected none",
+        ),
         ("orderings=('prune',)", "orderings: unknown, got 'prune'; expected one of dense, prune_transfer,"),
         ("controls=('longer',)", "controls.0: Input should be 'dense_longer', got 'longer'"),
         (
@@ -188,3 +197,17 @@ def test_methods_differ_from_the_pruning_in_what_they_name():
 )
 def test_a_method_with_unknown_settings_is_refused(methods, message):
     assert message in refused(f"methods={methods}")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "penalty"),
+    [
+        ("slimming", None, 1e-4),
+        ("structure_selection", None, 0.01),
+        ("structure_selection", 0.5, 0.5),
+        ("soft_filters", 0.5, None),
+        ("rank", None, None),
+    ],
+)
+def test_each_method_has_the_penalty_of_its_paper(method, given, penalty):
+    assert Pruning(method=method, penalty=given).effective_penalty == penalty

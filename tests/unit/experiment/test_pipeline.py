@@ -228,6 +228,31 @@ def test_calibration_matters_only_for_criteria_that_use_data():
     assert changed(calibration, before=["pruning.criterion=taylor"]) >= {"prune_classifier", "prune_detector"}
 
 
+def test_a_penalty_matters_only_for_methods_that_have_one():
+    structures = ["pruning.method=structure_selection"]
+    assert changed("pruning.penalty=0.01", before=structures) == set()  # the default
+    assert changed("pruning.penalty=0.1", before=structures) >= {"prune_classifier", "prune_detector"}
+    assert changed("pruning.penalty=0.1", before=["pruning.method=soft_filters"]) == set()
+    assert changed("pruning.shift=folded", before=structures) == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "backbone={'name': 'efficientnet_b0', 'base_channels': 64}",
+            "model: has no residual branch or group to select",
+        ),
+        ("pruning.skip=('layer9.*',)", r"skip\['layer9.\*'\]: matches no layer"),
+        ("classification.train.sync_bn=True", "sync_bn: not with structure_selection"),
+    ],
+)
+def test_structure_selection_that_does_not_fit_is_refused_early(tmp_path, override, line):
+    config = read_config(QUICKSTART, ["pruning.method=structure_selection", override], ExperimentConfig)
+    with pytest.raises(ValueError, match=line):
+        check_experiment(config, tmp_path)
+
+
 def test_the_check_before_any_work_needs_no_data(tmp_path):
     check_experiment(read_config(QUICKSTART, ["pruning.criterion=taylor"], ExperimentConfig), tmp_path)
 

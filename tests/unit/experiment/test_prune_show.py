@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,6 +235,26 @@ def test_a_spec_that_removes_blocks_names_them_and_counts_what_is_left(tmp_path)
     text = show(path, "--backbone", "resnet18").stdout
     assert "\nWithout the residual blocks layer1.0, layer2.0.\n" in text
     assert "Nothing was pruned" not in text
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.net."])
+def test_a_model_file_without_blocks_names_them(tmp_path, prefix):
+    spec = PruneSpec({}, {"layer2.0": ("conv1", "bn1", "conv2", "bn2")})
+    arch, path = Architecture("resnet18", 1, 8).cut_by(spec), tmp_path / "net.safetensors"
+    fields = {"spec": json.loads(spec.to_json())}
+    if prefix:
+        settings = DetectorSettings((64, 64), fpn_channels=16, head_channels=32, num_proposals=20, roi_samples=16)
+        net, card = new_detector(arch, ("a",), settings, seed=0)
+        save_detector(path, net, replace(card, **fields))
+    else:
+        save_model(
+            path, build_classifier(arch), ModelCard("classifier", arch, ("a",), Preprocessing((32, 32)), **fields)
+        )
+    data = report_json(path)
+    assert data["removed_blocks"] == [f"{prefix}layer2.0"]
+    assert data["macs"] < data["dense_macs"]
+    assert f"{prefix}layer2.0.conv1" not in by_name(data)
+    assert f"{prefix}layer2.0.downsample.0" in by_name(data)
 
 
 @pytest.mark.parametrize("content", [b"{}", b"not JSON", b"\xff\xfe", b"[" * 100_000])

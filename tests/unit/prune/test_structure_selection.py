@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18, resnext50_32x4d
+from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
 from classify.cifar import CifarResNet
 from prune import PruneSpec, cost_of, find_groups, load_slim, save_slim, slim_model
@@ -159,6 +159,66 @@ def test_layer_whose_groups_are_all_zero_keeps_one(network, images):
     torch.testing.assert_close(learned.model.eval()(images), net(images), rtol=1e-4, atol=1e-4)
 
 
+def rising(method):
+    """Give the blocks rising factors, 0.1, 0.2, ..., in the order of the forward pass."""
+    for i, (block, layers) in enumerate(method.branches.items()):
+        method.factors[f"{block}.{layers[-1]}"].data.fill_(0.1 * (i + 1))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "num_zero", "removed"),
+    [
+        (0.0, 0, []),
+        (0.0, 1, ["layer4.1"]),  # the paper's: what is zero
+        (0.3, 0, ["layer1.0", "layer1.1"]),  # floor(0.3 * 8)
+        (0.3, 1, ["layer1.0", "layer4.1"]),  # the zero is among the two
+        (0.3, 3, ["layer3.1", "layer4.0", "layer4.1"]),  # more are zero than asked for
+    ],
+)
+def test_zeros_go_and_then_the_smallest_up_to_the_ratio(network, images, ratio, num_zero, removed):
+    net = network(resnet18)
+    method = StructureSelection(net, (images,), prune_ratio=ratio)
+    rising(method)
+    for block in ("layer4.1", "layer4.0", "layer3.1")[:num_zero]:
+        method.factors[f"{block}.bn2"].data.zero_()
+    assert sorted(method.slim(net).spec.removed_blocks) == removed
+
+
+def test_bottlenecks_of_the_smallest_factors_are_as_if_zero(network, images):
+    net = network(lambda: resnet50(num_classes=5))
+    method = StructureSelection(net, (images,), prune_ratio=0.5)
+    rising(method)
+    learned = method.slim(net)
+    assert list(learned.spec.removed_blocks) == [
+        *("layer1.0", "layer1.1", "layer1.2", "layer2.0", "layer2.1", "layer2.2", "layer2.3", "layer3.0")
+    ]
+    for block in learned.spec.removed_blocks:
+        method.factors[f"{block}.bn3"].data.zero_()
+    torch.testing.assert_close(learned.model.eval()(images), net(images), rtol=1e-4, atol=1e-5)
+    left = {name.rpartition(".")[0] for name, _ in learned.model.layer1[0].named_parameters()}
+    assert left == {"downsample.0", "downsample.1"}  # what the next block needs
+
+
+def test_the_smallest_groups_go_up_to_the_ratio(network, images):
+    net = network(lambda: resnext50_32x4d(num_classes=5))
+    norms = {"layer1.0.bn2": 32, "layer1.1.bn2": 32}
+    method = StructureSelection(net, (images,), branches={}, group_norms=norms, prune_ratio=0.75)
+    method.factors["layer1.0.bn2"].data = torch.arange(1.0, 33)
+    method.factors["layer1.1.bn2"].data = torch.linspace(0.1, 0.9, 32)
+    learned = method.slim(net)
+    # 48 of 64 go: the second layer's but its best, 31, and the 17 smallest of the first
+    assert [learned.model.layer1[i].conv2.groups for i in range(2)] == [15, 1]
+    method.factors["layer1.0.bn2"].data[:17] = 0
+    method.factors["layer1.1.bn2"].data[:31] = 0
+    torch.testing.assert_close(learned.model.eval()(images), net(images), rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_and_groups_that_are_skipped_have_no_factor(images):
+    net = resnext50_32x4d(num_classes=5)
+    method = StructureSelection(net, (images,), skip=("layer1.*", "layer2.*", "layer3.*", "layer4.[01].*"))
+    assert list(method.factors) == ["layer4.2.bn2", "layer4.2.bn3"]
+
+
 class PreActivation(nn.Module):
     """The published kind of block: it ends in a convolution; its projection reads the activation."""
 
@@ -220,6 +280,8 @@ def test_copy_of_a_network_follows_the_same_factors(network, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"prune_ratio": 1.0}, "prune_ratio: would remove all channels or more, got 1.0"),
+        ({"skip": ("layer9.*",)}, r"skip\['layer9.\*'\]: matches no layer"),
         ({"branches": {}}, "model: has no residual branch or group to select"),
         ({"branches": {"layer1.0": ("relu",)}}, "layer1.0.relu: has no weight that a factor could scale"),
         ({"branches": {"layer1.9": ("bn2",)}}, "layer1.9.bn2: the spec is for another model"),
