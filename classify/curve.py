@@ -63,8 +63,8 @@ class Curve(_Part):
     """All of them; of a training that an earlier version of Espalier began, those since it was resumed."""
     iterations: tuple[Iteration, ...] = ()
 
-    def followed_by(self, later: "Curve") -> "Curve":
-        """Return the curve of a training that went on with another network."""
+    def continued_by(self, later: "Curve") -> "Curve":
+        """Return the curve of one training that went on with another network; its epochs are numbered on."""
         return Curve(epochs=(*self.epochs, *later.epochs), iterations=(*self.iterations, *later.iterations))
 
     def evaluated(self, figures: Mapping[str, Any]) -> "Curve":
@@ -72,6 +72,11 @@ class Curve(_Part):
         flat = {name: figure for name, figure in figures.items() if not isinstance(figure, Mapping)}
         last = tuple(epoch.model_copy(update={"figures": flat}) for epoch in self.epochs[-1:])
         return self.model_copy(update={"epochs": (*self.epochs[:-1], *last)})
+
+    def followed_by(self, other: "Curve") -> "Curve":
+        """Return the epochs of two trainings, one after the other; iterations, of which some are kept, are left out."""
+        later = (one.model_copy(update={"epoch": one.epoch + len(self.epochs)}) for one in other.epochs)
+        return Curve(epochs=(*self.epochs, *later))
 
 
 def curve_file(model: Path) -> Path:

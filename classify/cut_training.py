@@ -37,5 +37,5 @@ def train_and_cut(
         return net, card, curve
     slim, card, _ = with_card(card, learned)
     if (ended := curve.epochs[-1].epoch) < epochs:
-        curve = curve.followed_by(train(slim, card, settings.after_cut(slim, example_of(card)), ended))
+        curve = curve.continued_by(train(slim, card, settings.after_cut(slim, example_of(card)), ended))
     return slim, card, curve

@@ -4,7 +4,7 @@ A config file is an mmengine Python config whose names are the fields of `Experi
 at the current folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -132,6 +132,7 @@ class Calibration(Part):
 RANK = "rank"
 METHODS = (RANK, *REFITS)
 """How channels are chosen in a trained network."""
+STEP_SCHEDULES = ("linear", "exponential")
 LEARNED = ("slimming", "soft_filters", "structure_selection")
 """How channels are chosen in a training."""
 _PENALTIES = {"slimming": 1e-4, "structure_selection": 0.01}
@@ -148,15 +149,24 @@ class Cut(Recipe):
     round_to: int = 8
     """Kept channels are moved to the nearest multiple of it."""
     calibration: Calibration = field(default_factory=Calibration)
-    """Of taylor, mean_activation, average_rank, and of methods other than rank; the other criteria use no images."""
+    """Of taylor, mean_activation, average_rank, and of methods other than rank; the other criteria use no images.
+    Its `batch_size` is that of `recalibrate` too."""
     method: Annotated[str, AfterValidator(lambda name: check_name(name, METHODS))] = RANK
     """`rank`: the criterion ranks the channels. `thinet`, `thinet_forward`, `lasso`: they are chosen layer by layer on
     training images, and the next layer is refitted; see `prune.refit_model`."""
+    recalibrate: Annotated[int, Field(ge=0, le=10**7)] = 0
+    """Batches of training images on which the slim network's BatchNorm statistics are estimated anew, as their plain
+    mean, before it is measured or saved; 0 = they stay the dense network's. See `prune.recalibrating`."""
 
     @property
     def needs_data(self) -> bool:
         """Whether training images are read."""
-        return self.method != RANK or issubclass(CRITERIA[self.criterion], DataDriven)
+        return self.is_calibrated or self.recalibrate > 0
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the channels are chosen on the images of `calibration`."""
+        return self.method in REFITS or (self.method == RANK and issubclass(CRITERIA[self.criterion], DataDriven))
 
     @property
     def chosen_by(self) -> str:
@@ -188,10 +198,29 @@ class Pruning(Cut):
     factors' sum, None = 0.01."""
     shift: Shift = "zeroed"
     """Of slimming: what becomes of the shifts of cut channels."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Cuts in which a ratio is reached: the network is cut a little, trained on, cut again, and so on."""
+    step_schedule: Annotated[str, AfterValidator(lambda name: check_name(name, STEP_SCHEDULES))] = "linear"
+    """How much the k-th of n steps leaves: `linear` 1 - p k / n; `exponential` (1 - p)^(k / n), the same share of what
+    is there in every step."""
+    epochs_per_step: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Epochs that the network is trained after every step but the last, with the rest of the schedule `finetune`."""
+    epochs_per_layer: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Of thinet, thinet_forward and lasso in a classifier: epochs that it is trained after each refitted layer, with
+    the rest of the schedule `finetune`."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for settings that contradict each other."""
         super().__post_init__()
+        if self.steps > 1 and (self.is_learned or self.epochs_per_layer):
+            what = self.method if self.is_learned else "epochs_per_layer"
+            raise RequestError(f"steps: not used with {what}, got {self.steps}; expected 1")
+        if self.steps > 1 and self.widths:
+            raise RequestError(f"steps: each goes by ratios, got widths for {', '.join(self.widths)}; expected ratios")
+        if self.epochs_per_layer and self.method not in REFITS:
+            raise RequestError(
+                f"epochs_per_layer: not used with {self.chosen_by}, got {self.epochs_per_layer}; expected 0"
+            )
         for name in ("ratios", "widths") if self.method == "structure_selection" else ():
             if getattr(self, name):
                 raise RequestError(f"{name}: not used with structure_selection, which removes blocks; expected none")
@@ -207,15 +236,37 @@ class Pruning(Cut):
         """Whether the method acts in a training of its own."""
         return self.method in LEARNED
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether training images are read."""
+        return super().needs_data or self.is_learned or self.steps > 1
+
+    @property
+    def epochs_between(self) -> int:
+        """Epochs of each training between two cuts; 0 where there is none."""
+        return self.epochs_per_step if self.steps > 1 else self.epochs_per_layer
+
     def _check_amount(self) -> None:
-        """Raise RequestError for a single ratio, which only `at` sets, and for limits."""
-        for name in Recipe.amounts:
-            if self.prune_ratios and getattr(self, name) is not None:
+        """Raise RequestError for a single ratio, which only `at` sets, for limits, and for what `steps` sets."""
+        for name in (*Recipe.amounts, "dense_widths"):
+            if self.prune_ratios and getattr(self, name) not in (None, {}):
                 raise RequestError(f"{name}: not used in an experiment, got {getattr(self, name)}; give prune_ratios")
 
     def at(self, prune_ratio: float) -> "Pruning":
         """Return the recipe of one ratio."""
         return replace(self, prune_ratio=prune_ratio, prune_ratios=())
+
+    def in_steps(self) -> Iterator["Pruning"]:
+        """Yield the recipe of each step to a single ratio; all ratios are shares of the dense network."""
+        assert self.prune_ratio is not None
+        for step in range(1, self.steps + 1):
+            ratios = {pattern: self._reached(ratio, step) for pattern, ratio in self.ratios.items()}
+            yield replace(self.at(self._reached(self.prune_ratio, step)), ratios=ratios)
+
+    def _reached(self, prune_ratio: float, step: int) -> float:
+        share = step / self.steps
+        reached = prune_ratio * share if self.step_schedule == "linear" else 1 - (1 - prune_ratio) ** share
+        return prune_ratio if step == self.steps else round(reached, 12)  # 0.9 x 2/3 is above 0.6 in floats
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -244,16 +295,25 @@ class PruneConfig(Cut):
             check_name(self.preset, PRESETS, "preset")
             self._check_alone(self.preset)
         if self.needs_data and self.data is None:
-            raise RequestError(
-                f"data: {self.chosen_by} measures on training images, got none; expected data=dict(type=...)"
-            )
+            what = f"{self.chosen_by} measures" if self.is_calibrated else "recalibrate estimates"
+            raise RequestError(f"data: {what} on training images, got none; expected data=dict(type=...)")
         if self.data and not self.needs_data:
             raise RequestError(f"data: not used with {self.chosen_by}, got {self.data.type}; expected none")
 
     def _check_alone(self, preset: str) -> None:
         """Raise RequestError if a field is given that a preset sets."""
         plain = PruneConfig(0.0)
-        free = {"criterion", "method", "reduction", "calibration", "preset", "data", "seed", *Recipe.amounts}
+        free = {
+            "criterion",
+            "method",
+            "reduction",
+            "calibration",
+            "recalibrate",
+            "preset",
+            "data",
+            "seed",
+            *Recipe.amounts,
+        }
         for name in (one.name for one in fields(self) if one.name not in free):
             if getattr(self, name) != getattr(plain, name):
                 raise RequestError(
@@ -313,13 +373,14 @@ class ExperimentConfig(Part):
     """The dense reference is always run, and `transfer_prune` only with `detection`."""
     controls: Annotated[tuple[Control, ...], AfterValidator(_check_once)] = ()
     """`dense_longer`: the dense detector, trained once for the epochs of `detection.train` and `detection.finetune`
-    together, as many as `transfer_prune` has. The schedule is that of `detection.train`, stretched."""
+    together, and those between steps, as many as `transfer_prune` has. The schedule is that of `detection.train`,
+    stretched."""
     budgets: Annotated[tuple[Budget, ...], AfterValidator(_check_once)] = ("scratch_e", "scratch_b")
     """How long `scratch_transfer` trains its classifier."""
     scratch_b_cap: Cap = SCRATCH_B_CAP
     """Most times the dense epochs that `scratch_b` trains: 2 as the paper on ImageNet, None = no limit as on CIFAR."""
     strict_budget: bool = False
-    """Whether the epochs of `classification.finetune` are added to those of `budgets`."""
+    """Whether the epochs of `classification.finetune`, and those between cuts, are added to those of `budgets`."""
     seeds: Annotated[tuple[Seed, ...], AfterValidator(_check_once)] = Field((0,), min_length=1)
     num_threads: Threads = 1
     """CPU threads of torch in every stage; weights depend on it. Times are taken with `latency.num_threads`."""
@@ -363,6 +424,16 @@ class ExperimentConfig(Part):
                 raise RequestError(f"{name}: not used without detection, got {got}; expected detection=dict(...)")
         return self
 
+    @model_validator(mode="after")
+    def _trains_between_layers_of_classifiers(self) -> "ExperimentConfig":
+        has_detectors = self.detection is not None and "transfer_prune" in self.orderings
+        if has_detectors and any(pruning.epochs_per_layer for pruning in self.prunings.values()):
+            raise RequestError(
+                "pruning.epochs_per_layer: for classifiers alone, got transfer_prune among orderings; "
+                "expected orderings without it, or epochs_per_layer=0"
+            )
+        return self
+
     @property
     def prunings(self) -> dict[str, Pruning]:
         """What is compared: the name of each method in the rows, and what it cuts."""
@@ -386,8 +457,15 @@ class ExperimentConfig(Part):
         settings = self.classification if part == "classification" else self.detection
         return (settings.learning or settings.train) if settings and pruning and pruning.is_learned else None
 
+    def between_cuts(self, part: LearntPart, pruning: Pruning | None) -> Schedule | None:
+        """Return the schedule of each training between two cuts; None where there is one cut."""
+        settings = self.classification if part == "classification" else self.detection
+        epochs = pruning.epochs_between if pruning else 0
+        return replace(settings.finetune, epochs=epochs) if settings and epochs else None
+
     def with_longer_training(self) -> "ExperimentConfig":
         """Return the experiment that `dense_longer` is the dense row of."""
-        detection = self.detecting
-        train = replace(detection.train, epochs=detection.train.epochs + detection.finetune.epochs)
+        detection, finetune = self.detecting, self.detecting.finetune.epochs
+        between = max((pruning.steps - 1) * pruning.epochs_per_step for pruning in self.prunings.values())
+        train = replace(detection.train, epochs=detection.train.epochs + finetune + between)
         return self.model_copy(update={"detection": detection.model_copy(update={"train": train})})

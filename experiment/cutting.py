@@ -1,7 +1,7 @@
 """`cut_model` prunes every model, classifier or detector, for `espalier prune` and for experiments."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,13 +26,26 @@ from prune.choose.recipe import Recipe
 from prune.learn.slimming import NetworkSlimming
 from prune.learn.soft_filters import SoftFilterPruning
 from prune.learn.structure_selection import StructureSelection
-from prune.pruning import Pruned
+from prune.pruning import Decision, Pruned
+from prune.recalibration import check_has_statistics, recalibrating
 from prune.refit.rows import Batches
 from prune.refitting import refit_model
 
-__all__ = ["ModelData", "TrainingImages", "check_data_kind", "cut_by_config", "cut_model", "method_on"]
+__all__ = [
+    "ModelData",
+    "Train",
+    "TrainingImages",
+    "check_data_kind",
+    "cut_by_config",
+    "cut_in_steps",
+    "cut_model",
+    "method_on",
+    "recalibrate",
+]
 
 ModelData = AnyImages | ScenesData | CocoData
+Train = Callable[[nn.Module, str], object]
+"""Trains a model in place; the training has a name, under which one that was interrupted goes on."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ def cut_model(
     data: TrainingImages | None,
     seed: int,
     parts: Sequence[str] = ("backbone",),
+    between: Train | None = None,
 ) -> tuple[nn.Module, ModelCard, Pruned]:
     """Return the slim model, its card, and what was done; the given model is not changed.
 
@@ -67,13 +81,70 @@ def cut_model(
         model: A dense classifier or detector.
         card: Its card.
         recipe: What is cut.
-        data: Not read where the method needs none.
+        data: Not read where the recipe needs none.
         seed: Of the choice of images, and of random scores.
         parts: Those of a detector that are cut.
+        between: Called with the name of each layer that a method has refitted; see `prune.refit_model`.
 
     Raises:
         RequestError: If the recipe does not fit the model.
     """
+    if recipe.recalibrate:
+        check_has_statistics(model)
+    slim, card, pruned = _cut(model, card, recipe, data, seed, parts, between)
+    recalibrate(slim, recipe, data, seed)
+    return slim, card, pruned
+
+
+def cut_in_steps(
+    model: nn.Module,
+    card: ModelCard,
+    pruning: Pruning,
+    data: TrainingImages,
+    seed: int,
+    train: Train,
+) -> tuple[nn.Module, ModelCard, tuple[Decision, ...]]:
+    """Return the slim model, its card, whose spec is that of all cuts in one, and the groups that stayed whole.
+
+    The model is trained between the steps, or between the layers of a single one, as `pruning` says.
+
+    Args:
+        model: Dense; it is not changed.
+        card: Its card.
+        pruning: What is cut in the end, by a method that needs no training of its own.
+        data: As for `cut_model`.
+        seed: As for `cut_model`.
+        train: Called between two cuts.
+    """
+    between, widths = train if pruning.epochs_per_layer else None, dict[str, int]()
+    for step, recipe in enumerate(pruning.in_steps(), 1):
+        counted = replace(recipe, dense_widths=widths)
+        model, card, pruned = cut_model(model, card, counted, data, seed, between=between)
+        widths = widths or {decision.group: decision.num_channels for decision in pruned.decisions}
+        if step < pruning.steps:
+            train(model, f"step_{step}")
+    return model, card, tuple(one for one in pruned.untouched if one.num_kept == widths[one.group])
+
+
+def recalibrate(slim: nn.Module, recipe: Cut, data: TrainingImages | None, seed: int) -> None:
+    """Estimate BatchNorm's statistics of a slim model anew, in place, if the recipe says so."""
+    if recipe.recalibrate:
+        assert data is not None
+        losses = data.losses(batch_size=recipe.calibration.batch_size, num_batches=recipe.recalibrate, seed=seed)
+        with recalibrating(slim):
+            for _ in losses(slim):
+                pass
+
+
+def _cut(
+    model: nn.Module,
+    card: ModelCard,
+    recipe: Cut,
+    data: TrainingImages | None,
+    seed: int,
+    parts: Sequence[str],
+    between: Train | None,
+) -> tuple[nn.Module, ModelCard, Pruned]:
     some = {"batch_size": recipe.calibration.batch_size, "num_batches": recipe.calibration.num_batches, "seed": seed}
     if recipe.method != RANK:
         assert data is not None
@@ -82,11 +153,11 @@ def cut_model(
                 f"parts: {recipe.method} fits layers to what they read, and regions come from a whole detector, got "
                 f"{', '.join(parts)}; expected parts without roi_head"
             )
-        refit = partial(refit_model, batches=data.inputs(**some), method=recipe.method, seed=seed)
+        refit = partial(refit_model, batches=data.inputs(**some), method=recipe.method, seed=seed, between=between)
         if card.kind == "detector":
             return prune_detector(model, card, recipe, parts=parts, pruner=refit)
         return with_card(card, refit(model, example_of(card), recipe=recipe))
-    losses = data.losses(**some) if data and recipe.needs_data else None
+    losses = data.losses(**some) if data and recipe.is_calibrated else None
     criterion = make_criterion(recipe.criterion, model, losses, seed)
     if card.kind == "detector":
         return prune_detector(model, card, recipe, criterion, parts=parts)

@@ -265,8 +265,16 @@ class _Planner:
         del settings["prune_ratios"]
         for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
             settings[name] = list(settings[name].items())
-        if not self.pruning.needs_data or self.pruning.is_learned:
+        if not self.pruning.is_calibrated:
+            del settings["calibration"]["num_batches"]
+        if not (self.pruning.is_calibrated or self.pruning.recalibrate):
             del settings["calibration"]
+        if not self.pruning.recalibrate:
+            del settings["recalibrate"]
+        if self.pruning.steps == 1:
+            del settings["steps"], settings["step_schedule"]
+        del settings["epochs_per_step"], settings["epochs_per_layer"]  # in the schedule of the trainings between
+        del settings["dense_widths"]
         if self.pruning.method == RANK:
             del settings["method"]
         settings["penalty"] = self.pruning.effective_penalty
@@ -279,7 +287,7 @@ class _Planner:
         return settings
 
     def _learning_settings(self, part: LearntPart, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        schedule = self.config.learning_of(part, self.pruning)
+        schedule = self.config.learning_of(part, self.pruning) or self.config.between_cuts(part, self.pruning)
         return {"schedule": schedule.effective(), **(more or {})} if schedule else {}
 
     def _budget_settings(self, leaf: Leaf) -> dict[str, Any]:
@@ -304,13 +312,14 @@ class _Planner:
         detect = self.data.boxes.num_scenes * height * width * 1.5e-6 if self.data.boxes else 0
         learning = {part: self.config.learning_of(part, self.pruning) for part in LEARNT_PARTS}
         learnt = {part: schedule.epochs if schedule else 0 for part, schedule in learning.items()}
+        between = (self.pruning.steps - 1) * self.pruning.epochs_per_step if self.pruning else 0
         costs = {
             "train_classifier": 0 if self.config.backbone.weights else c.train.epochs * classify,
             "finetune_classifier": c.finetune.epochs * classify,
             "scratch_classifier": scratch * classify,
             "train_detector": d.train.epochs * detect if d else 0,
-            "prune_classifier": learnt["classification"] * classify,
-            "prune_detector": learnt["detection"] * detect,
+            "prune_classifier": (learnt["classification"] + between) * classify,
+            "prune_detector": (learnt["detection"] + between) * detect,
             "finetune_detector": d.finetune.epochs * detect if d else 0,
         }
         return 1.0 + costs.get(step, 0)

@@ -41,6 +41,7 @@ from experiment.results import RESULTS, read_results
 from experiment.stages import StageStore
 from experiment.steps import MODEL
 from prune.pruning import prune_model
+from prune.recalibration import check_has_statistics
 
 __all__ = ["check_experiment", "run_experiment"]
 
@@ -139,7 +140,10 @@ def _check_backbone(config: ExperimentConfig) -> None:
 
 
 def _check_pruning(net: nn.Module, pruning: Pruning, example: tuple[torch.Tensor]) -> None:
-    recipe = replace(pruning, criterion="l1", method=RANK) if pruning.needs_data else pruning  # no data is there yet
+    is_measured = pruning.is_calibrated or pruning.is_learned
+    recipe = replace(pruning, criterion="l1", method=RANK) if is_measured else pruning  # no data is there yet
+    if pruning.recalibrate:
+        check_has_statistics(net)
     for ratio in pruning.prune_ratios:
         if pruning.method != "structure_selection":
             prune_model(net, example, recipe.at(ratio))

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from classify.backbones import HEADS, Architecture, build_classifier, initialize
 from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
-from classify.curve import CURVE, save_curve
+from classify.curve import CURVE, Curve, save_curve
 from classify.evaluate import evaluate_classifier
 from classify.learning import MethodHook
 from classify.provenance import provenance
@@ -30,7 +31,7 @@ from detect.pruning import in_detector, prune_detector
 from detect.traced import TracedDetector, example_images
 from detect.train import train_detector
 from experiment.config import ExperimentConfig, Pruning
-from experiment.cutting import TrainingImages, cut_model, method_on
+from experiment.cutting import TrainingImages, cut_in_steps, method_on, recalibrate
 from experiment.data import Data, Part
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
 from prune.cost import cost_of
@@ -93,21 +94,24 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 
 
 def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
-    """Cut the classifier, after a training in which the method acts if it is one of those."""
+    """Cut the classifier: after a training in which the method acts, at once, or in steps with trainings between."""
     net, card = load_classifier(job.source_model)
     pruning = job.cut
-    schedule = job.config.learning_of("classification", pruning)
-    if schedule:
+    data = TrainingImages.of_classifier(card, job.data.train_images.place)
+    if schedule := job.config.learning_of("classification", pruning):
         method = method_on(net, example_of(card), pruning, pruning)
-        _learn_to_classify(job, folder, net, schedule, progress, method)
+        curve = _learn_to_classify(job, folder, net, schedule, progress, method=method)
         slim, card, pruned = with_card(card, method.slim(net))
+        recalibrate(slim, pruning, data, job.seed)
+        untouched = pruned.untouched
     else:
-        data = TrainingImages.of_classifier(card, job.data.train_images.place)
-        slim, card, pruned = cut_model(net, card, pruning, data, job.seed)
+        schedule = job.config.between_cuts("classification", pruning)
+        train = _Between(partial(_learn_to_classify, job, folder), schedule, progress)
+        slim, card, untouched = cut_in_steps(net, card, pruning, data, job.seed, train)
+        curve = train.curve
     figures = _saved_classifier(job, folder, slim, card, schedule)
     dense_macs = job.source_figures()["macs"]
-    untouched = [asdict(d) for d in pruned.untouched]
-    return {**figures, **_epochs(schedule), "dense_macs": dense_macs, "untouched": untouched}
+    return {**figures, **_epochs(curve, folder), "dense_macs": dense_macs, "untouched": [asdict(d) for d in untouched]}
 
 
 def _finetune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
@@ -123,7 +127,9 @@ def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     initialize(net)
     config, figures = job.config, job.source_figures()
     schedule, ratio = config.classification.train, Fraction(figures["dense_macs"], figures["macs"])
-    epochs = scratch_epochs(str(job.budget), schedule.epochs, ratio, config.scratch_b_cap, config.added_epochs)
+    is_longer = config.strict_budget and config.between_cuts("classification", job.cut)
+    added = config.added_epochs + (figures.get("epochs", 0) if is_longer else 0)
+    epochs = scratch_epochs(str(job.budget), schedule.epochs, ratio, config.scratch_b_cap, added)
     return _trained_classifier(job, folder, net, card, schedule.stretched(epochs), progress)
 
 
@@ -144,24 +150,46 @@ def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures
 
 
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
-    """Cut the trained detector's backbone, after a training in which the method acts if it is one of those."""
+    """Cut the trained detector's backbone, as `_prune_classifier` cuts a classifier."""
     detector, card = load_detector(job.source_model)
+    data = TrainingImages.of_detector(detector, card, job.data.train_boxes.place)
     pruning = _in_trunk(job.cut, detector)
-    schedule = job.config.learning_of("detection", pruning)
-    if schedule:
+    if schedule := job.config.learning_of("detection", pruning):
         traced = TracedDetector(detector)
         method = method_on(traced, example_images(), in_detector(pruning, ("backbone",), traced), pruning)
-        _learn_to_detect(job, folder, detector, card, schedule, progress, MethodHook(method, traced))
+        acting = MethodHook(method, traced)
+        curve = _learn_to_detect(job, folder, card, detector, schedule, progress, acting=acting)
         slim, card, pruned = prune_detector(detector, card, pruning, pruner=lambda *_, **__: method.slim(traced))
+        recalibrate(slim, pruning, data, job.seed)
+        untouched = pruned.untouched
     else:
-        data = TrainingImages.of_detector(detector, card, job.data.train_boxes.place)
-        slim, card, pruned = cut_model(detector, card, pruning, data, job.seed)
+        schedule = job.config.between_cuts("detection", pruning)
+        train = _Between(partial(_learn_to_detect, job, folder, card), schedule, progress)
+        slim, card, untouched = cut_in_steps(detector, card, pruning, data, job.seed, train)
+        curve = train.curve
     save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {}, schedule)))
-    return {**_epochs(schedule), "untouched": [asdict(d) for d in pruned.untouched]}
+    return {**_epochs(curve, folder), "untouched": [asdict(d) for d in untouched]}
 
 
-def _epochs(schedule: Schedule | None) -> Figures:
-    return {"epochs": schedule.epochs} if schedule else {}
+class _Between:
+    """Trains a model between two cuts, and keeps the curve of all these trainings."""
+
+    def __init__(self, learn: Callable[..., Curve], schedule: Schedule | None, progress: Report) -> None:
+        self._learn, self._schedule, self._progress = learn, schedule, progress
+        self.curve = Curve()
+
+    def __call__(self, model: nn.Module, name: str) -> None:
+        """Train it; one that was interrupted goes on, and a finished one is there at once."""
+        curve = self._learn(model, self._schedule, self._progress, name=name)
+        self.curve = self.curve.followed_by(curve)
+
+
+def _epochs(curve: Curve, folder: Path) -> Figures:
+    """Return the epochs of the trainings around a cut, and save their curve; nothing where there was none."""
+    if not curve.epochs:
+        return {}
+    save_curve(curve, folder / CURVE)
+    return {"epochs": len(curve.epochs)}
 
 
 def _finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
@@ -226,17 +254,22 @@ def parts_read(step: str, config: ExperimentConfig, pruning: Pruning | None, dat
 def _trained_classifier(
     job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    _learn_to_classify(job, folder, net, schedule, progress)
+    save_curve(_learn_to_classify(job, folder, net, schedule, progress), folder / CURVE)
     return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule)}
 
 
 def _learn_to_classify(
-    job: Job, folder: Path, net: nn.Module, schedule: Schedule, progress: Report, method: Method | None = None
-) -> None:
+    job: Job,
+    folder: Path,
+    net: nn.Module,
+    schedule: Schedule,
+    progress: Report,
+    name: str = "",
+    method: Method | None = None,
+) -> Curve:
     settings = job.config.classification
     images = job.data.train_images.place.images("train", settings.image_size, settings.augmentation)
-    curve = train_classifier(net, images, schedule, folder / CHECKPOINTS, job.seed, progress, method=method)
-    save_curve(curve, folder / CURVE)
+    return train_classifier(net, images, schedule, folder / CHECKPOINTS / name, job.seed, progress, method=method)
 
 
 def _saved_classifier(
@@ -252,7 +285,7 @@ def _saved_classifier(
 def _trained_detector(
     job: Job, folder: Path, detector: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
-    _learn_to_detect(job, folder, detector, card, schedule, progress)
+    save_curve(_learn_to_detect(job, folder, card, detector, schedule, progress), folder / CURVE)
     save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, {}, schedule)))
     return {"epochs": schedule.epochs}
 
@@ -260,15 +293,15 @@ def _trained_detector(
 def _learn_to_detect(
     job: Job,
     folder: Path,
-    detector: nn.Module,
     card: ModelCard,
+    detector: nn.Module,
     schedule: Schedule,
     progress: Report,
+    name: str = "",
     acting: MethodHook | None = None,
-) -> None:
-    place = job.data.train_boxes.place
-    curve = train_detector(detector, card, place, schedule, folder / CHECKPOINTS, job.seed, progress, acting=acting)
-    save_curve(curve, folder / CURVE)
+) -> Curve:
+    place, work_dir = job.data.train_boxes.place, folder / CHECKPOINTS / name
+    return train_detector(detector, card, place, schedule, work_dir, job.seed, progress, acting=acting)
 
 
 def _in_trunk(recipe: Pruning, detector: nn.Module) -> Pruning:

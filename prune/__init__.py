@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prune.cut.surgery import masked_model, narrowed_model, slim_model
     from prune.follow.groups import Group, Member, find_groups
     from prune.pruning import Decision, Pruned, prune_model
+    from prune.recalibration import recalibrating
     from prune.refitting import refit_model
     from prune.slim_file import load_slim, save_slim
 
@@ -34,6 +35,7 @@ __all__ = [
     "masked_model",
     "narrowed_model",
     "prune_model",
+    "recalibrating",
     "refit_model",
     "save_slim",
     "slim_model",

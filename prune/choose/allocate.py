@@ -141,7 +141,7 @@ def _own_number(group: Group, recipe: Recipe, bounds: _Bounds) -> int | None:
     width, ratio = recipe.own_width(group), recipe.own_ratio(group)
     if width is not None:
         return width
-    return None if ratio is None else bounds.nearest(_floor(group.num_channels, ratio))
+    return None if ratio is None else bounds.nearest(_floor(recipe.num_shared(group), ratio))
 
 
 class _Levels:
@@ -151,6 +151,7 @@ class _Levels:
         self, groups: Sequence[Group], ranked: Mapping[str, Ranked], recipe: Recipe, bounds: Mapping[str, _Bounds]
     ) -> None:
         self._groups, self._bounds, self._uniform = groups, bounds, recipe.ranking == "uniform"
+        self._num_shared = {group.name: recipe.num_shared(group) for group in groups}
         self.urgency: dict[str, list[float]]
         """Per group: the priority of keeping one more than k channels."""
         if self._uniform:
@@ -167,7 +168,7 @@ class _Levels:
     @cached_property
     def _ratios(self) -> list[Fraction]:
         """Every ratio at which some group's number changes; needed for limits only."""
-        sizes = {group.num_channels for group in self._groups}
+        sizes = {*self._num_shared.values()}
         return sorted({Fraction(gone, size) for size in sizes for gone in range(size)} | {Fraction(0)})
 
     def __getitem__(self, level: int) -> dict[str, int]:
@@ -179,9 +180,11 @@ class _Levels:
 
     def at_ratio(self, prune_ratio: float | Fraction) -> dict[str, int]:
         if self._uniform:
-            return {g.name: self._bounds[g.name].nearest(_floor(g.num_channels, prune_ratio)) for g in self._groups}
-        total = sum(group.num_channels for group in self._groups)
-        return self[min(total - _floor(total, prune_ratio), self.num - 1)]
+            shared = self._num_shared.items()
+            return {name: self._bounds[name].nearest(_floor(num, prune_ratio)) for name, num in shared}
+        num_there = sum(group.num_channels for group in self._groups)
+        num_gone = num_there - _floor(sum(self._num_shared.values()), prune_ratio)
+        return self[min(max(num_gone, 0), self.num - 1)]
 
 
 def _in_order(ranked: Ranked) -> Tensor:

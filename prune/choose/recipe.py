@@ -80,6 +80,9 @@ class Recipe:
     """Pattern -> channels that the layer keeps, exactly; the first match counts, before `ratios`."""
     skip: Sequence[str] = ()
     """Patterns whose groups stay whole."""
+    dense_widths: Mapping[str, Whole] = field(default_factory=dict)
+    """Group of a slim model -> its width in the dense one, of which ratios are shares: steps of 0.2, 0.4 and 0.5 then
+    end with the widths of a single one of 0.5. Of other groups they are shares of what is there."""
     unused: Sequence[str] = ()
     """Patterns of parameters that no forward pass ever uses; any other that the example does not reach may be fed with
     any channel, so that all stay."""
@@ -152,6 +155,10 @@ class Recipe:
                     )
                 return width // unit
         return None
+
+    def num_shared(self, group: Group) -> int:
+        """Return how many channels of the group ratios are shares of."""
+        return self.dense_widths.get(group.name, group.width) // group.unit
 
     def reason_whole(self, group: Group) -> str | None:
         """Return why the group stays whole, if it cannot be cut or is skipped."""

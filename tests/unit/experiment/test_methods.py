@@ -110,9 +110,28 @@ def test_the_file_is_named_after_the_method(invoke, classifier):
     assert f"wrote {classifier.parent / 'net-thinet-0.5.safetensors'}" in result.stderr
 
 
+def test_statistics_are_estimated_anew_on_the_data_of_the_config(prune, classifier):
+    options = of_images(classifier, "recalibrate=3", "method=rank")
+    plain, one, two = (
+        load_classifier(prune(config, classifier, *settings, out=f"{name}.safetensors"))[0].state_dict()
+        for name, config, settings in (
+            ("a", "l1_half", ("--set", "round_to=1")),
+            ("b", "thinet", options),
+            ("c", "thinet", options),
+        )
+    )
+    changed = {name.rpartition(".")[2] for name, tensor in plain.items() if not torch.equal(tensor, one[name])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
+        (
+            ("method='rank'", "recalibrate=3", "data=None"),
+            "data: recalibrate estimates on training images, got none; expected data=dict(type=...)",
+        ),
         (("method='thinnet'",), "method: unknown, got 'thinnet'; expected one of lasso, rank, thinet, thinet_forward"),
         (("data=None",), "data: thinet measures on training images, got none; expected data=dict(type=...)"),
         (("method='rank'",), "data: not used with l1, got folder; expected none"),

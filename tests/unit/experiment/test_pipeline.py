@@ -253,6 +253,42 @@ def test_structure_selection_that_does_not_fit_is_refused_early(tmp_path, overri
         check_experiment(config, tmp_path)
 
 
+STEPS_OR_STATISTICS = {"prune_classifier", "prune_detector", "finetune_detector", "finetune_classifier"}
+
+
+@pytest.mark.parametrize(
+    ("before", "override", "repeats"),
+    [
+        ((), "steps=2", True),
+        ((), "step_schedule=exponential", False),
+        ((), "epochs_per_step=3", False),
+        (("steps=2",), "step_schedule=exponential", True),
+        (("steps=2",), "epochs_per_step=3", True),
+        (("steps=2",), "calibration.batch_size=3", False),
+        ((), "recalibrate=2", True),
+        (("recalibrate=2",), "calibration.batch_size=3", True),
+        (("recalibrate=2",), "calibration.num_batches=3", False),
+    ],
+)
+def test_steps_and_statistics_repeat_the_cuts_where_they_matter(before, override, repeats):
+    again = changed(f"pruning.{override}", before=["controls=()", *(f"pruning.{text}" for text in before)])
+    assert (again >= STEPS_OR_STATISTICS) if repeats else again == set()
+    assert "train_classifier" not in again
+
+
+def test_trainings_between_steps_and_layers_follow_the_finetuning():
+    rate, only = "classification.finetune.lr=1.0", ["controls=()", "orderings=('scratch_transfer',)"]
+    assert changed(rate, before=only) == set()
+    for between in (["pruning.steps=2"], ["pruning.method=thinet", "pruning.epochs_per_layer=1"]):
+        assert changed(rate, before=[*only, *between]) >= {"prune_classifier", "scratch_classifier"}
+
+
+def test_statistics_of_a_backbone_without_any_are_refused_early(tmp_path):
+    overrides = ["backbone={'name': 'convnext_tiny', 'base_channels': 64}", "pruning.recalibrate=1"]
+    with pytest.raises(ValueError, match=r"^recalibration: nothing to estimate, got \w+ without BatchNorm"):
+        check_experiment(read_config(QUICKSTART, overrides, ExperimentConfig), tmp_path)
+
+
 def test_the_check_before_any_work_needs_no_data(tmp_path):
     check_experiment(read_config(QUICKSTART, ["pruning.criterion=taylor"], ExperimentConfig), tmp_path)
 

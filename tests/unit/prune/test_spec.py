@@ -32,6 +32,33 @@ def test_two_steps_joined_are_one_step_from_the_dense_model(declared, x, same_st
     assert same_state(slim_model(dense, joined), third.model)
 
 
+def normed():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 24, 1), nn.BatchNorm2d(24), nn.Conv2d(24, 10, 3), nn.BatchNorm2d(10), nn.Conv2d(10, 2, 1)]
+    for norm in layers[1::2]:
+        nn.init.uniform_(norm.weight)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("options", [{}, {"round_to": 4}, {"ranking": "global"}], ids=str)
+@pytest.mark.parametrize("ratios", [(0.2, 0.4, 0.5), (0.1, 0.45, 0.8)])
+def test_steps_that_count_from_the_dense_net_join_to_one_cut(ratios, options, x):
+    options = {"criterion": "bn_scale", **options}  # which no cut changes
+    step, joined, widths = normed(), PruneSpec({}), {}
+    for ratio in ratios:
+        pruned = prune_model(step, (x,), ratio, dense_widths=widths, **options)
+        widths = widths or {decision.group: decision.num_channels for decision in pruned.decisions}
+        step, joined = pruned.model, pruned.spec.after(joined)
+    assert joined == prune_model(normed(), (x,), ratios[-1], **options).spec
+
+
+def test_ratio_of_the_dense_net_that_is_reached_already_cuts_nothing(x):
+    slim = prune_model(normed(), (x,), 0.5).model
+    for options in ({}, {"ranking": "global"}, {"ratios": {"*": 0.4}}):
+        again = prune_model(slim, (x,), 0.4, dense_widths={"0": 24, "2": 10}, **options)
+        assert [d.num_kept for d in again.decisions] == [12, 5, 2]
+
+
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("second", [False, True])
 def test_cuts_of_whole_groups_and_within_groups_join(first, second, x, same_state):
