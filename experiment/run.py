@@ -140,8 +140,9 @@ def _check_backbone(config: ExperimentConfig) -> None:
 
 
 def _check_pruning(net: nn.Module, pruning: Pruning, example: tuple[torch.Tensor]) -> None:
-    is_measured = pruning.is_calibrated or pruning.is_learned
-    recipe = replace(pruning, criterion="l1", method=RANK) if is_measured else pruning  # no data is there yet
+    recipe = pruning
+    if pruning.is_calibrated or pruning.is_learned:  # no data is there yet
+        recipe = replace(pruning, criterion="l1", method=RANK, epochs_per_layer=0)
     if pruning.recalibrate:
         check_has_statistics(net)
     for ratio in pruning.prune_ratios:

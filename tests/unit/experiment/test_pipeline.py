@@ -289,8 +289,16 @@ def test_statistics_of_a_backbone_without_any_are_refused_early(tmp_path):
         check_experiment(read_config(QUICKSTART, overrides, ExperimentConfig), tmp_path)
 
 
-def test_the_check_before_any_work_needs_no_data(tmp_path):
-    check_experiment(read_config(QUICKSTART, ["pruning.criterion=taylor"], ExperimentConfig), tmp_path)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("pruning.criterion=taylor",),
+        ("pruning.recalibrate=2",),
+        ("pruning.method=thinet", "pruning.epochs_per_layer=1", "orderings=()", "controls=()"),
+    ],
+)
+def test_the_check_before_any_work_needs_no_data(tmp_path, overrides):
+    check_experiment(read_config(QUICKSTART, overrides, ExperimentConfig), tmp_path)
 
 
 def test_a_criterion_that_cannot_rank_the_backbone_is_refused_early(tmp_path):
