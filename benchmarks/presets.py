@@ -22,9 +22,8 @@ def row(entry: Preset) -> list[str]:
     """Return the preset's row: built with random weights, counted at its own image size."""
     dense = build_classifier(Architecture(entry.backbone, 1000 if entry.image_side == 224 else 10))
     image = torch.zeros(1, 3, entry.image_side, entry.image_side)
-    before, after = (
-        cost_of(model, (image,)) for model in (dense, prune_model(dense, (image,), 0.0, widths=entry.kept).model)
-    )
+    slim = prune_model(dense, (image,), 0.0, widths=entry.kept, select_channels=entry.selects_channels).model
+    before, after = (cost_of(model, (image,)) for model in (dense, slim))
     return [
         entry.name,
         entry.backbone,

@@ -21,6 +21,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from classify.cifar import CifarResNet, cifar_vgg16, cifar_vgg19
 from classify.preactivation import CifarDenseNet, CifarPreResNet
+from classify.selecting import resnet50_select
 from command.errors import RequestError
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import narrowed_model
@@ -287,6 +288,7 @@ BACKBONES: dict[str, _Family] = {
     "resnet18": _resnet(models.resnet18),
     "resnet34": _resnet(models.resnet34),
     "resnet50": _resnet(models.resnet50),
+    "resnet50_select": _resnet(resnet50_select),
     "resnet101": _resnet(models.resnet101),
     "resnext50_32x4d": _resnet(models.resnext50_32x4d),
     "wide_resnet50_2": _resnet(models.wide_resnet50_2),

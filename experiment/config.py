@@ -325,7 +325,9 @@ class PruneConfig(Cut):
         """The recipe with the preset's widths in it, if there is one."""
         if self.preset is None:
             return self
-        return replace(self, preset=None, prune_ratio=0.0, round_to=1, widths=PRESETS[self.preset].kept)
+        found = PRESETS[self.preset]
+        selects = found.selects_channels
+        return replace(self, preset=None, prune_ratio=0.0, round_to=1, widths=found.kept, select_channels=selects)
 
     @property
     def label(self) -> str:

@@ -275,6 +275,8 @@ class _Planner:
             del settings["steps"], settings["step_schedule"]
         del settings["epochs_per_step"], settings["epochs_per_layer"]  # in the schedule of the trainings between
         del settings["dense_widths"]
+        if not self.pruning.select_channels:
+            del settings["select_channels"]
         if self.pruning.method == RANK:
             del settings["method"]
         settings["penalty"] = self.pruning.effective_penalty

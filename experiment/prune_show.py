@@ -133,7 +133,7 @@ def report_of(
 def _of_preset(entry: Preset, options: _Options) -> PruningReport:
     arch, side = options.of(entry.backbone)
     dense, image = build_classifier(arch), torch.zeros(1, 3, side, side)
-    slim = prune_model(dense, (image,), 0.0, widths=entry.kept).model
+    slim = prune_model(dense, (image,), 0.0, widths=entry.kept, select_channels=entry.selects_channels).model
     explanation = _explained(dense, slim, image, f"{entry.name} does not cut it")
     return PruningReport(entry.name, arch.name, (side, side), explanation, entry, num_classes=arch.num_classes)
 

@@ -15,6 +15,7 @@ from command.errors import RequestError
 from prune.choose.measured import Losses, by_filter, filter_effects, input_means
 from prune.follow.groups import Group, Member
 from prune.follow.layers import is_producer
+from prune.selection import ChannelSelection
 
 __all__ = [
     "CRITERIA",
@@ -62,7 +63,8 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
     """Return one score per channel of the group, shape (num_channels,), float32; higher = keep.
 
     Scores of a layer's channels that go with one channel of the group add up; `reduction` then takes the sum, mean,
-    maximum or first (in the members' order) over the layers that cover the channel.
+    maximum or first (in the members' order) over the layers that cover the channel. Where a channel selection writes
+    the group, a norm of filters is that of the weights that read the channel.
 
     Raises:
         RequestError: If the reduction is unknown, a score is not finite, or a channel is covered by no scored layer.
@@ -71,8 +73,11 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
         raise RequestError(f"reduction: unknown, got {reduction!r}; expected one of {list(REDUCTIONS)}")
     uncovered_C = torch.full((group.num_channels,), torch.nan, dtype=torch.float32)
     rows = [uncovered_C]
+    scores_of = criterion.member_scores
+    if isinstance(criterion, _FilterNorm) and _is_selected(model, group):
+        scores_of = criterion.reader_scores
     for member in group.members:
-        layer_scores = criterion.member_scores(model, member)
+        layer_scores = scores_of(model, member)
         if layer_scores is not None:
             scores = layer_scores[member.channels].float()
             if not scores.isfinite().all():
@@ -89,6 +94,13 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
             f"{group.num_channels} channels; expected all: skip the group or choose another criterion"
         )
     return _REDUCE[reduction](scores_LC)
+
+
+def _is_selected(model: nn.Module, group: Group) -> bool:
+    """Return whether a channel selection writes the group, and no filter does."""
+    writers = [_layer(model, member) for member in group.members if member.side == "out"]
+    is_there = any(isinstance(layer, ChannelSelection) for layer in writers)
+    return is_there and not any(layer is not None and is_producer(layer) for layer in writers)
 
 
 def _layer(model: nn.Module, member: Member) -> nn.Module | None:
@@ -109,33 +121,43 @@ def _filters(model: nn.Module, member: Member) -> Tensor | None:
     return by_filter(layer, weight).cpu()
 
 
-class L1Norm:
+class _FilterNorm:
+    comparable = False
+    _p: int
+
+    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return the norm per output channel, >= 0."""
+        filters_OK = _filters(model, member)
+        return None if filters_OK is None else filters_OK.norm(p=self._p, dim=1)
+
+    def reader_scores(self, model: nn.Module, member: Member) -> Tensor | None:
+        """Return the norm of the weights that read each input channel, >= 0."""
+        layer = _layer(model, member)
+        if member.side != "in" or layer is None or not is_producer(layer) or getattr(layer, "groups", 1) > 1:
+            return None
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        by_input = weight.detach().float().movedim(0 if getattr(layer, "transposed", False) else 1, 0)
+        return by_input.flatten(1).norm(p=self._p, dim=1).cpu()
+
+
+class L1Norm(_FilterNorm):
     """Sum of absolute weights of each filter.
 
     Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, sec. 3.1. The sum over coupled layers is
     what their residual "shortcut" rule lacks; it equals the L1 norm of the concatenated filters.
     """
 
-    comparable = False
-
-    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
-        """Return the L1 norm per output channel, >= 0."""
-        filters_OK = _filters(model, member)
-        return None if filters_OK is None else filters_OK.norm(p=1, dim=1)
+    _p = 1
 
 
-class L2Norm:
+class L2Norm(_FilterNorm):
     """Euclidean norm of each filter.
 
     Source: He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018.
     """
 
-    comparable = False
-
-    def member_scores(self, model: nn.Module, member: Member) -> Tensor | None:
-        """Return the L2 norm per output channel, >= 0."""
-        filters_OK = _filters(model, member)
-        return None if filters_OK is None else filters_OK.norm(dim=1)
+    _p = 2
 
 
 class BatchNormScale:

@@ -34,6 +34,11 @@ class Preset:
     image_side: int = 224
     """Height and width of the images that the MACs were counted for."""
 
+    @property
+    def selects_channels(self) -> bool:
+        """Whether blocks choose what they read: `select_channels` of a recipe."""
+        return any(layer.endswith(".select") for layer in self.kept)
+
 
 def preset(name: str) -> Preset:
     """Return the preset of that name.
@@ -127,6 +132,14 @@ _HALF_RESNET50 = _bottlenecks(
     [(512, 433), (512, 437), (512, 440)],
 )
 
+_SAMPLED = {  # what conv1 of each block reads
+    f"layer{stage}.{block}.select": width
+    for stage, widths in enumerate(
+        ((35, 101, 97), (144, 205, 198, 288), (278, 418, 407, 423, 412, 595), (606, 1222, 1147)), 1
+    )
+    for block, width in enumerate(widths)
+}
+
 _ALL = (
     Preset("resnet34-A", "resnet34", _resnet34((0.3, 0.3, 0.3, 0.0), _SKIP_34), _LI_34, "1.99e7", "3.08e9"),
     Preset("resnet34-B", "resnet34", _resnet34((0.5, 0.6, 0.4, 0.0), _SKIP_34), _LI_34, "1.93e7", "2.76e9"),
@@ -160,6 +173,13 @@ _ALL = (
         "resnet50",
         _HALF_RESNET50,
         f"{_REGRESSION}, but for its sampler: there, at 2.73e9 MACs, each conv1 reads only part of its block's input",
+    ),
+    Preset(
+        "resnet50-2x-sampled",
+        "resnet50_select",
+        {**_HALF_RESNET50, **_SAMPLED},
+        _REGRESSION,
+        published_macs="2.73e9",
     ),
 )
 

@@ -16,6 +16,7 @@ from classify.backbones import (
     weightless,
 )
 from prune import prune_model
+from prune.selection import ChannelSelection
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,7 @@ CHANNELS = {
     "resnet18": (64, 128, 256, 512),
     "resnet34": (64, 128, 256, 512),
     "resnet50": (256, 512, 1024, 2048),
+    "resnet50_select": (256, 512, 1024, 2048),
     "resnet101": (256, 512, 1024, 2048),
     "resnext50_32x4d": (256, 512, 1024, 2048),
     "wide_resnet50_2": (256, 512, 1024, 2048),
@@ -39,12 +41,13 @@ CHANNELS = {
     "regnet_y_400mf": (48, 104, 208, 440),
     "convnext_tiny": (96, 192, 384, 768),
 }
-RESNETS = list(CHANNELS)[:6]
+RESNETS = list(CHANNELS)[:7]
 PARAMS = {
     # as torchvision publishes them, for 1000 classes
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
+    "resnet50_select": 25_557_032,
     "resnet101": 44_549_160,
     "resnext50_32x4d": 25_028_904,
     "wide_resnet50_2": 68_883_240,
@@ -73,6 +76,9 @@ def random_trunk(name):
         trunk = build_trunk(Architecture(name, 7))
     torch.manual_seed(0)
     trunk.to_empty(device="cpu")
+    for module in trunk.modules():
+        if isinstance(module, ChannelSelection):
+            module.index = torch.arange(module.num_in)
     initialize(trunk)
     return trunk
 

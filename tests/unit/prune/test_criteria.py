@@ -6,6 +6,7 @@ from torch import nn
 
 from prune import Group, Member, find_groups
 from prune.choose.criteria import CRITERIA, REDUCTIONS, L1Norm, group_scores, make_criterion
+from prune.selection import ChannelSelection
 
 
 def fill(layer, *filters):
@@ -40,6 +41,16 @@ def test_l1_score_is_the_sum_of_absolute_weights(tiny, x):
     fill(net[0], 1.0, -2.0, 0.0, 0.5)
     # 3 inputs x 3 x 3 = 27 weights per filter; BatchNorm's weights do not count
     assert scores("l1", net, find_groups(net, (x,))[0]) == [27.0, 54.0, 0.0, 13.5]
+
+
+def test_norms_of_selected_channels_are_those_of_what_reads_them(x):
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), ChannelSelection(2), nn.Conv2d(2, 2, 1))
+    net[2].weight.data = torch.tensor([[3.0, 1.0], [-4.0, 1.0]])[:, :, None, None]  # columns are inputs
+    selected = next(g for g in find_groups(net, (x,), select_channels=True) if g.name == "1")
+    assert scores("l1", net, selected) == [7, 2]
+    assert scores("l2", net, selected) == pytest.approx([5, math.sqrt(2)])
+    with pytest.raises(ValueError, match="1: GeometricMedian cannot rank this group, got scores for 0 of its 2"):
+        scores("fpgm", net, selected)
 
 
 def test_l1_scores_of_coupled_layers_add_up(tiny, x):

@@ -9,6 +9,7 @@ from torchvision.models.resnet import Bottleneck
 from classify.backbones import Architecture, build_classifier
 from prune import cost_of, prune_model
 from prune.choose.presets import PRESETS, preset
+from prune.selection import ChannelSelection
 
 COUNTS = {  # millions of parameters and of MACs, counted independently from the official configurations
     "resnet34-A": (20.152, 3100),
@@ -34,14 +35,17 @@ NUM_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet56": (9
 
 
 def widths_of(net):
-    return {name: layer.weight.shape[0] for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    convs = {name: layer.weight.shape[0] for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    selections = {name: layer for name, layer in net.named_modules() if isinstance(layer, ChannelSelection)}
+    return convs | {name: len(layer.index) for name, layer in selections.items()}
 
 
 def applied(entry):
     """The slim network and the convolutions whose outputs it has fewer of."""
     dense = build_classifier(Architecture(entry.backbone, 1000 if entry.image_side == 224 else 10))
     widths = widths_of(dense)
-    slim = prune_model(dense, (torch.zeros(1, 3, 32, 32),), 0.0, widths=entry.kept).model
+    selects = {"select_channels": entry.selects_channels}
+    slim = prune_model(dense, (torch.zeros(1, 3, 32, 32),), 0.0, widths=entry.kept, **selects).model
     return slim, {name: width for name, width in widths_of(slim).items() if width != widths[name]}
 
 
@@ -147,6 +151,9 @@ def test_the_regression_preset_has_the_official_widths():
     dense = [64 * 2 ** (int(block[5]) - 1) for block in blocks]
     assert [kept.get(f"{block}.conv1", width) for block, width in zip(blocks, dense, strict=True)] == widths[1::3]
     assert [kept.get(f"{block}.conv2", width) for block, width in zip(blocks, dense, strict=True)] == widths[2::3]
+    sampled = preset("resnet50-2x-sampled").kept
+    assert [sampled[f"{block}.select"] for block in blocks] == widths[::3]
+    assert sampled == {**kept, **{f"{block}.select": sampled[f"{block}.select"] for block in blocks}}
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_names_on_one_line():
