@@ -26,7 +26,7 @@ def net():
     return build_classifier(ARCH).eval()
 
 
-def test_each_block_keeps_the_inputs_with_large_weights_and_its_whole_shortcut(net):
+def test_each_block_keeps_the_inputs_that_it_weighs_most_and_its_shortcut(net):
     with torch.no_grad():
         for block, small in ((1, 3), (2, 30)):
             net.layer1[block].conv1.weight[:, small] *= 1e-3
