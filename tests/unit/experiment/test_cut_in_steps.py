@@ -74,7 +74,9 @@ def cut(data, sources, tmp_path):
     def run(step, *overrides, name="cut", progress=lambda *_: None):
         config = read_config(QUICKSTART, (*SMALL, "orderings=()", "controls=()", *overrides), ExperimentConfig)
         (tmp_path / name).mkdir(exist_ok=True)
-        figures = STEPS[step](Job(config, 0, 0.5, "finetune", data, sources[step]), tmp_path / name, progress)
+        figures = STEPS[step](
+            Job(config, 0, config.pruning.at(0.5), "finetune", data, sources[step]), tmp_path / name, progress
+        )
         return tmp_path / name, figures
 
     return run
@@ -167,7 +169,7 @@ def test_strict_budget_counts_the_trainings_between(cut, data, tmp_path):
     overrides = (*SMALL, *STEPWISE, "strict_budget=True", "classification.train.epochs=1")
     config = read_config(QUICKSTART, overrides, ExperimentConfig)
     (tmp_path / "scratch").mkdir()
-    job = Job(config, 0, 0.5, "scratch_e", data, store.folder(stage))
+    job = Job(config, 0, config.pruning.at(0.5), "scratch_e", data, store.folder(stage))
     done = STEPS["scratch_classifier"](job, tmp_path / "scratch", lambda *_: None)
     assert done["epochs"] == 1 + 3 + 2  # dense, finetune, between three steps
 

@@ -321,7 +321,8 @@ def data(tmp_path_factory):
 def pruning_job(data, source, criterion, seed=0):
     calibration = "pruning.calibration={'batch_size': 4, 'num_batches': 2}"
     overrides = (f"pruning.criterion={criterion}", calibration, "classification.image_size=32")
-    return Job(read_config(QUICKSTART, overrides, ExperimentConfig), seed, 0.5, "finetune", data, source)
+    config = read_config(QUICKSTART, overrides, ExperimentConfig)
+    return Job(config, seed, config.pruning.at(0.5), "finetune", data, source)
 
 
 def write_classifier(folder):

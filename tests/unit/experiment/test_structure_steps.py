@@ -67,7 +67,8 @@ def work(data, tmp_path):
 
     def step(name, source, folder, progress=lambda *_: None):
         (tmp_path / folder).mkdir(exist_ok=True)
-        job = Job(read_config(QUICKSTART, OVERRIDES, ExperimentConfig), 0, 0.5, "scratch_e", data, source)
+        config = read_config(QUICKSTART, OVERRIDES, ExperimentConfig)
+        job = Job(config, 0, config.pruning.at(0.5), "scratch_e", data, source)
         figures = STEPS[name](job, tmp_path / folder, progress)
         made = Stage(
             folder, {}, (), lambda place, _: shutil.copytree(tmp_path / folder, place, dirs_exist_ok=True) and figures
