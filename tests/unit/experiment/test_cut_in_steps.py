@@ -10,13 +10,10 @@ import torch
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, save_model
 from classify.curve import CURVE, read_curve
-from classify.image_data import FolderData
-from classify.synthetic import SHAPES, write_shapes
+from classify.synthetic import SHAPES
 from command.config import read_config
 from detect import DetectorSettings, load_detector, new_detector, save_detector
-from detect.synthetic import write_scenes
 from experiment.config import ExperimentConfig
-from experiment.data import Data, Part
 from experiment.stages import Stage, StageStore
 from experiment.steps import MODEL, STEPS, Job
 from prune import PruneSpec, slim_model
@@ -31,17 +28,6 @@ SMALL = (
 )
 STEPWISE = ("pruning.steps=3", "pruning.ratios={'layer2.*': 0.25}")
 LAYERWISE = ("pruning.method=thinet", "pruning.epochs_per_layer=1", "pruning.skip=('layer[234].*',)")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Twelve generated images and four scenes."""
-    folder = tmp_path_factory.mktemp("data")
-    write_shapes(folder / "shapes", 12, 6, 32, seed=0)
-    shutil.rmtree(folder / "shapes/val")  # as in a stage of a split
-    images = Part(FolderData(type="folder", root=folder / "shapes"), "images", None)
-    scenes = Part(write_scenes(folder / "scenes", 4, (64, 64), seed=0), "scenes", None)
-    return Data(images, images, scenes, scenes, SHAPES, SHAPES, 12, 4)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +7,12 @@ import torch
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, read_card, save_model
-from classify.image_data import FolderData
 from classify.synthetic import SHAPES, write_shapes
 from command.config import read_config
 from command.errors import WorkError
 from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
 from experiment.config import ExperimentConfig
-from experiment.data import Data, Part
 from experiment.pipeline import make_plan
 from experiment.run import check_experiment
 from experiment.stages import Stage, StageStore
@@ -305,17 +302,6 @@ def test_a_criterion_that_cannot_rank_the_backbone_is_refused_early(tmp_path):
     backbone = "backbone={'name': 'convnext_tiny', 'base_channels': 64}"  # without BatchNorm
     with pytest.raises(ValueError, match=r"^features\.\S+: BatchNormScale cannot rank this group"):
         check_experiment(read_config(QUICKSTART, [backbone, "pruning.criterion=bn_scale"], ExperimentConfig), tmp_path)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Few generated images and scenes."""
-    folder = tmp_path_factory.mktemp("data")
-    write_shapes(folder / "shapes", 12, 6, 32, seed=0)
-    shutil.rmtree(folder / "shapes/val")  # as in a stage of a split
-    images = Part(FolderData(type="folder", root=folder / "shapes"), "images", None)
-    scenes = Part(write_scenes(folder / "scenes", 4, (64, 64), seed=0), "scenes", None)
-    return Data(images, images, scenes, scenes, SHAPES, SHAPES, 12, 4)
 
 
 def pruning_job(data, source, criterion, seed=0):

@@ -8,13 +8,10 @@ import torch
 
 from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, read_card, save_model
-from classify.image_data import FolderData
-from classify.synthetic import SHAPES, write_shapes
+from classify.synthetic import SHAPES
 from command.config import read_config
 from detect import DetectorSettings, load_detector, new_detector, save_detector
-from detect.synthetic import write_scenes
 from experiment.config import ExperimentConfig
-from experiment.data import Data, Part
 from experiment.stages import Stage, StageStore
 from experiment.steps import MODEL, STEPS, Job
 
@@ -36,16 +33,6 @@ STAGES = {"prune_classifier": "classifier", "prune_detector": "detector"}
 
 class KilledError(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_shapes(folder / "shapes", 12, 6, 32, seed=0)
-    shutil.rmtree(folder / "shapes/val")
-    images = Part(FolderData(type="folder", root=folder / "shapes"), "images", None)
-    scenes = Part(write_scenes(folder / "scenes", 4, (64, 64), seed=0), "scenes", None)
-    return Data(images, images, scenes, scenes, SHAPES, SHAPES, 12, 4)
 
 
 def write(kind, folder):
