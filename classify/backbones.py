@@ -7,7 +7,7 @@ a classifier and a detector unchanged.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 import torch
@@ -20,9 +20,13 @@ from torchvision.models.resnet import ResNet
 from torchvision.models.vgg import cfgs, make_layers
 
 from classify.cifar import CifarResNet, cifar_vgg16, cifar_vgg19
+from classify.data import MEAN, STD
+from classify.own_backbone import Rgb, call_named, check_named, name_backbone
 from classify.preactivation import CifarDenseNet, CifarPreResNet
 from classify.selecting import resnet50_select
+from command.config import check_name
 from command.errors import RequestError
+from command.own_code import failure, is_own_code
 from prune.cut.spec import PruneSpec
 from prune.cut.surgery import narrowed_model
 from prune.modes import evaluating
@@ -36,8 +40,11 @@ __all__ = [
     "Widths",
     "build_classifier",
     "build_trunk",
+    "check_backbone",
     "default_crop_share",
+    "default_normalisation",
     "default_side",
+    "heads_of",
     "initialize",
     "stage_shapes",
     "weightless",
@@ -57,7 +64,7 @@ class Architecture:
     """All that is needed to build a classifier, apart from its weights."""
 
     name: str
-    """A key of `BACKBONES`."""
+    """A key of `BACKBONES`, or the name of the user's own code; see `classify.own_backbone`."""
     num_classes: Annotated[int, Field(ge=1, le=10**6)]
     base_channels: Annotated[int, Field(ge=1, le=512)] = 64
     """Channels of the stem; the stages follow in proportion. Only torchvision's ResNets can differ from 64."""
@@ -85,15 +92,31 @@ class Architecture:
 class _Family:
     build: _Build
     """Takes `num_classes`."""
-    head: str
+    heads: tuple[str, ...]
     """The layers that a detector does not need; those before them are the trunk."""
     steps: tuple[str, ...] = ()
+    """The layers that are run one after the other; none where the network runs itself."""
     stages: tuple[str, ...] = ()
-    """The steps that output a feature map, at strides 4, 8, 16 and 32; none if the network has no such strides."""
+    """The layers that output a feature map, at strides 4, 8, 16 and 32; none if the network has no such strides."""
     narrow: Callable[[Any, int], None] | None = None
     """Changes the number of base channels of the network in place."""
     image_side: int = 224
     """Of the images that its published weights are for, in pixels."""
+    normalisation: tuple[Rgb, Rgb] = (MEAN, STD)
+    """Mean and standard deviation of the pixels of these images, in 0 to 255."""
+
+
+def check_backbone(name: str) -> str:
+    """Return the name that a config has for a network; code of the user's own is imported.
+
+    Raises:
+        RequestError: If it is unknown, or the code does not make a network.
+    """
+    if is_own_code(name):
+        name_backbone(name)
+        _own_family(name)
+        return name
+    return check_name(name, BACKBONES)
 
 
 def build_classifier(arch: Architecture) -> nn.Module:
@@ -118,8 +141,9 @@ def build_trunk(arch: Architecture) -> "Trunk":
             f"backbone: has no feature maps of strides 4 to 32, got {arch.name!r}; expected one of {known}"
         )
     net = _dense(arch)
-    setattr(net, family.head, nn.Identity())
-    widths = {name: width for name, width in arch.widths.items() if name.split(".")[0] != family.head}
+    for head in family.heads:
+        net.set_submodule(head, nn.Identity())
+    widths = {name: width for name, width in arch.widths.items() if not f"{name}.".startswith(heads_of(arch.name))}
     slim = narrowed_model(net, widths, arch.removed_blocks) if arch.is_slim else net
     return Trunk(slim, family.steps, family.stages)
 
@@ -133,6 +157,24 @@ def default_side(name: str) -> int:
     return _family(name).image_side
 
 
+def default_normalisation(name: str) -> tuple[Rgb, Rgb]:
+    """Return the mean and standard deviation of the pixels that a network is made for, in 0 to 255.
+
+    Raises:
+        RequestError: If the name is unknown.
+    """
+    return _family(name).normalisation
+
+
+def heads_of(name: str) -> tuple[str, ...]:
+    """Return the prefixes of the parameters that a detector leaves behind; of a network of ours, all known ones.
+
+    Raises:
+        RequestError: If code outside Espalier was not named.
+    """
+    return tuple(f"{head}." for head in _family(name).heads) if is_own_code(name) else HEADS
+
+
 def default_crop_share(name: str) -> float:
     """Return the share of the scaled image's shorter side in their crops: 224 of 256 on ImageNet, all on CIFAR.
 
@@ -143,7 +185,10 @@ def default_crop_share(name: str) -> float:
 
 
 class Trunk(nn.Module):
-    """Runs a network's steps in order and returns the feature maps of its stages, strides 4, 8, 16 and 32."""
+    """Runs a network's steps in order and returns the feature maps of its stages, strides 4, 8, 16 and 32.
+
+    Without steps, the network runs itself, and what its stages return is kept.
+    """
 
     def __init__(self, net: nn.Module, steps: tuple[str, ...], stages: tuple[str, ...]) -> None:
         super().__init__()
@@ -153,6 +198,8 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return one (N, C, H / stride, W / stride) map per stage for images (N, 3, H, W)."""
+        if not self.steps:
+            return self._noted(images)
         maps = []
         features = images
         for step in self.steps:
@@ -160,6 +207,21 @@ class Trunk(nn.Module):
             if step in self.stages:
                 maps.append(features)
         return tuple(maps)
+
+    def _noted(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps: dict[str, Tensor] = {}
+        hooks = [
+            self.net.get_submodule(stage).register_forward_hook(
+                lambda *call, stage=stage: maps.update({stage: call[2]})
+            )
+            for stage in self.stages
+        ]
+        try:
+            self.net(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(maps[stage] for stage in self.stages)
 
 
 def stage_shapes(trunk: nn.Module) -> tuple[tuple[int, int], ...]:
@@ -197,9 +259,37 @@ def initialize(model: nn.Module) -> None:
 
 
 def _family(name: str) -> _Family:
+    if is_own_code(name):
+        check_named(name)
+        return _own_family(name)
     if name not in BACKBONES:
         raise RequestError(f"backbone: unknown, got {name!r}; expected one of {sorted(BACKBONES)}")
     return BACKBONES[name]
+
+
+@cache
+def _own_family(name: str) -> _Family:
+    """Return what the user's code says of its networks, checked once on shapes alone."""
+    with weightless(), torch.random.fork_rng(devices=[]):
+        made = call_named(name, 2)
+        trunk = Trunk(made.net, (), tuple(made.stages))
+        try:
+            strides = [stride for _, stride in stage_shapes(trunk)] if made.stages else []
+        except Exception as error:  # whatever the user's network does
+            raise RequestError(
+                f"backbone: stages of {name} return no maps of an image of 64 pixels, got {failure(error)}; expected "
+                "layers that each return one map when the network runs"
+            ) from error
+    if strides not in ([], [4, 8, 16, 32]):
+        raise RequestError(
+            f"backbone: stages of {name} are wrong, got maps of strides {strides}; expected 4, 8, 16, 32"
+        )
+    return _Family(
+        lambda num_classes: call_named(name, num_classes).net,
+        *(made.heads, (), trunk.stages),
+        image_side=made.image_side,
+        normalisation=(made.mean_rgb, made.std_rgb),
+    )
 
 
 def _dense(arch: Architecture) -> nn.Module:
@@ -267,21 +357,21 @@ _DENSENET_STEPS = (
 
 def _resnet(build: _Build) -> _Family:
     steps = ("conv1", "bn1", "relu", "maxpool", *_RESNET_LAYERS)
-    return _Family(build, "fc", steps, _RESNET_LAYERS, _narrow_resnet)
+    return _Family(build, ("fc",), steps, _RESNET_LAYERS, _narrow_resnet)
 
 
 def _regnet(build: _Build) -> _Family:
     stages = _inside("trunk_output", ("block1", "block2", "block3", "block4"))
-    return _Family(build, "fc", ("stem", *stages), stages)
+    return _Family(build, ("fc",), ("stem", *stages), stages)
 
 
 def _features(build: _Build, steps: Iterable[object], *stages: object) -> _Family:
     """Steps and stages by their names in the network's `features`."""
-    return _Family(build, "classifier", _inside("features", steps), _inside("features", stages))
+    return _Family(build, ("classifier",), _inside("features", steps), _inside("features", stages))
 
 
 def _cifar(build: _Build, head: str) -> _Family:
-    return _Family(_initialized(build), head, image_side=32)
+    return _Family(_initialized(build), (head,), image_side=32)
 
 
 BACKBONES: dict[str, _Family] = {
@@ -321,5 +411,5 @@ EfficientNet's last with the convolution that widens it for the head (as in torc
 DenseNet's last with its normalisation.
 """
 
-HEADS = tuple(sorted({f"{family.head}." for family in BACKBONES.values()}))
+HEADS = tuple(sorted({f"{head}." for family in BACKBONES.values() for head in family.heads}))
 """Prefixes of the parameters that a detector leaves behind."""

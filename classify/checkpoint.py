@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from classify.augmentation import CropShare
-from classify.backbones import Architecture, Widths, build_classifier, weightless
+from classify.backbones import Architecture, Widths, build_classifier, default_normalisation, weightless
 from classify.class_order import is_same_order
 from classify.data import MEAN, STD
 from classify.naming import renamed, unwrapped
+from classify.own_backbone import check_named, name_backbone
 from command.errors import RequestError, WorkError, is_of_the_machine
 from command.files import existing_file, shown, written_atomically
 from deploy.ranges import check_finite
@@ -36,6 +37,7 @@ __all__ = [
     "has_card",
     "load_classifier",
     "load_weights",
+    "name_own",
     "read_card",
     "read_weights",
     "save_model",
@@ -76,6 +78,11 @@ class Preprocessing:
     """False where a foreign detector was trained on images stretched to its shape."""
     crop_share: CropShare = 1.0
     """Of a classifier: its image is scaled until `image_hw` is this share of the shorter side, then cropped."""
+
+    @classmethod
+    def of(cls, backbone: str, image_hw: tuple[int, int], crop_share: float = 1.0) -> "Preprocessing":
+        """Return that of a network, by its name, with its own normalisation."""
+        return cls(image_hw, *default_normalisation(backbone), crop_share=crop_share)
 
 
 @dataclass(frozen=True)
@@ -296,20 +303,43 @@ def _shape(weights: Mapping[str, Tensor], name: str, otherwise: str) -> str:
     return str(tuple(weights[name].shape)) if name in weights else otherwise
 
 
-def load_classifier(path: str | Path) -> tuple[nn.Module, ModelCard]:
-    """Rebuild a classifier from its file alone.
+def load_classifier(path: str | Path, backbone: str | None = None) -> tuple[nn.Module, ModelCard]:
+    """Rebuild a classifier from its file alone, and the code that makes its network if that is not ours.
+
+    Args:
+        path: Model file.
+        backbone: Your own code, `package.module:function`; it is run. The file must say the same.
 
     Raises:
-        RequestError: If the file holds something else.
+        RequestError: If the file holds something else, or a network of code that the user has not named.
     """
     card = read_card(path)
     if card.kind != "classifier":
         raise RequestError(f"{path}: holds a {card.kind}; expected a classifier")
+    name_own(card, path, backbone)
     weights = read_weights(path)
     check_weights(lambda: build_classifier(card.backbone), weights, str(path))
     model = build_classifier(card.backbone)
     load_weights(model, weights, str(path))
     return model.eval(), card
+
+
+def name_own(card: ModelCard, path: str | Path, backbone: str | None) -> None:
+    """Name the code that makes a model file's network, where it is the user's own.
+
+    Args:
+        card: Of the file.
+        path: Of the file, for the error.
+        backbone: The user's words; None where they were said before, in this process.
+
+    Raises:
+        RequestError: If the file says something else.
+    """
+    if backbone:
+        name_backbone(backbone)
+        if backbone != card.backbone.name:
+            raise RequestError(f"{path}: made by another network, got {shown(card.backbone.name)!r}; not {backbone}")
+    check_named(card.backbone.name, path)
 
 
 def check_classes(model: str | Path, card: ModelCard, classes: tuple[str, ...]) -> None:

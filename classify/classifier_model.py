@@ -8,17 +8,17 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from classify.data import MEAN, STD
+from classify.own_backbone import Rgb, normalisation_of
 
-__all__ = ["ClassifierModel", "collate"]
+__all__ = ["ClassifierModel", "Normalized", "collate"]
 
 
-class _Normalized(BaseDataPreprocessor):
+class Normalized(BaseDataPreprocessor):
     """Puts a batch on the device and normalises it, in one go; mmengine's does so image by image."""
 
-    def __init__(self) -> None:
+    def __init__(self, mean_rgb: Rgb, std_rgb: Rgb) -> None:
         super().__init__(non_blocking=True)
-        for name, values in (("mean", MEAN), ("std", STD)):
+        for name, values in (("mean", mean_rgb), ("std", std_rgb)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
@@ -31,7 +31,7 @@ class ClassifierModel(BaseModel):
     """A classification network as mmengine trains it: uint8 RGB images in, cross-entropy or class scores out."""
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__(_Normalized())
+        super().__init__(Normalized(*normalisation_of(net)))
         self.net = net
 
     def forward(self, inputs: Tensor, data_samples: Tensor, mode: str = "tensor") -> Any:

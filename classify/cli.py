@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from classify.backbone_option import BackboneCode
 from command.errors import RequestError
 from command.extras import loading
 from command.options import (
@@ -54,7 +55,8 @@ def train(
         return
     show(figures, as_json)
     written = ", ".join(map(str, (out, *best, curve_file(out))))
-    closing(f"wrote {written}, and {curve_picture_file(out)}", ["espalier", "prune", "l1_half", out])
+    then: list[str | Path] = ["espalier", "prune", "l1_half", out]
+    closing(f"wrote {written}, and {curve_picture_file(out)}", then, settings.start.code)
 
 
 @app.command("eval")
@@ -90,6 +92,7 @@ def evaluate(
             show_default="the model's",
         ),
     ] = None,
+    backbone: BackboneCode = None,
     out: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for figures and a picture.", show_default="none")
     ] = None,
@@ -118,4 +121,4 @@ def evaluate(
         Console().print(*accuracy_tables(figures), sep="\n")
     done = f"wrote {write_accuracy(figures, out, (weights or model).name)}, and its figures beside it" if out else ""
     words: list[str | Path] = ["import", model, weights] if weights else ["prune", "l1_half", model]
-    closing(done or f"evaluated {weights or model}", ["espalier", *words])
+    closing(done or f"evaluated {weights or model}", ["espalier", *words], backbone)

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from classify.accuracy import detailed_accuracy
-from classify.backbones import BACKBONES, HEADS, Architecture, build_classifier, initialize, weightless
+from classify.backbones import BACKBONES, Architecture, build_classifier, heads_of, initialize, weightless
 from classify.budget import scratch_epochs
 from classify.checkpoint import (
     ModelCard,
@@ -47,6 +47,7 @@ from command.errors import RequestError
 from command.files import written_atomically
 from command.folders import training_folder
 from command.options import Launcher
+from command.own_code import code_prints, is_own_code
 from command.progress import RunProgress
 from prune.cost import cost_of
 from prune.learn.magnitude import nonzero_masks, sparse_macs
@@ -83,8 +84,8 @@ def train_to_file(
             net, card = _start(settings, settings.data.check())
             method = settings.method.on(net, example_of(card)) if settings.method else None
             schedule = _schedule(settings, net, card, console)
-            teacher = settings.objective.scores_of_teacher(card.classes)
-            prints = settings.data.fingerprints("train", "val")
+            teacher = settings.objective.scores_of_teacher(card)
+            prints = [*settings.data.fingerprints("train", "val"), *code_prints(card.backbone.name)]
             made_from = origin(settings, settings.start.file, prints, settings.objective.teacher)
             images = settings.data.placed(out.parent, side)
         work = stack.enter_context(training_folder(out, what_counts(made_from), force, group.is_first))
@@ -167,7 +168,7 @@ def evaluate_file(
 def _opened(model: Path, weights: Path | None) -> tuple[nn.Module, ModelCard]:
     if weights:
         return import_classifier(_network(model), weights)
-    if str(model) in BACKBONES and not model.exists():
+    if (str(model) in BACKBONES or is_own_code(str(model))) and not model.exists():
         raise RequestError(f"{model}: a network without weights; give a model file, or its weights with --weights FILE")
     return load_classifier(model)
 
@@ -191,7 +192,7 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
         arch = Architecture(start.name, len(classes), start.base_channels)
         net, card = build_classifier(arch), ModelCard("classifier", arch, classes)
         if start.weights:
-            load_weights(net, read_weights(start.weights), str(start.weights), optional=HEADS)
+            load_weights(net, read_weights(start.weights), str(start.weights), optional=heads_of(start.name))
     else:
         net, card = load_classifier(start.file)
         check_classes(start.file, card, classes)
@@ -200,7 +201,8 @@ def _start(settings: ClassifierTraining, classes: tuple[str, ...]) -> tuple[nn.M
                 settings.method.draw(net, settings.seed)
             else:
                 initialize(net)
-    shape = Preprocessing((settings.image_size, settings.image_size), crop_share=settings.crop_share)
+    size = (settings.image_size, settings.image_size)
+    shape = Preprocessing.of(card.backbone.name, size, settings.crop_share)
     return net, replace(card, classes=best_names(card.classes, classes), preprocessing=shape)
 
 

@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, with_config
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator, with_config
 
 from classify.augmentation import Augmentation, CropShare
-from classify.backbones import BACKBONES
+from classify.backbones import check_backbone
 from classify.budget import SCRATCH_B_CAP, Budget
 from classify.image_data import AnyImages, FolderData, ShapesData
 from classify.learning import AnyLearning, check_schedule
 from classify.objective import Objective
 from classify.schedule import Schedule
 from classify.tracking import Backend
-from command.config import Part, Seed, Threads, check_name
+from command.config import Part, Seed, Threads
+from command.own_code import is_own_code
 
 __all__ = [
     "Backbone",
@@ -22,6 +23,7 @@ __all__ = [
     "Dense",
     "Finetune",
     "FolderData",
+    "OwnCode",
     "Scratch",
     "ShapesData",
 ]
@@ -36,7 +38,8 @@ class Backbone(Part):
     """The classification network."""
 
     name: str = "resnet18"
-    """One of `classify.backbones.BACKBONES`: torchvision's name, or a network for CIFAR."""
+    """One of `classify.backbones.BACKBONES`: torchvision's name, or a network for CIFAR. Or `package.module:function`,
+    code of your own; see `classify.own_backbone`."""
     base_channels: int = Field(64, ge=8, le=512)
     """Channels of the stem; the stages follow in proportion."""
     weights: Path | None = None
@@ -45,7 +48,11 @@ class Backbone(Part):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return check_name(name, BACKBONES)
+        return check_backbone(name)
+
+
+OwnCode = Annotated[str, AfterValidator(check_backbone)] | None
+"""The code of your own that makes the network of a model file, `package.module:function`; None for one of ours."""
 
 
 class Dense(Backbone):
@@ -58,12 +65,23 @@ class Dense(Backbone):
         """The file it starts from, if any; `file` is the name of this field in the other starts."""
         return self.weights
 
+    @property
+    def code(self) -> str | None:
+        """The code of the user's own that makes the network, if it does."""
+        return self.name if is_own_code(self.name) else None
+
 
 class Finetune(Part):
     """Start from the weights of a model file, slim or dense."""
 
     type: Literal["finetune"]
     file: Path
+    backbone: OwnCode = None
+
+    @property
+    def code(self) -> str | None:
+        """As of `Dense`."""
+        return self.backbone
 
 
 class Scratch(Part):
@@ -71,6 +89,7 @@ class Scratch(Part):
 
     type: Literal["scratch"]
     file: Path
+    backbone: OwnCode = None
     budget: Budget = "scratch_e"
     """`scratch_e`: the epochs of the schedule, which are those of the dense network. `scratch_b`: as many as are the
     same computation in the slim one; decay points move in proportion."""
@@ -78,6 +97,11 @@ class Scratch(Part):
     """Most times the dense epochs that `scratch_b` trains: 2 as the paper on ImageNet, None = no limit as on CIFAR."""
     finetune_epochs: int = Field(0, ge=0, le=100_000)
     """Added to the epochs of the budget, in the strict comparison with a fine-tuning of that length."""
+
+    @property
+    def code(self) -> str | None:
+        """As of `Dense`."""
+        return self.backbone
 
 
 class ClassifierTraining(Part):

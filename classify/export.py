@@ -10,7 +10,7 @@ from torch.fx.experimental.optimization import fuse
 
 from classify.augmentation import scaled_side
 from classify.checkpoint import load_classifier
-from classify.data import MEAN, STD
+from classify.own_backbone import normalisation_of
 from deploy.deployment import Precision
 from deploy.ranges import check_finite, check_range
 from deploy.writing import Comparison, Origin, write_deployment
@@ -57,7 +57,7 @@ def export_classifier(
 
 
 class ClassScores(nn.Module):
-    """A classifier with ImageNet's normalisation in front; the given one is not changed.
+    """A classifier with its normalisation in front; the given one is not changed.
 
     Args:
         net: From images (N, 3, H, W), normalised, to scores (N, C).
@@ -71,7 +71,8 @@ class ClassScores(nn.Module):
         super().__init__()
         # BatchNorm with fixed statistics is exactly this normalisation; torch up to 2.11 refuses an eps of zero
         self.normalise = nn.BatchNorm2d(3, eps=1e-12, affine=False)
-        self.normalise.running_mean, self.normalise.running_var = torch.tensor(MEAN), torch.tensor(STD).square()
+        mean, std = normalisation_of(net)
+        self.normalise.running_mean, self.normalise.running_var = torch.tensor(mean), torch.tensor(std).square()
         # in half precision BatchNorm is folded here: the exporter folds it too, but leaves float32 weights
         copied = copy.deepcopy(net) if dtype == torch.float32 else fuse(net)
         self.net, self.dtype = copied.to(dtype), dtype

@@ -5,13 +5,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from classify.backbones import HEADS, Architecture, build_classifier, default_crop_share, default_side
+from classify.backbones import (
+    Architecture,
+    build_classifier,
+    check_backbone,
+    default_crop_share,
+    default_side,
+    heads_of,
+)
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_weights
 from classify.class_order import IMAGENET, numbered
 from classify.data import class_names
 from classify.naming import IN_TIMM
 from classify.provenance import origin, outcome
 from command.errors import MissingFileError, RequestError
+from command.own_code import is_own_code
 
 __all__ = ["class_list", "import_classifier"]
 
@@ -25,7 +33,7 @@ def import_classifier(
     """Return a classifier in eval mode, and its card.
 
     Args:
-        name: A key of `BACKBONES`.
+        name: A key of `BACKBONES`, or of your own code, `package.module:function`; it is run.
         file: Weights of torchvision's, timm's or mmdet's (mmpretrain's) network of that name; random ones if None.
             Nothing in it is executed. It may have no head: that stays random.
         classes: See `class_list`; default: as many as the file's head has, or 1000.
@@ -36,6 +44,8 @@ def import_classifier(
         MissingFileError: If the file is missing.
         RequestError: If the file's weights are of another network, or its classes of another number.
     """
+    if is_own_code(name):
+        check_backbone(name)
     side = image_size or default_side(name)
     weights = read_weights(file) if file else {}
     names = class_list(classes, _num_classes(weights))
@@ -44,10 +54,14 @@ def import_classifier(
     net = build_classifier(architecture)
     if file:
         load_weights(
-            net, weights, str(file), optional=HEADS if _is_headless(weights) else (), in_same_order=name in IN_TIMM
+            net,
+            weights,
+            str(file),
+            optional=heads_of(name) if _is_headless(weights) else (),
+            in_same_order=name in IN_TIMM,
         )
     provenance = {**origin({"import": name, "seed": seed}, file), **outcome({})}
-    seen = Preprocessing((side, side), crop_share=default_crop_share(name))
+    seen = Preprocessing.of(name, (side, side), default_crop_share(name))
     card = ModelCard("classifier", architecture, names, seen, provenance=provenance)
     return net.eval(), card
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard
-from classify.classifier_model import ClassifierModel, collate
+from classify.classifier_model import ClassifierModel, Normalized, collate
 from classify.image_data import GivenImages
 from prune.choose.measured import Losses
 from prune.refit.rows import Batches
@@ -51,7 +51,7 @@ def _batches(
     def batches() -> Iterator[dict[str, Any]]:
         side = card.preprocessing.image_hw[0]
         dataset: Any = images.images("train", side, crop_share=card.preprocessing.crop_share)
-        preprocess = ClassifierModel(nn.Identity()).data_preprocessor
+        preprocess = Normalized(card.preprocessing.mean_rgb, card.preprocessing.std_rgb)
         for places in calibration_batches(len(dataset), batch_size, num_batches, seed):
             yield preprocess(collate([dataset[i] for i in places]))
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from classify.checkpoint import check_classes, load_classifier
+from classify.backbones import default_normalisation
+from classify.checkpoint import ModelCard, check_classes, load_classifier
 from classify.classifier_model import ClassifierModel
+from classify.own_backbone import normalisation_of
 from command.bounds import Bounds
 from command.errors import RequestError
 
@@ -45,17 +47,22 @@ class Objective:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         return {name: value for name, value in settings.items() if value and (self.teacher or name not in of_teacher)}
 
-    def scores_of_teacher(self, classes: tuple[str, ...]) -> Callable[[Tensor], Tensor] | None:
+    def scores_of_teacher(self, student: ModelCard) -> Callable[[Tensor], Tensor] | None:
         """Return what the teacher scores normalised images with, None without one.
 
         Raises:
             MissingFileError: If there is no such file.
-            RequestError: If it is no classifier of these classes.
+            RequestError: If it is no classifier of the student's classes, or of images normalised as theirs.
         """
         if self.teacher is None:
             return None
         teacher, card = load_classifier(self.teacher)
-        check_classes(self.teacher, card, classes)
+        check_classes(self.teacher, card, student.classes)
+        if normalisation_of(teacher) != default_normalisation(student.backbone.name):
+            raise RequestError(
+                f"objective.teacher: sees other images, got {card.backbone.name} with another mean and deviation than "
+                f"{student.backbone.name}; expected the same"
+            )
         if not self.teacher_share:
             raise RequestError("objective.teacher_share: 0 with a teacher; expected above 0, or no teacher")
 

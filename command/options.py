@@ -10,6 +10,7 @@ import typer
 
 from command.errors import RequestError
 from command.files import shown
+from command.own_code import is_own_code
 
 __all__ = [
     "AsJson",
@@ -125,7 +126,14 @@ def _literal(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def closing(done: str, next_command: str | Sequence[str | Path]) -> None:
-    """Print on standard error what was written and what to run next: a command line, or its words, to be quoted."""
+def closing(done: str, next_command: str | Sequence[str | Path], backbone: str | None = None) -> None:
+    """Print on standard error what was written and what to run next.
+
+    Args:
+        done: What was written.
+        next_command: A command line, or its words, to be quoted.
+        backbone: The option `--backbone`, which the next command needs too if it names own code.
+    """
     line = next_command if isinstance(next_command, str) else shlex.join(map(str, next_command))
+    line += f" --backbone {shlex.quote(backbone)}" if backbone and is_own_code(backbone) else ""
     typer.echo(f"{done}\nnext: {line}", err=True)

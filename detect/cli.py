@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from classify.backbone_option import BackboneCode
 from command.extras import loading
 from command.options import (
     AsJson,
@@ -58,7 +59,7 @@ def train(
     written = (
         f"wrote {out}, {curve_file(out)}, {curve_picture_file(out)}, and {out.with_suffix('.py')} for mmdet's tools"
     )
-    closing(written, next_step(out, mmdet and out.with_suffix(".py")))
+    closing(written, next_step(out, mmdet and out.with_suffix(".py")), settings.start.code)
 
 
 def mmdet(
@@ -80,6 +81,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file of a detector.")],
     annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
     images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
+    backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +91,7 @@ def evaluate(
     with Console(stderr=True).status("Evaluating ..."):
         figures = evaluate_file(model, annotations, images, mmdet)
     show(figures, as_json)
-    closing(f"evaluated {model}", next_step(model, mmdet))
+    closing(f"evaluated {model}", next_step(model, mmdet), backbone)
 
 
 @app.command()
@@ -104,6 +106,7 @@ def predict(
     ),
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Boxes below this score are left out.")] = 0.3,
     runtime: RuntimeName = None,
+    backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     force: Force = False,
     as_json: AsJson = False,

@@ -22,6 +22,7 @@ from classify.tracking import tracked
 from command.files import sha256_of
 from command.folders import generated, training_folder
 from command.options import Launcher
+from command.own_code import code_prints
 from command.progress import RunProgress
 from detect.config import CocoData, DetectorTraining, FinetuneDetector, ScenesData
 from detect.data import CocoSet, check_coco, fingerprint
@@ -59,7 +60,10 @@ def train_to_file(
             detector, card = _start(settings, classes)
             prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
             mmdet = settings.start.mmdet if isinstance(settings.start, FinetuneDetector) else None
-            config = [sha256_of(mmdet)] if mmdet else []  # what it builds is part of what is trained
+            config = [
+                *([sha256_of(mmdet)] if mmdet else []),
+                *code_prints(card.backbone.name),
+            ]  # what it builds is part of what is trained
             made_from = origin(settings, settings.start.file, [*prints, *config])
             train, val = _sets(data, card.preprocessing.image_hw, out.parent)
         work = stack.enter_context(training_folder(out, what_counts(made_from), force, group.is_first))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from classify.config import Dense, Finetune
+from classify.config import Dense, Finetune, OwnCode
 from classify.schedule import Schedule
 from classify.tracking import Backend
 from command.config import Part, Seed, Threads
@@ -72,6 +72,12 @@ class Transfer(Part):
     type: Literal["transfer"]
     file: Path
     """Model file of a (slim) classifier; its head is not used."""
+    backbone: OwnCode = None
+
+    @property
+    def code(self) -> str | None:
+        """As of `Dense`."""
+        return self.backbone
 
 
 class FinetuneDetector(Finetune):

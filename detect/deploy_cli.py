@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from classify.backbone_option import BackboneCode
 from command.errors import RequestError
 from command.extras import loading
 from command.options import AsJson, AsLatex, Force, Overrides, check_file_name, check_one_form, closing, refuse_existing
@@ -37,6 +38,7 @@ def export(
         typer.Option(help="Config: a name, such as fp16, or a file.", show_default="none: fp32 for every engine"),
     ] = None,
     overrides: Overrides = None,
+    backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     force: Force = False,
 ) -> None:
@@ -66,6 +68,7 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Option(help="Model file it was exported from.", show_default="searched beside the folder")
     ] = None,
+    backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     runtime: RuntimeName = None,
     limit: Annotated[
@@ -110,6 +113,7 @@ def bench(
     warmup: Annotated[int, typer.Option(help="Rounds that are run first and discarded.", min=0, max=MOST_ROUNDS)] = 10,
     threads: Threads = 1,
     shape: Shapes = None,
+    backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print only the figures on standard output, as CSV.")] = False,

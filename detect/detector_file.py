@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import nn
 
-from classify.checkpoint import ModelCard, check_weights, load_weights, read_card, read_weights, save_model
+from classify.checkpoint import ModelCard, check_weights, load_weights, name_own, read_card, read_weights, save_model
 from command.errors import RequestError
 from command.files import written_atomically
 from detect.foreign import load_foreign, slim_config
@@ -20,12 +20,15 @@ _BASE = "_base.py"
 """Ends the name of the config that has the model alone."""
 
 
-def load_detector(path: str | Path, mmdet: str | Path | None = None) -> tuple[nn.Module, ModelCard]:
+def load_detector(
+    path: str | Path, mmdet: str | Path | None = None, backbone: str | None = None
+) -> tuple[nn.Module, ModelCard]:
     """Rebuild a detector, in eval mode; return it and its card.
 
     Args:
         path: Model file, or with `mmdet` a checkpoint of mmdet.
         mmdet: mmdet's config, for a detector of mmdet's own parts. It is Python code and is run, as in mmdet.
+        backbone: As for `load_classifier`.
 
     Raises:
         MissingFileError: If a file is missing.
@@ -41,6 +44,7 @@ def load_detector(path: str | Path, mmdet: str | Path | None = None) -> tuple[nn
         raise RequestError(
             f"{path}: made of mmdet's own parts, got no config; give the one beside it, --mmdet {beside}"
         )
+    name_own(card, path, backbone)
     config, weights = config_of(card), read_weights(path)
     check_weights(lambda: build_detector(config, is_loaded_next=True), weights, str(path))
     detector = build_detector(config)

@@ -14,11 +14,12 @@ from pydantic import ConfigDict as PydanticConfig
 from pydantic import TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
-from classify.backbones import HEADS, Architecture, build_trunk, stage_shapes, weightless
+from classify.backbones import Architecture, build_trunk, stage_shapes, weightless
 from classify.checkpoint import ModelCard, Preprocessing, load_weights, read_card, read_weights
 from classify.mmengine_runner import silent
 from command.bounds import Bounds
 from command.errors import RequestError
+from command.own_code import is_own_code
 from detect.openmmlab import MODELS, STOCK_FASTER_RCNN, DefaultScope, register_all_modules
 from detect.slim import SLIM_DETECTOR
 from detect.trunk import TrunkBackbone
@@ -132,8 +133,8 @@ def new_detector(
     seed: int,
     preprocessing: Preprocessing | None = None,
 ) -> tuple[nn.Module, ModelCard]:
-    """Return a Faster R-CNN with random weights and its card; by default, images are normalised as ImageNet's."""
-    preprocessing = preprocessing or Preprocessing(settings.image_size_hw)
+    """Return a Faster R-CNN with random weights and its card; by default, images are normalised as for the backbone."""
+    preprocessing = preprocessing or Preprocessing.of(backbone.name, settings.image_size_hw)
     card = ModelCard("detector", backbone, classes, preprocessing, asdict(settings))
     return build_detector(config_of(card), seed), card
 
@@ -170,7 +171,7 @@ def transfer(detector: nn.Module, classifier_weights: Mapping[str, Tensor], subj
         RequestError: If the classifier's architecture differs from the backbone's.
     """
     backbone: Any = detector.backbone
-    weights = {name: w for name, w in classifier_weights.items() if not name.startswith(HEADS)}
+    weights = {name: w for name, w in classifier_weights.items() if not name.startswith(backbone.heads)}
     load_weights(backbone.net, weights, subject)
 
 
@@ -185,9 +186,12 @@ def model_part(card: ModelCard) -> dict[str, Any]:
     In a class name, `{{` is written as `{ {`: mmengine fills in what is between two pairs of braces, with regular
     expressions made of it, whenever it reads a config or a copy that a tool has written. The model file has the name.
     """
+    model = config_of(card)
+    if is_own_code(card.backbone.name):  # named by the user in this process, else the line above refuses it
+        model["backbone"]["code"] = True
     return {
         "custom_imports": {"imports": ["detect.register"], "allow_failed_imports": False},
-        "model": config_of(card),
+        "model": model,
         "metainfo": {"classes": [re.sub(r"\{(?=\{)", "{ ", name) for name in card.classes]},
     }
 

@@ -11,6 +11,7 @@ from espalier.places import check_folders
 if TYPE_CHECKING:
     from classify.backbones import Architecture, build_classifier
     from classify.checkpoint import ModelCard, load_classifier, read_card
+    from classify.own_backbone import OwnBackbone
     from classify.pruning import prune_classifier
     from deploy.detector import Detector, Found
     from deploy.engine import engine_from_onnx
@@ -39,6 +40,7 @@ __all__ = [
     "DetectorSettings",
     "Found",
     "ModelCard",
+    "OwnBackbone",
     "PruneSpec",
     "Pruned",
     "Recipe",

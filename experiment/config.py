@@ -26,11 +26,12 @@ from classify.image_data import AnyImages
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name, checked
 from command.errors import RequestError
+from command.own_code import short_name
 from detect.config import CocoData, ScenesData
 from detect.model import DetectorSettings
 from detect.orderings import ORDERINGS
 from detect.traced import PARTS
-from prune.choose.criteria import CRITERIA, DataDriven
+from prune.choose.criteria import is_data_driven
 from prune.choose.presets import PRESETS
 from prune.choose.recipe import Recipe, check_ratio
 from prune.learn.slimming import Shift
@@ -166,12 +167,12 @@ class Cut(Recipe):
     @property
     def is_calibrated(self) -> bool:
         """Whether the channels are chosen on the images of `calibration`."""
-        return self.method in REFITS or (self.method == RANK and issubclass(CRITERIA[self.criterion], DataDriven))
+        return self.method in REFITS or (self.method == RANK and is_data_driven(self.criterion))
 
     @property
     def chosen_by(self) -> str:
         """The method's name in rows and file names: the criterion's where it decides."""
-        return self.criterion if self.method == RANK else self.method
+        return short_name(self.criterion) if self.method == RANK else self.method
 
 
 def _check_method(name: str) -> str:

@@ -9,6 +9,7 @@ from command.errors import RequestError
 from command.extras import loading
 from command.notes import note
 from command.options import Force, closing, model_output, out_file, refuse_existing
+from command.own_code import short_name
 from deploy.text import printable
 
 __all__ = ["bring"]
@@ -55,7 +56,7 @@ def bring(
         from detect.detector_file import files_at_risk, save_detector
         from detect.imported import detector_around, detector_from_mmdet
     is_detector = detector or mmdet is not None
-    stem = Path(name).stem if mmdet else name
+    stem = Path(name).stem if mmdet else short_name(name)
     out = model_output(out, Path(f"{stem}-detector.safetensors" if is_detector else f"{stem}.safetensors"))
     given = Path(name) if mmdet else file
     if given and out.resolve() == given.resolve():
@@ -79,4 +80,4 @@ def bring(
         if height != width or height not in (None, *range(1, 16_385)):
             raise RequestError(f"--size-hw: not square, got {height} {width}; expected two equal sides up to 16384")
         save_model(out, *import_classifier(name, file, classes, height, seed))
-    closing(f"wrote {out}", next_command)
+    closing(f"wrote {out}", next_command, name)

@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 from classify.budget import SCRATCH_B_CAP
 from command.errors import RequestError, WorkError
 from command.files import sha256_of
+from command.own_code import code_prints
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import CONTROLS, ORDERINGS, steps
 from experiment.config import LEARNT_PARTS, RANK, ExperimentConfig, LearntPart, Pruning
@@ -158,7 +159,9 @@ class _Planner:
             with self._unchanged(step, reads, folder):
                 return STEPS[step](job, folder, progress)
 
-        settings = {**self._read(reads), "num_threads": self.config.num_threads, **self._settings(step, leaf)}
+        prints = code_prints(self.config.backbone.name, self.config.pruning.criterion)
+        code = {"code": prints} if prints else {}
+        settings = {**self._read(reads), **code, "num_threads": self.config.num_threads, **self._settings(step, leaf)}
         return Stage(step, settings, self._inputs(reads, parent), work, self._cost(step, leaf))
 
     def _export(self, parent: Stage) -> Stage:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from classify.backbone_option import BackboneCode
 from command.errors import RequestError
 from command.extras import loading
 from command.options import (
@@ -49,6 +50,7 @@ def apply(
     model: Annotated[Path, typer.Argument(help="Model file of a classifier or detector, dense or slim.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, out_file("<model>-<criterion>-<amount>.safetensors")] = None,
+    backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -85,7 +87,12 @@ def show(
         typer.Option(min=1, help="Height and width of the image.", show_default="the model's or preset's own"),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Network that a PruneSpec belongs to, as resnet34.", show_default="none")
+        str | None,
+        typer.Option(
+            help="Network that a PruneSpec belongs to, as resnet34; or your own code of a model file's network, "
+            "package.module:function, which is run.",
+            show_default="none",
+        ),
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Classes of that network.", show_default="1000, for CIFAR's images 10")
@@ -101,7 +108,7 @@ def show(
         typer.echo(json.dumps(report.to_dict(), indent=1))
     else:
         Console().print(report_text(report))
-    closing(f"explained {subject}", report.next_command)
+    closing(f"explained {subject}", report.next_command, backbone)
 
 
 @app.command()
@@ -113,6 +120,7 @@ def sensitivity(
         Path | None,
         typer.Option(file_okay=False, help="Folder to write.", show_default="the model's name with .sensitivity"),
     ] = None,
+    backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another study in that folder.")] = False,
     as_json: AsJson = False,
@@ -134,7 +142,7 @@ def sensitivity(
         typer.echo(latex_from_rich(table(figures)), nl=False)
     else:
         Console().print(table(figures))
-    closing(f"wrote {out / PICTURE}, and its figures beside it", next_command(model, settings, figures))
+    closing(f"wrote {out / PICTURE}, and its figures beside it", next_command(model, settings, figures), backbone)
 
 
 @app.command()

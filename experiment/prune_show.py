@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from classify.backbones import Architecture, build_classifier, default_side
+from classify.backbones import Architecture, build_classifier, check_backbone, default_side
 from classify.checkpoint import ModelCard, read_card
+from classify.own_backbone import check_named
 from command.errors import MissingFileError, RequestError
+from command.own_code import is_own_code
 from detect.detector_file import load_detector
 from detect.foreign import dense_of
 from detect.mmdet_option import next_step
@@ -121,7 +123,9 @@ def report_of(
             raise RequestError(f"{name}: too large, got {value}; expected at most {most}")
     options, path = _Options(image_side, backbone, num_classes), Path(subject)
     is_spec = path.suffix == ".json"
-    if backbone and not is_spec:
+    if backbone and is_own_code(backbone):
+        check_backbone(backbone)
+    elif backbone and not is_spec:
         raise RequestError(f"--backbone {backbone}: used only with a PruneSpec, got {subject}; expected a .json file")
     if not path.suffix and not path.is_file() and path.name == subject:
         return _of_preset(preset(subject), options)
@@ -159,6 +163,7 @@ def _of_spec(path: Path, options: _Options) -> PruningReport:
 
 def _of_file(path: Path, options: _Options, mmdet: Path | None) -> PruningReport:
     detector, card = load_detector(path, mmdet) if mmdet else (None, read_card(path))
+    check_named(card.backbone.name, path)
     if options.num_classes:
         raise RequestError(
             f"--num-classes: not used with a model file, got {path}; expected none, as the file has its own"

@@ -11,6 +11,7 @@ from classify.image_data import AnyImages, CifarData, FolderData, ImageData, Npz
 from classify.synthetic import SHAPES
 from command.config import read_config
 from command.options import setting
+from command.own_code import is_own_code
 from detect.config import CocoData, DetectorTraining, ScenesData
 from experiment.config import PruneConfig
 from experiment.cutting import ModelData
@@ -56,6 +57,8 @@ def retraining_command(model: Path, config: PruneConfig, out: Path, is_foreign: 
     name = next((name for of_data, name in _CONFIGS.items() if isinstance(data, of_data)), generated)
     settings = [f"start.file={out}", *([f"start.mmdet={out.with_suffix('.py')}"] if is_foreign else [])]
     default = read_config(Path(name), settings, kind)
+    if is_own_code(card.backbone.name):
+        settings.append(f"start.backbone={card.backbone.name}")
     if data and data != default.data:
         changed = data.model_dump(mode="json", exclude_defaults=True)
         settings.append(setting("data", {"_delete_": True, "type": data.type, **changed}))

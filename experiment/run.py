@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from classify.backbones import HEADS, Architecture, build_classifier
+from classify.backbones import Architecture, build_classifier, heads_of
 from classify.checkpoint import load_weights, read_weights
 from classify.curve import CURVE
 from classify.image_data import GivenImages
@@ -128,7 +128,7 @@ def _check_backbone(config: ExperimentConfig) -> None:
     net = build_classifier(Architecture(config.backbone.name, 2, config.backbone.base_channels))
     weights = config.backbone.weights
     if weights:
-        load_weights(net, read_weights(weights), str(weights), optional=HEADS)
+        load_weights(net, read_weights(weights), str(weights), optional=heads_of(config.backbone.name))
     side = config.classification.image_size
     for schedule in (config.classification.train, config.classification.finetune):
         check_batch_size(net, side, schedule.batch_size)

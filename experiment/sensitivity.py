@@ -25,13 +25,14 @@ from command.errors import RequestError
 from command.files import model_from_json, write_json, written_atomically
 from command.folders import locked
 from command.options import setting
+from command.own_code import is_own_code
 from command.progress import RunProgress
 from detect.traced import PARTS
 from experiment.config import Ratio
 from experiment.cutting import ModelData
 from experiment.sensitivity_plot import METRICS, sensitivity_plot
 from experiment.subjects import DATA_FOLDER, Subject, subject_of
-from prune.choose.criteria import CRITERIA, REDUCTIONS, DataDriven
+from prune.choose.criteria import CRITERIA, REDUCTIONS, is_data_driven
 from prune.choose.recipe import Recipe
 from prune.sensitivity import DENSE, Evaluate, Sensitivity, Trial, sensitivity, skip_list
 
@@ -41,7 +42,13 @@ FIGURES, PICTURE = "sensitivity.json", "sensitivity.png"
 
 _POINTS, _RECORD = "points.jsonl", "study.json"
 
-_WITHOUT_DATA = [name for name, kind in CRITERIA.items() if not issubclass(kind, DataDriven)]
+
+def _without_data(name: str) -> str:
+    """Return the name of a criterion that needs no data."""
+    if is_own_code(name) and not is_data_driven(name):
+        return name
+    return check_name(name, [known for known in CRITERIA if not is_data_driven(known)])
+
 
 _IN_L1_HALF = {"prune_ratio": 0.5, "criterion": "l1", "reduction": "sum", "round_to": 8, "parts": ("backbone",)}
 """What configs/prune/l1_half.py cuts by default."""
@@ -56,7 +63,7 @@ class SensitivityConfig(Part):
     """How many of them, evenly spread over the set; None for all."""
     prune_ratios: tuple[Ratio, ...] = Field((0.25, 0.5, 0.75), min_length=1)
     """Shares of channels removed from every group, alone."""
-    criterion: Annotated[str, AfterValidator(lambda name: check_name(name, _WITHOUT_DATA))] = "l1"
+    criterion: Annotated[str, AfterValidator(_without_data)] = "l1"
     """One that needs no data."""
     reduction: Annotated[str, AfterValidator(lambda name: check_name(name, REDUCTIONS))] = "sum"
     """How the scores of layers that are cut together become one: sum, mean, max or first."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from classify.backbones import HEADS, Architecture, build_classifier, initialize
+from classify.backbones import Architecture, build_classifier, heads_of, initialize
 from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
 from classify.curve import CURVE, Curve, save_curve
@@ -82,12 +82,12 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     torch.manual_seed(job.seed)
     arch = Architecture(backbone.name, len(classes), backbone.base_channels)
     net = build_classifier(arch)
-    seen = Preprocessing((side, side), crop_share=job.config.classification.crop_share)
+    seen = Preprocessing.of(backbone.name, (side, side), job.config.classification.crop_share)
     card = ModelCard("classifier", arch, classes, seen)
     if backbone.weights:
         weights = read_weights(backbone.weights)
-        load_weights(net, weights, str(backbone.weights), optional=HEADS)
-        head = [name for name in net.state_dict() if name.startswith(HEADS)]
+        load_weights(net, weights, str(backbone.weights), optional=heads_of(backbone.name))
+        head = [name for name in net.state_dict() if name.startswith(heads_of(backbone.name))]
         has_head = all(name in weights and weights[name].shape == net.state_dict()[name].shape for name in head)
         return {**_saved_classifier(job, folder, net.eval(), card), "has_head": has_head}
     return _trained_classifier(job, folder, net, card, job.config.classification.train, progress)

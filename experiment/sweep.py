@@ -20,7 +20,7 @@ from rich.text import Text
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from classify.backbones import BACKBONES, Architecture, build_classifier
+from classify.backbones import Architecture, build_classifier, check_backbone
 from classify.export import DTYPES, ClassScores
 from command.config import Part, check_name
 from command.errors import WorkError
@@ -52,8 +52,8 @@ _DENSE = "dense"
 class SweepConfig(Part):
     """What `espalier deploy sweep` prunes and measures: every ratio with every rounding."""
 
-    backbone: Annotated[str, AfterValidator(lambda name: check_name(name, BACKBONES))]
-    """One of `classify.backbones.BACKBONES`."""
+    backbone: Annotated[str, AfterValidator(check_backbone)]
+    """One of `classify.backbones.BACKBONES`, or `package.module:function`."""
     num_classes: int = Field(1000, ge=1, le=10**6)
     image_size: int = Field(224, ge=32, le=4096)
     """Height and width of the images."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from command.errors import RequestError
+from command.own_code import failure, is_own_code, own_code
 from prune.choose.measured import Losses, by_filter, filter_effects, input_means
 from prune.follow.groups import Group, Member
 from prune.follow.layers import is_producer
@@ -30,7 +31,9 @@ __all__ = [
     "MeanActivation",
     "Random",
     "Taylor",
+    "criterion_kind",
     "group_scores",
+    "is_data_driven",
     "make_criterion",
 ]
 
@@ -79,7 +82,7 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
     for member in group.members:
         layer_scores = scores_of(model, member)
         if layer_scores is not None:
-            scores = layer_scores[member.channels].float()
+            scores = _checked(layer_scores, criterion, member)[member.channels].float()
             if not scores.isfinite().all():
                 bad = scores[~scores.isfinite()][0].item()
                 raise RequestError(
@@ -101,6 +104,18 @@ def _is_selected(model: nn.Module, group: Group) -> bool:
     writers = [_layer(model, member) for member in group.members if member.side == "out"]
     is_there = any(isinstance(layer, ChannelSelection) for layer in writers)
     return is_there and not any(layer is not None and is_producer(layer) for layer in writers)
+
+
+def _checked(layer_scores: object, criterion: Criterion, member: Member) -> Tensor:
+    """Return the scores of a layer's side; raise RequestError where a criterion of the user's own returns others."""
+    num = int(member.channels.max()) + 1
+    if not isinstance(layer_scores, Tensor) or layer_scores.ndim != 1 or len(layer_scores) < num:
+        got = tuple(layer_scores.shape) if isinstance(layer_scores, Tensor) else type(layer_scores).__name__
+        raise RequestError(
+            f"{member.layer}: {type(criterion).__name__} does not score its channels, got {got}; expected a tensor of "
+            f"one score for each of at least {num} channels, or None"
+        )
+    return layer_scores.detach().cpu()
 
 
 def _layer(model: nn.Module, member: Member) -> nn.Module | None:
@@ -286,23 +301,59 @@ CRITERIA: dict[str, type[Criterion]] = {
 """Name in a config -> criterion."""
 
 
+def criterion_kind(name: str) -> Callable[..., Criterion]:
+    """Return what makes the criterion of that name: a class, or a function of the user's own.
+
+    Args:
+        name: A key of `CRITERIA`, or `package.module:Class`, which is imported: the words of a config, never of a file.
+
+    Raises:
+        RequestError: If it is unknown, or is no such code.
+    """
+    if is_own_code(name):
+        return own_code(name, "criterion")
+    if name not in CRITERIA:
+        raise RequestError(f"criterion: unknown, got {name!r}; expected one of {sorted(CRITERIA)}")
+    return CRITERIA[name]
+
+
+def is_data_driven(name: str) -> bool:
+    """Return whether the criterion of that name is measured on data; raises as `criterion_kind`."""
+    kind = criterion_kind(name)
+    return isinstance(kind, type) and issubclass(kind, DataDriven)
+
+
 def make_criterion(name: str, model: nn.Module, losses: Losses | None = None, seed: int = 0) -> Criterion:
     """Return the criterion of that name, measured on the model where it is data-driven.
 
     Args:
-        name: A key of `CRITERIA`.
+        name: As for `criterion_kind`. A class of the user's own is made without arguments, a `DataDriven` one as ours.
         model: The model to prune; it is left as it was.
         losses: The data that `DataDriven` criteria measure on; the others ignore it.
         seed: For `random` alone.
 
     Raises:
-        RequestError: If the name is unknown, or the data is missing or unfit.
+        RequestError: If the name is unknown or makes no criterion, or the data is missing or unfit.
     """
-    if name not in CRITERIA:
-        raise RequestError(f"criterion: unknown, got {name!r}; expected one of {sorted(CRITERIA)}")
-    kind = CRITERIA[name]
-    if not issubclass(kind, DataDriven):
-        return Random(seed) if kind is Random else kind()
+    kind = criterion_kind(name)
+    if not is_data_driven(name):
+        return Random(seed) if kind is Random else _own_criterion(name, kind)
     if losses is None:
         raise RequestError(f"criterion: {name} measures on data, got none; expected losses, a loss for each batch")
     return kind(model, losses)
+
+
+def _own_criterion(name: str, kind: Callable[..., Criterion]) -> Criterion:
+    try:
+        made = kind()
+    except Exception as error:  # whatever the user's class does
+        raise RequestError(
+            f"criterion: {name} cannot be made, got {failure(error)}; expected a class that takes no arguments, or a "
+            "DataDriven one"
+        ) from error
+    if isinstance(made, type) or not hasattr(made, "member_scores") or not hasattr(made, "comparable"):
+        raise RequestError(
+            f"criterion: {name} ranks no channels, got {type(made).__name__}; expected a Criterion, with "
+            "comparable and member_scores"
+        )
+    return made

@@ -14,7 +14,7 @@ from torch import Tensor
 from command.bounds import Bounds
 from command.errors import RequestError
 from command.files import shown
-from prune.choose.criteria import CRITERIA, REDUCTIONS, Criterion
+from prune.choose.criteria import REDUCTIONS, Criterion, criterion_kind
 from prune.follow.groups import Group
 
 __all__ = ["LIMITS", "RANKINGS", "Ranking", "Recipe", "check_ratio", "resolved"]
@@ -65,7 +65,8 @@ class Recipe:
     max_activations: Whole | None = None
     """Limit on the outputs' elements of all convolutions and linear layers."""
     criterion: str = "l1"
-    """What ranks the channels of a group: a key of `prune.choose.criteria.CRITERIA`."""
+    """What ranks the channels of a group: a key of `prune.choose.criteria.CRITERIA`, or `package.module:Class`, a
+    criterion of your own."""
     reduction: str = "sum"
     """How the scores of layers that are cut together become one: sum, mean, max or first."""
     ranking: Ranking = "uniform"
@@ -103,9 +104,9 @@ class Recipe:
         for name, kind in _kinds().items():
             object.__setattr__(self, name, _of_kind(kind, name, getattr(self, name)))
         self._check_amount()
-        for name, known in (("criterion", CRITERIA), ("reduction", REDUCTIONS)):
-            if getattr(self, name) not in known:
-                raise RequestError(f"{name}: unknown, got {getattr(self, name)!r}; expected one of {sorted(known)}")
+        criterion_kind(self.criterion)
+        if self.reduction not in REDUCTIONS:
+            raise RequestError(f"reduction: unknown, got {self.reduction!r}; expected one of {sorted(REDUCTIONS)}")
         for name in ("round_to", "min_channels"):
             Bounds(1, 65_536).check(name, getattr(self, name))
         for name in LIMITS:

@@ -61,15 +61,19 @@ def test_the_distance_to_a_teacher_is_that_of_softened_scores():
     assert loss(objective, teacher=torch.zeros_like) == pytest.approx(4 * (divergence + other) / 2)
 
 
+def student(*classes):
+    return ModelCard("classifier", Architecture("resnet18", len(classes), 8), classes)
+
+
 def test_a_teacher_is_a_classifier_of_the_same_classes(tmp_path):
     arch, path = Architecture("resnet18", 2, 8), tmp_path / "teacher.safetensors"
     net = build_classifier(arch).eval()
     save_model(path, net, ModelCard("classifier", arch, ("a", "b")))
     objective, images = Objective(teacher=path), torch.rand(2, 3, 32, 32)
-    assert torch.equal(objective.scores_of_teacher(("a", "b"))(images), net(images))
-    assert not objective.scores_of_teacher(("a", "b"))(images).requires_grad
+    assert torch.equal(objective.scores_of_teacher(student("a", "b"))(images), net(images))
+    assert not objective.scores_of_teacher(student("a", "b"))(images).requires_grad
     with pytest.raises(RequestError, match="knows other classes than the data has"):
-        objective.scores_of_teacher(("a", "c"))
+        objective.scores_of_teacher(student("a", "c"))
 
 
 @pytest.mark.parametrize("fields", [{"label_smoothing": 1.5}, {"mixup": -1.0}, {"temperature": 0.0}])
