@@ -24,6 +24,7 @@ from command.options import (
     refuse_existing,
 )
 from detect.mmdet_option import MmdetConfig
+from experiment.pattern_cli import guide, pattern, weights
 
 __all__ = ["app", "apply", "lottery", "sensitivity", "show"]
 
@@ -40,8 +41,11 @@ class _ApplyByDefault(TyperGroup):
 app = typer.Typer(
     cls=_ApplyByDefault,
     no_args_is_help=True,
-    help="Cut channels: espalier prune CONFIG MODEL. Show what a pruning did, or find the layers to skip.",
+    help="Cut channels: espalier prune CONFIG MODEL. Show what a pruning did, find the layers to skip, draw.",
 )
+
+for _command in (guide, pattern, weights):
+    app.command()(_command)
 
 
 @app.command()
