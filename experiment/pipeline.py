@@ -159,7 +159,7 @@ class _Planner:
             with self._unchanged(step, reads, folder):
                 return STEPS[step](job, folder, progress)
 
-        prints = code_prints(self.config.backbone.name, self.config.pruning.criterion)
+        prints = code_prints(self.config.backbone.name, self.pruning.criterion if self.pruning else "")
         code = {"code": prints} if prints else {}
         settings = {**self._read(reads), **code, "num_threads": self.config.num_threads, **self._settings(step, leaf)}
         return Stage(step, settings, self._inputs(reads, parent), work, self._cost(step, leaf))

@@ -9,6 +9,7 @@ import pytest
 
 from classify import own_backbone
 from classify.checkpoint import read_card
+from command.files import sha256_of
 
 pytestmark = pytest.mark.slow
 
@@ -85,5 +86,9 @@ def test_own_network_and_criterion_go_through_all_orderings(example, tmp_path, c
     assert {card.backbone.name for card in cards} == {"own:resnet10t"}
     assert len({card.preprocessing.std_rgb for card in cards}) == 1
     assert cards[0].preprocessing.std_rgb[0] != cards[0].preprocessing.mean_rgb[0]
-    stage = json.loads(next((folder / "stages").glob("train_classifier-*/stage.json")).read_text())
-    assert len(stage["settings"]["code"]) == 2  # a hash for the network's file and one for the criterion's
+    codes = {}
+    for name in ("train_classifier", "prune_classifier"):
+        stage = json.loads(next((folder / "stages").glob(f"{name}-*/stage.json")).read_text())
+        codes[name] = stage["settings"]["code"]
+    ours = sha256_of(example / "own.py")
+    assert codes == {"train_classifier": [ours], "prune_classifier": [ours, ours]}  # the network's and the criterion's
