@@ -19,7 +19,7 @@ from detect.detector_file import load_detector, save_detector
 from detect.foreign import dense_of
 from detect.model import build_detector, config_of
 from detect.traced import detector_cost
-from experiment.config import PruneConfig
+from experiment.cuts import PruneConfig
 from experiment.cutting import cut_by_config
 from prune.choose.presets import PRESETS
 from prune.cost import Cost, cost_of

@@ -19,7 +19,7 @@ from detect.data import CocoSet, check_coco, fingerprint
 from detect.losses import detector_inputs, detector_losses
 from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
-from experiment.config import RANK, Cut, PruneConfig, Pruning
+from experiment.cuts import RANK, Cut, PruneConfig, Pruning
 from prune.choose.criteria import make_criterion
 from prune.choose.measured import Losses
 from prune.choose.recipe import Recipe

@@ -11,7 +11,7 @@ from classify.image_data import AnyImages
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads
 from command.errors import RequestError
-from experiment.config import PruneConfig, Ratio
+from experiment.cuts import PruneConfig, Ratio
 
 __all__ = ["Iterative", "LotteryConfig"]
 

@@ -23,7 +23,7 @@ from classify.pruning import example_of, with_card
 from classify.schedule import Schedule
 from classify.train import train_classifier
 from command.errors import WorkError
-from experiment.config import PruneConfig
+from experiment.cuts import PruneConfig
 from experiment.cutting import cut_model
 from experiment.lottery_config import LotteryConfig
 from experiment.stages import CHECKPOINTS, Figures, Report, Stage, StageStore

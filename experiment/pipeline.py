@@ -18,7 +18,8 @@ from command.files import sha256_of
 from command.own_code import code_prints
 from deploy.record import cpu_model, installed_versions
 from detect.orderings import CONTROLS, ORDERINGS, steps
-from experiment.config import LEARNT_PARTS, RANK, ExperimentConfig, LearntPart, Pruning
+from experiment.config import LEARNT_PARTS, ExperimentConfig, LearntPart
+from experiment.cuts import RANK, Pruning
 from experiment.data import Data, Part, plan_data
 from experiment.measuring import export, export_and_count, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore

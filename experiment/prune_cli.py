@@ -64,7 +64,7 @@ def apply(
         from command.config import read_config
         from detect.detector_file import files_at_risk
         from experiment.commands import prune_file, prune_table
-        from experiment.config import PruneConfig
+        from experiment.cuts import PruneConfig
         from experiment.retraining import retraining_command
     settings = read_config(config, overrides or (), PruneConfig)
     check_file_name(model)

@@ -13,7 +13,7 @@ from command.config import read_config
 from command.options import setting
 from command.own_code import is_own_code
 from detect.config import CocoData, DetectorTraining, ScenesData
-from experiment.config import PruneConfig
+from experiment.cuts import PruneConfig
 from experiment.cutting import ModelData
 
 __all__ = ["retraining_command"]

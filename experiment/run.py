@@ -31,7 +31,8 @@ from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import new_detector
-from experiment.config import LEARNT_PARTS, RANK, CocoData, ExperimentConfig, Pruning
+from experiment.config import LEARNT_PARTS, CocoData, ExperimentConfig
+from experiment.cuts import RANK, Pruning
 from experiment.cutting import method_on
 from experiment.data import Data, check_data
 from experiment.measuring import DETECTIONS, RECORD

@@ -28,7 +28,7 @@ from command.options import setting
 from command.own_code import is_own_code
 from command.progress import RunProgress
 from detect.traced import PARTS
-from experiment.config import Ratio
+from experiment.cuts import Ratio
 from experiment.cutting import ModelData
 from experiment.sensitivity_plot import METRICS, sensitivity_plot
 from experiment.subjects import DATA_FOLDER, Subject, subject_of

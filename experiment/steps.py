@@ -30,7 +30,8 @@ from detect.model import new_detector, transfer
 from detect.pruning import in_detector, prune_detector
 from detect.traced import TracedDetector, example_images
 from detect.train import train_detector
-from experiment.config import ExperimentConfig, Pruning
+from experiment.config import ExperimentConfig
+from experiment.cuts import Pruning
 from experiment.cutting import TrainingImages, cut_in_steps, method_on, recalibrate
 from experiment.data import Data, Part
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in

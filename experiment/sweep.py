@@ -33,7 +33,8 @@ from deploy.record import Record, record_from_measurement, rows_from_record, sav
 from deploy.runtimes.registry import MODEL, ONNX, RUNTIMES, runner_for
 from deploy.runtimes.runner import FileRunner
 from deploy.tensors import random_inputs
-from experiment.config import Ratio, Timing
+from experiment.config import Timing
+from experiment.cuts import Ratio
 from experiment.measuring import measure_with_progress
 from experiment.sweep_plot import sweep_plot
 from prune.cost import Cost, cost_of

@@ -24,7 +24,8 @@ from detect.annotations import read_annotations
 from detect.config import DetectorTraining
 from detect.crops import crop_classes, num_crops
 from detect.data import CocoSet, check_coco, fingerprint
-from experiment.config import ExperimentConfig, PruneConfig
+from experiment.config import ExperimentConfig
+from experiment.cuts import PruneConfig
 from experiment.report import table_markdown, table_text, write_report
 from experiment.results import read_results
 from experiment.stages import Stage, StageStore

@@ -10,7 +10,8 @@ from classify.config import ClassifierTraining
 from command.config import read_config
 from detect.config import DetectorTraining
 from detect.export_config import ExportConfig
-from experiment.config import ExperimentConfig, PruneConfig
+from experiment.config import ExperimentConfig
+from experiment.cuts import PruneConfig
 from experiment.lottery_config import LotteryConfig
 from experiment.sensitivity import SensitivityConfig
 from experiment.sweep import SweepConfig

@@ -4,7 +4,8 @@ import pytest
 
 from command.config import read_config
 from detect.orderings import ORDERINGS
-from experiment.config import ExperimentConfig, PruneConfig, Pruning
+from experiment.config import ExperimentConfig
+from experiment.cuts import PruneConfig, Pruning
 from prune import Recipe
 from prune.choose.presets import PRESETS
 

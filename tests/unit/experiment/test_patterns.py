@@ -12,7 +12,7 @@ from classify.checkpoint import ModelCard, Preprocessing, save_model
 from classify.pruning import prune_classifier
 from command.config import read_config
 from command.errors import RequestError
-from experiment.config import PruneConfig
+from experiment.cuts import PruneConfig
 from experiment.pattern_plot import pattern_plot, weights_plot
 from experiment.patterns import drawn_layers, pattern_of, weights_of
 

@@ -7,7 +7,7 @@ from classify.backbones import Architecture, build_classifier
 from classify.checkpoint import ModelCard, Preprocessing, save_model
 from detect import DetectorSettings, new_detector, save_detector
 from experiment.commands import prune_file, prune_table
-from experiment.config import PruneConfig
+from experiment.cuts import PruneConfig
 
 CONFIG = Path(__file__).parents[3] / "configs/prune/l1_half.py"
 CLASSES = ("cat", "dog")

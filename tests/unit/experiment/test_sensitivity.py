@@ -19,7 +19,7 @@ from detect.pruning import prune_detector
 from detect.synthetic import write_scenes
 from experiment import sensitivity, subjects
 from experiment.cli import app
-from experiment.config import PruneConfig
+from experiment.cuts import PruneConfig
 from experiment.sensitivity import SensitivityConfig, next_command
 
 pytestmark = pytest.mark.slow

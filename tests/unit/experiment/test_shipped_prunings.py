@@ -11,7 +11,8 @@ from classify.image_data import FolderData
 from classify.synthetic import SHAPES, write_shapes
 from command.config import read_config
 from detect import DetectorSettings, new_detector
-from experiment.config import ExperimentConfig, PruneConfig
+from experiment.config import ExperimentConfig
+from experiment.cuts import PruneConfig
 from experiment.cutting import cut_by_config
 from prune.choose.presets import PRESETS
 
