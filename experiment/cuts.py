@@ -42,6 +42,7 @@ Ratio = Annotated[float, AfterValidator(_in_range)]
 
 
 def check_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values; raise RequestError if one is there twice."""
     # names give six digits of a ratio
     if len({f"{value:g}" if isinstance(value, float) else value for value in values}) < len(values):
         raise RequestError(f"repeats a value, got {values}; expected each once")
