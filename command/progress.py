@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -30,6 +30,7 @@ class RunProgress:
         self._started = self._now()
         self._shown = -math.inf
         self._index = -1
+        self._done: set[int] = set()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
@@ -42,9 +43,14 @@ class RunProgress:
         self._task = self._bar.add_task("", total=1.0, note="")
 
     @contextmanager
-    def stage(self, name: str) -> Iterator["RunProgress"]:
-        """Report one stage from its start to its end."""
-        self._index += 1
+    def stage(self, name: str, place: int | None = None) -> Iterator["RunProgress"]:
+        """Report one stage from its start to its end.
+
+        Args:
+            name: Of the stage.
+            place: Its place among the costs; None = the one after the last.
+        """
+        self._index = self._index + 1 if place is None else place
         self._name = name
         began = self._now()
         self._shown = -math.inf if self._console.is_terminal else began
@@ -55,6 +61,7 @@ class RunProgress:
             yield self
         took = _duration(self._now() - began)
         left = self.left_s(1.0)
+        self._done.add(self._index)
         self._console.print(f"{self._position()} {name} done in {took}, {_left(left)}", highlight=False)
 
     def __call__(self, done: int, total: int, in_words: Callable[[], str] | None = None) -> None:
@@ -72,9 +79,13 @@ class RunProgress:
             line = f"{self._position()} {self._name} {share:.0%}, {more}"
             self._console.print(line, highlight=False, soft_wrap=True)
 
+    def finished(self, places: Iterable[int]) -> None:
+        """Count the stages at these places as done, perhaps by another process."""
+        self._done |= {*places}
+
     def left_s(self, share: float) -> float | None:
         """Return the seconds left once `share` of the current stage is done; None before it can be estimated."""
-        done = sum(self._costs[: self._index]) + share * self._costs[self._index]
+        done = sum(self._costs[place] for place in self._done) + share * self._costs[self._index]
         elapsed = self._now() - self._started
         if done <= 0 or elapsed < 2:
             return None

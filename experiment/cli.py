@@ -16,7 +16,7 @@ from rich.console import Console
 
 from classify.cli import app as classify_app
 from command.config import config_file, shipped_configs
-from command.errors import RequestError, exit_code_of
+from command.errors import RequestError, WorkError, exit_code_of
 from command.extras import loading
 from command.options import AsJson, AsLatex, Force, Overrides, check_one_form, closing, refuse_existing
 from detect.cli import app as detect_app
@@ -106,24 +106,44 @@ def run(
         bool,
         typer.Option("--quick", help="Trust finished stages whose files have the recorded size and time."),
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the stages, those that are there and those that are left; do nothing.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes that share the work, each on its own GPU.")] = 1,
+    join: Annotated[
+        bool, typer.Option("--join", help="Share the work of a run that was begun in the folder, on any machine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole experiment, or the unfinished rest of it."""
     with loading("torch and mmdet"):
         from command.config import read_config
         from experiment.config import ExperimentConfig
+        from experiment.plan_table import plan_figures, plan_table
         from experiment.report import table_text
-        from experiment.run import run_experiment
+        from experiment.run import join_experiment, run_experiment
     settings = read_config(config, overrides or (), ExperimentConfig)
     folder = out or Path("runs") / settings.name
+    if plan:
+        figures = plan_figures(settings, folder)
+        print(json.dumps(figures, indent=1)) if as_json else Console().print(plan_table(figures))
+        return
+    if join:
+        join_experiment(settings, folder, Console(stderr=True))
+        return
     # arguments that are not UTF-8 hold lone surrogates, which no file can
     command = shlex.join(["espalier", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
-    results = run_experiment(settings, folder, command, Console(stderr=True), quick)
+    results = run_experiment(settings, folder, command, Console(stderr=True), quick, jobs)
     if as_json:
         print(json.dumps(results["rows"], indent=1))
     else:
         Console().print(table_text(results))
     closing(f"wrote {folder / 'report.html'}", ["espalier", "report", folder, "--json"])
+    if failed := results.get("failed"):
+        raise WorkError(
+            f"{len(failed)} of {len(failed) + len(results['rows'])} rows failed, {failed[0]['name']} first; "
+            "give the same command again, or see the report"
+        )
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -66,10 +66,16 @@ class Plan:
     latency: Stage
 
 
-def make_plan(config: ExperimentConfig, store: StageStore) -> Plan:
-    """Plan the experiment; nothing is written. Given data is fingerprinted, so it must exist."""
+def make_plan(config: ExperimentConfig, store: StageStore, without: Collection[str] = ()) -> Plan:
+    """Plan the experiment; nothing is written. Given data is fingerprinted, so it must exist.
+
+    Args:
+        config: The experiment.
+        store: Of its stages.
+        without: Names of rows that are left out.
+    """
     planner = _Planner(config, store, plan_data(config, store))
-    leaves = tuple(planner.of(leaf).grown(leaf) for leaf in _bare_leaves(config))
+    leaves = tuple(planner.of(leaf).grown(leaf) for leaf in _bare_leaves(config) if leaf.name not in without)
     latency = planner.latency(leaves)
     stages = {stage.hash: stage for leaf in leaves for stage in leaf.stages}
     return Plan(planner.data, (*planner.data.stages, *stages.values(), latency), leaves, latency)

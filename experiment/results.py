@@ -112,6 +112,13 @@ class _Latency(_Checked):
     order: str
 
 
+class _Failed(_Checked):
+    """A row that is missing."""
+
+    name: str
+    reason: str
+
+
 class Results(_Checked):
     """The whole file."""
 
@@ -128,6 +135,8 @@ class Results(_Checked):
     latency: _Latency
     pictures: list[_Picture]
     notes: list[str]
+    failed: list[_Failed] = []
+    """Rows of which a stage failed; earlier versions had none."""
     curves: dict[str, dict[str, _Inside]] = {}
     """Row's name -> training's name -> its curve; earlier versions had none."""
 

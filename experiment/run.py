@@ -20,7 +20,6 @@ from classify.checkpoint import load_weights, read_weights
 from classify.curve import CURVE
 from classify.image_data import GivenImages
 from classify.learning import check_schedule
-from classify.mmengine_runner import using_threads
 from classify.train import check_batch_size
 from command.errors import RequestError, WorkError
 from command.files import write_json
@@ -39,13 +38,16 @@ from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Leaf, Plan, make_plan
 from experiment.report import write_report
 from experiment.results import RESULTS, read_results
+from experiment.running import FailedStages, parent_process, run_stages, with_workers
 from experiment.stages import StageStore
 from experiment.steps import MODEL
 from prune.pruning import prune_model
 from prune.recalibration import check_has_statistics
 
-__all__ = ["check_experiment", "run_experiment"]
+__all__ = ["check_experiment", "join_experiment", "run_experiment"]
 
+RUN = "run.json"
+"""What a run writes first: its command and settings."""
 _MIN_FREE_BYTES = 1_000_000_000
 _NUM_PICTURES = 4
 
@@ -67,11 +69,12 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
 
 
 def run_experiment(
-    config: ExperimentConfig, folder: Path, command: str, console: Console, is_quick: bool = False
+    config: ExperimentConfig, folder: Path, command: str, console: Console, is_quick: bool = False, jobs: int = 1
 ) -> dict[str, Any]:
     """Run the unfinished stages, write results and report into `folder`, and return the results.
 
-    A run that was killed goes on from its last finished step (training: from its last whole epoch).
+    A run that was killed goes on from its last finished step (training: from its last whole epoch). Rows of which a
+    stage failed are not among the results, which name them.
 
     Args:
         config: The experiment.
@@ -79,10 +82,12 @@ def run_experiment(
         command: For the results: how it was started.
         console: Shows progress.
         is_quick: As for `StageStore.check`.
+        jobs: Processes that share the stages.
 
     Raises:
         RequestError: If another run holds the folder, something that `check_experiment` finds is wrong, or a finished
             stage was changed.
+        WorkError: If a dense reference failed.
     """
     with console.status("Checking data and settings ..."):
         check_experiment(config, folder)
@@ -92,23 +97,66 @@ def run_experiment(
             plan = make_plan(config, store)
             store.check(plan.stages, is_quick)
         about = _about(config, command)
-        write_json(folder / "run.json", about)
-        left = [stage for stage in plan.stages if not store.is_finished(stage)]
-        progress = RunProgress(console, [stage.cost for stage in left])
-        for stage in left:
-            with progress.stage(stage.name), using_threads(config.num_threads):
-                store.run(stage, progress)
+        write_json(folder / RUN, about)
+        failed = FailedStages(store.root)
+        failed.clear()
+        is_done = _finish(plan, config, store, console, with_workers(jobs - 1, folder))
+        if reasons := {leaf.name: reason for leaf in plan.leaves if (reason := _why_failed(leaf, failed))}:
+            _check_references(plan, reasons)
+            plan = make_plan(config, store, without=reasons)
+            _finish(plan, config, store, console)
         store.check(plan.stages, is_quick=True)  # one that ran again may differ from what others were made from
-        if not left:
+        if is_done:
             with contextlib.suppress(RequestError):  # results that are missing or damaged are written anew
                 about["command"] = read_results(folder / RESULTS)["command"]
-        results = {**about, **_results(config, plan, store, folder)}
+        missing = [{"name": name, "reason": reason} for name, reason in reasons.items()]
+        results = {**about, **_results(config, plan, store, folder), **({"failed": missing} if missing else {})}
         write_json(folder / RESULTS, results)
         try:
             write_report(results, folder)
         except RequestError as error:  # the request was checked before: a picture has changed since
             raise WorkError(str(error)) from error
     return results
+
+
+def join_experiment(config: ExperimentConfig, folder: Path, console: Console) -> None:
+    """Do stages of a run that another process has begun in the folder, until none is left; write no results.
+
+    Raises:
+        RequestError: If no run of this experiment was begun there, or something that `check_experiment` finds is wrong.
+    """
+    if not (folder / RUN).is_file():
+        raise RequestError(f"{folder}: no run was begun there; give the command without --join first")
+    check_experiment(config, folder)
+    store = StageStore(folder / "stages")
+    _finish(make_plan(config, store), config, store, console, parent=parent_process())
+
+
+def _finish(
+    plan: Plan,
+    config: ExperimentConfig,
+    store: StageStore,
+    console: Console,
+    workers: contextlib.AbstractContextManager[None] | None = None,
+    parent: int | None = None,
+) -> bool:
+    """Do what is left of a plan; return whether nothing was."""
+    left = [stage for stage in plan.stages if not store.is_finished(stage)]
+    if left:
+        with workers or contextlib.nullcontext():
+            run_stages(left, store, RunProgress(console, [stage.cost for stage in left]), config.num_threads, parent)
+    return not left
+
+
+def _why_failed(leaf: Leaf, failed: FailedStages) -> str | None:
+    return next(filter(None, map(failed.reason, leaf.stages)), None)
+
+
+def _check_references(plan: Plan, reasons: Mapping[str, str]) -> None:
+    """Raise WorkError if a dense reference failed, which all others are compared with."""
+    for leaf in plan.leaves:
+        if leaf.ordering == "dense" and leaf.name in reasons:
+            raise WorkError(reasons[leaf.name])
 
 
 def _about(config: ExperimentConfig, command: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from command.errors import MissingFileError, RequestError, WorkError
 from command.files import flush, flush_entry, model_from_json, sha256_of, write_json
 from deploy.deployment import DEPLOYMENT
 
-__all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageStore", "figures_in"]
+__all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageRecord", "StageStore", "figures_in", "record_of"]
 
 Figures = dict[str, Any]
 """Results of a stage; plain JSON."""
@@ -69,7 +69,7 @@ class _File(BaseModel):
     mtime_ns: int
 
 
-class _Record(BaseModel):
+class StageRecord(BaseModel):
     """The content of `stage.json`, the last file that a stage writes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,12 +91,17 @@ class _Record(BaseModel):
     """Hash of the fields above."""
 
     @property
+    def num_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.size for file in self.files.values())
+
+    @property
     def content(self) -> str:
         """Hash of what the stage wrote, the same in a run that was moved: `deploy.json` holds paths."""
         hashes = {name: file.sha256 for name, file in self.files.items() if name != DEPLOYMENT}
         return hashlib.sha256(json.dumps([hashes, self.folders, self.figures], sort_keys=True).encode()).hexdigest()
 
-    def sealed(self) -> "_Record":
+    def sealed(self) -> "StageRecord":
         """Return the record with its own hash."""
         content = json.dumps(self.model_dump(exclude={"sha256"}), sort_keys=True)
         return self.model_copy(update={"sha256": hashlib.sha256(content.encode()).hexdigest()})
@@ -116,6 +121,10 @@ class StageStore:
         """Return whether the stage needs no work, provided that `check` finds it as it was written."""
         return self.folder(stage).exists()
 
+    def is_begun(self, stage: Stage) -> bool:
+        """Return whether a process was killed while it worked on the stage, or works on it."""
+        return self._partial(stage).exists()
+
     def check(self, stages: Iterable[Stage], is_quick: bool = False) -> None:
         """Check that the finished ones among some stages are as they were written.
 
@@ -134,7 +143,7 @@ class StageStore:
                 self._check_folder(self.folder(stage), stage, is_quick)
 
     def _check_folder(self, folder: Path, stage: Stage, is_quick: bool = False) -> None:
-        record = _record_in(folder)
+        record = record_of(folder)
         if record.hash != stage.hash:
             raise RequestError(f"{folder / _RECORD}: of another stage, got {record.hash}; {_remedy(folder)}")
         for name, written in record.files.items():
@@ -144,7 +153,7 @@ class StageStore:
         if added:
             raise RequestError(f"{folder / added[0]}: not as the stage wrote it, added or missing; {_remedy(folder)}")
         for parent in filter(self.is_finished, stage.inputs):
-            if record.inputs.get(self.folder(parent).name) != _record_in(self.folder(parent)).content:
+            if record.inputs.get(self.folder(parent).name) != record_of(self.folder(parent)).content:
                 raise RequestError(f"{folder}: made from another {self.folder(parent).name}; {_remedy(folder)}")
 
     def figures(self, stage: Stage) -> dict[str, Any]:
@@ -153,7 +162,7 @@ class StageStore:
 
     def wall_s(self, stage: Stage) -> float:
         """Return how long the finished stage worked, in seconds; without the time before a kill."""
-        return _record_in(self.folder(stage)).wall_s
+        return record_of(self.folder(stage)).wall_s
 
     def run(self, stage: Stage, progress: Report) -> None:
         """Do the stage's work, or the unfinished rest of it."""
@@ -179,11 +188,11 @@ class StageStore:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # only needed to resume after a kill
         flush(folder)
         files, folders = _paths_in(folder)
-        record = _Record(
+        record = StageRecord(
             name=stage.name,
             hash=stage.hash,
             settings=dict(stage.settings),
-            inputs={self.folder(parent).name: _record_in(self.folder(parent)).content for parent in stage.inputs},
+            inputs={self.folder(parent).name: record_of(self.folder(parent)).content for parent in stage.inputs},
             wall_s=round(time.monotonic() - started, 1),
             figures=figures,
             files={name: _as_written(folder / name) for name in files},
@@ -198,11 +207,16 @@ def figures_in(folder: Path) -> Figures:
     Raises:
         RequestError: If its record was changed; the message says which folder to delete.
     """
-    return _record_in(folder).figures
+    return record_of(folder).figures
 
 
-def _record_in(folder: Path) -> _Record:
-    record = model_from_json(_Record, folder / _RECORD, _remedy(folder))
+def record_of(folder: Path) -> StageRecord:
+    """Return what a finished stage's folder says of it.
+
+    Raises:
+        RequestError: If it was changed; the message says which folder to delete.
+    """
+    record = model_from_json(StageRecord, folder / _RECORD, _remedy(folder))
     if record.sealed() != record:
         raise RequestError(f"{folder / _RECORD}: changed since it was written, got another sha256; {_remedy(folder)}")
     return record
