@@ -30,6 +30,7 @@ methods = dict(
     lasso=dict(method="lasso"),
     slimming=dict(method="slimming", penalty=1e-3),
     soft_filters=dict(method="soft_filters"),
+    structures=dict(method="structure_selection", penalty=0.1, prune_ratios=(0.25,)),
 )
 
 seeds = (0, 1, 2)
