@@ -172,9 +172,15 @@ def report(
 
 
 def _bench(rows: list[dict[str, Any]], folder: Path) -> list[str]:
-    """Return the words of the command that times the first seed's detectors again, the dense one first."""
+    """Return the words of the command that times the first seed's models again, the dense one first.
+
+    Of classifiers, which differ by their weights alone where they are cut alike, one of each.
+    """
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
-    files = {folder / row["onnx"]: None for row in sorted(first, key=lambda row: row["ordering"] != "dense")}
+    dense_first = sorted(first, key=lambda row: row["ordering"] != "dense")
+    if all(row["map"] is None for row in rows):
+        dense_first = list({(row["method"], row["prune_ratio"]): row for row in reversed(dense_first)}.values())[::-1]
+    files = dict.fromkeys(folder / row["onnx"] for row in dense_first)
     return ["espalier", "deploy", "bench", *map(str, files)]
 
 
