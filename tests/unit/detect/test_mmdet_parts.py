@@ -20,11 +20,15 @@ STOCK = Path(mmdet.__file__).parent / ".mim/configs"
 RESNET = 'dict(_delete_=True, type="ResNet", depth=18, base_channels=8, norm_eval=False)'
 RES2NET = 'dict(_delete_=True, type="Res2Net", depth=50, scales=2, base_width=4, base_channels=8, norm_eval=False)'
 REGNET = 'dict(_delete_=True, type="RegNet", arch="regnetx_400mf", norm_eval=False)'
+RPN = "rpn_head=dict(in_channels=32, feat_channels=32)"
+FEW = "test_cfg=dict(rpn=dict(max_per_img=100))"
 ALIGN = "out_channels=32"
 TWO_LAYERS = "in_channels=32, fc_out_channels=64, num_classes=6"
 ONE_OF_CASCADE = f'dict(type="Shared2FCBBoxHead", reg_class_agnostic=True, {TWO_LAYERS})'
 DOUBLE = "in_channels=32, conv_out_channels=16, fc_out_channels=64, num_classes=6, num_convs=1, num_fcs=1"
 MASK = f"mask_roi_extractor=dict({ALIGN}), mask_head=dict(in_channels=32, conv_out_channels=16, num_classes=6), "
+COUNTS = "num_things_classes=6, num_stuff_classes=2"
+SEGMENTS = f"semantic_head=dict(in_channels=32, inner_channels=32, {COUNTS}), panoptic_fusion_head=dict({COUNTS})"
 KINDS = {
     "cascade": ("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco", RESNET, f"bbox_head=[{ONE_OF_CASCADE}] * 3"),
     "double": ("double_heads/dh-faster-rcnn_r50_fpn_1x_coco", RESNET, f"bbox_head=dict({DOUBLE})"),
@@ -60,9 +64,8 @@ def write(tmp_path):
         stock, backbone, heads = KINDS[kind]
         config, checkpoint = tmp_path / f"{kind}.py", tmp_path / f"{kind}.pth"
         neck = f"neck=dict(in_channels={CHANNELS[backbone]}, out_channels=32)"
-        rpn = "rpn_head=dict(in_channels=32, feat_channels=32)"
         roi = f"roi_head=dict(bbox_roi_extractor=dict({ALIGN}), {heads})"
-        model = f"model = dict(backbone={backbone}, {neck}, {rpn}, {roi})"
+        model = f"model = dict(backbone={backbone}, {neck}, {RPN}, {roi}, {FEW})"
         config.write_text(f'_base_ = "{STOCK}/{stock}.py"\n{model}\n{PIPELINE}')
         torch.manual_seed(0)
         detector = init_detector(str(config), None, device="cpu")
@@ -300,14 +303,15 @@ def test_what_a_further_head_reads_stays_whole(invoke, tmp_path):
     config, checkpoint, slim = (tmp_path / name for name in ("panoptic.py", "panoptic.pth", "slim.safetensors"))
     config.write_text(
         f'_base_ = "{STOCK}/panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py"\n'
-        f"model = dict(backbone={RESNET}, neck=dict(in_channels=[8, 16, 32, 64]))\n{PIPELINE}"
+        f"model = dict(backbone={RESNET}, neck=dict(in_channels={CHANNELS[RESNET]}, out_channels=32), {RPN}, {FEW},"
+        f" {SEGMENTS}, roi_head=dict(bbox_roi_extractor=dict({ALIGN}), {MASK}bbox_head=dict({TWO_LAYERS})))\n{PIPELINE}"
     )
     torch.manual_seed(0)
     dense = init_detector(str(config), None, device="cpu")
     torch.save(dense.state_dict(), checkpoint)
     invoke("prune", "l1_half", checkpoint, "--mmdet", config, "--out", slim, "--set", ALL_PARTS)
     widths = read_card(slim).widths
-    assert widths["neck.fpn_convs.0.conv"][1] == 256
+    assert widths["neck.fpn_convs.0.conv"][1] == 32
     by_mmdet = init_detector(str(slim.with_suffix(".py")), str(slim), device="cpu")
     maps = by_mmdet.extract_feat(torch.rand(1, 3, 64, 64))
     assert by_mmdet.semantic_head(maps)["seg_preds"].isfinite().all()
