@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -25,6 +26,76 @@ TINY = (
     "latency.rounds=10",
     "num_threads=1",
 )
+FORKS = """
+import json, os, resource, signal, sys, time, traceback
+from espalier.places import OursFirst
+
+sys.meta_path.insert(0, OursFirst())
+import detect, experiment.run, experiment.cli, deploy.writing, detect.export, classify.commands, experiment.commands
+
+
+def start(arguments, folder, out, err, most_bytes):
+    "Run the command in a child that has everything imported already; no file may become larger than most_bytes."
+    if pid := os.fork():
+        return pid
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.chdir(folder)
+    if most_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    sys.argv, code = ["espalier", *arguments], 1
+    try:
+        experiment.cli.main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = start(*(job[key] for key in ("arguments", "folder", "out", "err", "most_bytes")))
+    ended, status, until = 0, 0, time.monotonic() + (job["kill_after_s"] or 600)
+    while not ended and time.monotonic() < until:
+        time.sleep(0.005)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+    print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs the command in a process of its own, a fork of one that has imported everything; may kill it."""
+    out, err = (tmp_path_factory.mktemp("printed") / name for name in ("out", "err"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True, cwd=ROOT, env=environment
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def run(
+            *arguments: str | Path,
+            folder: Path = ROOT,
+            kill_after_s: float | None = None,
+            most_bytes: int | None = None,
+        ) -> subprocess.CompletedProcess[str]:
+            words = [str(argument) for argument in arguments]
+            paths = {"folder": str(folder), "out": str(out), "err": str(err)}
+            job = {"arguments": words, **paths, "kill_after_s": kill_after_s, "most_bytes": most_bytes}
+            print(json.dumps(job), file=process.stdin, flush=True)
+            code = json.loads(process.stdout.readline())
+            return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+        yield run
+        process.stdin.close()
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +136,16 @@ def tiny_run(espalier: Callable[..., Any], tiny_arguments: Callable[..., Any]) -
 
 @pytest.fixture(scope="session")
 def finished(tiny_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A finished tiny experiment with all orderings and budgets: its folder and results."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    done = tiny_run(folder)
-    assert done.returncode == 0, done.stderr
+    """A finished tiny experiment with all orderings and budgets, which no test changes: its folder and results.
+
+    The processes of one test run share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "results.json").exists():
+            done = tiny_run(folder)
+            assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "results.json").read_text())
 
 

@@ -24,12 +24,11 @@ model = dict(
 
 
 @pytest.fixture
-def typed(espalier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def typed(forked: Any, tmp_path: Path) -> Any:
     """Run a command in an empty folder; return its standard output."""
-    monkeypatch.chdir(tmp_path)
 
     def run(line: str) -> str:
-        done = espalier(*line.split())
+        done = forked(*line.split(), folder=tmp_path)
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 

@@ -1,6 +1,7 @@
 """Whole experiments whose method refits on data, or acts in a training of its own."""
 
 import json
+import shutil
 
 import pytest
 
@@ -14,11 +15,12 @@ TRAINED = {"slimming": ("penalty=1e-3",), "structure_selection": (), "thinet": S
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_method_is_one_line_of_an_experiment(espalier, tiny_arguments, tmp_path, method):
+def test_a_method_is_one_line_of_an_experiment(finished, forked, tiny_arguments, tmp_path, method):
+    shutil.copytree(finished[0], tmp_path / "run")  # the dense detector is done
     settings = [f"pruning.{text}" for text in (f"method={method}", *TRAINED[method])]
     learning = ("classification.learning={'epochs': 1, 'batch_size': 16, 'lr': 1e-3}",) if method != "thinet" else ()
     arguments = tiny_arguments(tmp_path / "run", *ORDERINGS, *settings, *learning)
-    done = espalier(*arguments)
+    done = forked(*arguments)
     assert done.returncode == 0, done.stderr
     dense, *slim = json.loads(done.stdout)
     assert [(row["ordering"], row["method"]) for row in slim] == [
@@ -33,7 +35,7 @@ def test_a_method_is_one_line_of_an_experiment(espalier, tiny_arguments, tmp_pat
     if method == "structure_selection":  # half of ResNet-18's eight blocks, and no channels
         assert [(len(spec.removed_blocks), len(spec.layers)) for spec in specs] == [(4, 0)] * 2
     assert all(specs)
-    assert espalier(*arguments).stdout == done.stdout
+    assert forked(*arguments).stdout == done.stdout
 
 
 CLASSIFIERS = """
@@ -50,12 +52,12 @@ latency = dict(rounds=10)
 """
 
 
-def test_methods_are_compared_without_detectors(espalier, tmp_path):
+def test_methods_are_compared_without_detectors(espalier, forked, tmp_path):
     (tmp_path / "classifiers.py").write_text(CLASSIFIERS)
     arguments = ["run", tmp_path / "classifiers.py", "--out", tmp_path / "run", "--json"]
     killed = espalier(*arguments, kill_when=(tmp_path / "run/stages", "finetune_classifier-*.partial"))
     assert killed.returncode != 0
-    done = espalier(*arguments)
+    done = forked(*arguments)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     slim = [row for row in rows if row["budget"]]
@@ -71,4 +73,4 @@ def test_methods_are_compared_without_detectors(espalier, tmp_path):
     report = (tmp_path / "run/report.html").read_text()
     assert "Methods side by side" in report
     assert "detector" not in report.partition("<h2>Reproduce")[0]
-    assert espalier(*arguments).stdout == done.stdout
+    assert forked(*arguments).stdout == done.stdout

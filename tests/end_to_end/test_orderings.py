@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import onnx
 import pytest
@@ -153,9 +154,9 @@ def test_what_is_not_pruned_is_listed_with_its_reason(finished):
     assert any("fc, its channels are an output of the model" in note for note in finished[1]["notes"])
 
 
-def test_a_second_run_does_no_stage_again(finished, tiny_run):
-    folder, results = finished
-    again = tiny_run(folder)
+def test_a_second_run_does_no_stage_again(finished, forked, tiny_arguments, tmp_path):
+    folder, results = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
+    again = forked(*tiny_arguments(folder))
     assert again.returncode == 0
     assert "[1/" not in again.stderr
     assert json.loads(again.stdout) == results["rows"]

@@ -1,12 +1,8 @@
 """Kills and full disks at any moment: the same command goes on, to the same bytes, and nothing is left behind."""
 
-import json
-import os
 import random
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,44 +12,6 @@ from detect import DetectorSettings, new_detector, save_detector
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import json, os, random, resource, signal, sys, time
-from espalier.places import OursFirst
-
-sys.meta_path.insert(0, OursFirst())
-import detect, experiment.run, experiment.cli, deploy.writing, detect.export, classify.commands, experiment.commands
-
-
-def start(arguments, log, most_bytes):
-    "Run the command in a child that has everything imported already; no file may become larger than most_bytes."
-    pid = os.fork()
-    if pid == 0:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if most_bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-        sys.argv = ["espalier", *arguments]
-        try:
-            experiment.cli.main()
-        except SystemExit as ended:
-            sys.stderr.flush()
-            os._exit(ended.code or 0)
-    return pid
-
-
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = start(job["arguments"], job["log"], job["most_bytes"])
-    ended, status, until = 0, 0, time.monotonic() + (job["kill_after_s"] or 600)
-    while not ended and time.monotonic() < until:
-        time.sleep(0.005)
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-    print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
-"""
 TRAINING = """
 start = dict(type="dense", name="resnet18", base_channels=8)
 data = dict(type="shapes", num_train=48, num_val=12)
@@ -62,23 +20,15 @@ schedule = dict(epochs=6, batch_size=8, lr=0.01)
 """
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(forked):
     """Run a command, kill it after some seconds if it still runs, and return its exit code and standard error."""
-    log = tmp_path_factory.mktemp("log") / "err"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "env": environment}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], **pipes) as process:
 
-        def one(*arguments, kill_after_s=None, most_bytes=None):
-            arguments = [str(argument) for argument in arguments]
-            job = {"arguments": arguments, "log": str(log), "kill_after_s": kill_after_s, "most_bytes": most_bytes}
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline()), log.read_text()
+    def one(*arguments, **options):
+        done = forked(*arguments, **options)
+        return done.returncode, done.stderr
 
-        yield one
-        process.stdin.close()
+    return one
 
 
 @pytest.fixture(scope="module")
