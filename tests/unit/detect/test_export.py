@@ -143,15 +143,33 @@ def test_an_fp16_file_of_bytes_scores_nearly_as_its_model(model, scenes, tmp_pat
     assert figures["map"] == pytest.approx(figures["framework_map"], abs=0.01)
 
 
-def test_bf16_is_not_compared_but_builds(model, tmp_path):
-    description, err = exported(model, tmp_path / "d", *sets("precision=bf16"))
-    file = tmp_path / "d/model.onnx"
+@pytest.fixture(scope="module")
+def in_bf16(model, scenes, tmp_path_factory):
+    """The folder, description and printed lines of an export in bf16, with pictures of which one has 101 more boxes."""
+    folder = tmp_path_factory.mktemp("bf16") / "d"
+    data = json.loads(scenes.annotations.read_text())
+    row = data["annotations"][0]
+    data["annotations"] += [{**row, "id": 10_000 + i} for i in range(101)]
+    many = folder.with_name("many.json")
+    many.write_text(json.dumps(data))
+    pictures = (f"pictures.annotations={many}", f"pictures.images={scenes.images}")
+    return folder, *exported(model, folder, *sets("precision=bf16", *pictures))
+
+
+def test_bf16_is_not_compared_but_builds(in_bf16, tmp_path):
+    folder, description, err = in_bf16
+    file = folder / "model.onnx"
     assert (description["precision"], description["parity"]) == ("bf16", None)
     assert "bf16; not compared with PyTorch: ONNX Runtime has no bf16 convolution on a CPU\n" in err
     assert err.endswith(f"next: espalier deploy build {file}\n")
     onnx.checker.check_model(str(file), full_check=True)
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: nothing to build engines with")
     assert engine_from_onnx(file, tmp_path / "d.engine").precision == "bf16"
+
+
+def test_pictures_with_more_objects_than_are_kept_are_told(in_bf16, scenes):
+    first = json.loads(scenes.annotations.read_text())["annotations"][0]["image_id"]
+    assert f"note: 1 images have more than 100 objects, first image {first} with" in in_bf16[2]
 
 
 @pytest.mark.parametrize(
@@ -376,14 +394,3 @@ def test_activations_beyond_the_range_of_fp16_are_refused(model, classifier, tmp
     assert "exceeds the range of fp16, got " in err
     assert err.endswith("; expected at most 65504, use bf16 or fp32\n")
     assert not (tmp_path / "d").exists()
-
-
-def test_pictures_with_more_objects_than_are_kept_are_told(model, scenes, tmp_path, command):
-    data = json.loads(scenes.annotations.read_text())
-    row = data["annotations"][0]
-    data["annotations"] += [{**row, "id": 10_000 + i} for i in range(101)]
-    (tmp_path / "many.json").write_text(json.dumps(data))
-    pictures = sets(f"pictures.annotations={tmp_path / 'many.json'}", f"pictures.images={scenes.images}")
-    code, _, err = command("deploy", "export", model, *pictures, "--out", tmp_path / "out")
-    assert code == 0
-    assert f"note: 1 images have more than 100 objects, first image {row['image_id']} with" in err
