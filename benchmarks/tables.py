@@ -2,7 +2,7 @@
 
 Run:     python benchmarks/tables.py
 A table is between `<!-- table: RECORD.json -->` and `<!-- end of table -->` in any Markdown file. A record may hold
-more than one: `RECORD.json#NAME`.
+more than one: `RECORD.json#NAME`; of a run's results, `#methods` are the methods side by side.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from deploy import load_record, table_from_record
+from experiment.comparison import comparison
 from experiment.report import table_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,10 @@ def documents() -> list[Path]:
 
 def _table(record: Path, name: str) -> str:
     content = json.loads(record.read_text())
+    if name == "methods":
+        compared = comparison(content["rows"])
+        headers, *lines = compared.table()
+        return f"{_markdown([headers, ['---'] * len(headers), *lines])}\n\n{compared.verdicts()}"
     content = content[name] if name else content
     if "columns" in content:
         return _markdown([content["columns"], ["---"] * len(content["columns"]), *content["table"]])
