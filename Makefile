@@ -28,9 +28,11 @@ demo: install ## a whole experiment on generated data, on any machine
 quick: install ## the tests that take seconds
 	$(PYTEST) tests -m "not slow"
 
-# In two runs: a process that had run the tests of experiment and prune ended without a word in those of deploy.
+# In three runs: in a process that has run most other tests, one of deploy's ends in a segmentation fault of native code,
+# always the same one, and in a process of its own it never does. Why is not known.
 test: install ## all tests
-	$(PYTEST) tests --ignore=tests/unit/experiment --ignore=tests/unit/prune
+	$(PYTEST) tests --ignore=tests/unit/deploy --ignore=tests/unit/experiment --ignore=tests/unit/prune
+	$(PYTEST) tests/unit/deploy
 	$(PYTEST) tests/unit/experiment tests/unit/prune
 
 fuzz: install ## read files that are damaged at random, for minutes; make test does so with few of them

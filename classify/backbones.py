@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from classify.families import BACKBONES, HEADS, Family, initialize
-from classify.own_backbone import Rgb, call_named, check_named, name_backbone
+from classify.own_backbone import OwnBackbone, Rgb, call_named, check_named, name_backbone
 from command.config import check_name
 from command.errors import RequestError
 from command.own_code import failure, is_own_code
@@ -228,6 +228,7 @@ def _own_family(name: str) -> Family:
     """Return what the user's code says of its networks, checked once on shapes alone."""
     with weightless(), torch.random.fork_rng(devices=[]):
         made = call_named(name, 2)
+        _check_scores(name, made)
         trunk = Trunk(made.net, (), tuple(made.stages))
         try:
             strides = [stride for _, stride in stage_shapes(trunk)] if made.stages else []
@@ -246,6 +247,23 @@ def _own_family(name: str) -> Family:
         image_side=made.image_side,
         normalisation=(made.mean_rgb, made.std_rgb),
     )
+
+
+def _check_scores(name: str, made: OwnBackbone) -> None:
+    """Raise RequestError unless the user's network gives a score for each of its two classes."""
+    side = 64 if made.stages else made.image_side
+    try:
+        with evaluating(made.net), torch.no_grad():
+            scores = made.net(torch.zeros(1, 3, side, side))
+    except Exception as error:  # whatever the user's network does
+        raise RequestError(
+            f"backbone: {name} fails on an image of {side} pixels, got {failure(error)}; expected a network for it"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.shape != (1, 2):
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise RequestError(
+            f"backbone: {name} scores other classes, got {got} with num_classes=2; expected (1, 2) of one image"
+        )
 
 
 def _dense(arch: Architecture) -> nn.Module:

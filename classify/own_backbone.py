@@ -5,7 +5,9 @@ A model file holds that name as text alone. Nothing imports it: the file opens w
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 from torch import nn
 
 from classify.data import MEAN, STD
@@ -15,9 +17,11 @@ from command.own_code import failure, is_own_code, own_code
 
 __all__ = ["OwnBackbone", "call_named", "check_named", "name_backbone", "normalisation_of"]
 
-Rgb = tuple[float, float, float]
+Rgb = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
+@with_config(ConfigDict(arbitrary_types_allowed=True))
 @dataclass(frozen=True)
 class OwnBackbone:
     """What the user's function returns, which is called with `num_classes`: a network and what Espalier must know."""
@@ -28,19 +32,20 @@ class OwnBackbone:
     """The layers that a detector does not need, by their names in `net`: the head, and others after the stages."""
     stages: tuple[str, ...] = ()
     """The layers of which a detector reads the output, maps of strides 4, 8, 16 and 32; none if there are no such."""
-    image_side: int = 224
+    image_side: Annotated[int, Field(ge=1, le=16_384)] = 224
     """Of the images that it is made for, in pixels."""
     mean_rgb: Rgb = MEAN
     """Subtracted from pixels of 0 to 255, before the network sees them."""
-    std_rgb: Rgb = STD
+    std_rgb: tuple[_Positive, _Positive, _Positive] = STD
     """Divided by, after the mean is subtracted."""
 
     @property
     def heads(self) -> tuple[str, ...]:
         """The layers of the head."""
-        return (self.head,) if isinstance(self.head, str) else tuple(self.head)
+        return (self.head,) if isinstance(self.head, str) else self.head
 
 
+_FIELDS = TypeAdapter(OwnBackbone)
 _NAMED: dict[str, Callable[..., object]] = {}
 """The code that the user has named in this process. Text of a file is looked up here, and nowhere else."""
 _NORMALISATION = "normalisation"
@@ -79,19 +84,27 @@ def call_named(name: str, num_classes: int) -> OwnBackbone:
     check_named(name)
     try:
         made = _NAMED[name](num_classes=num_classes)
-    except Exception as error:  # whatever the user's function does
+    except (Exception, SystemExit) as error:  # whatever the user's function does
         raise RequestError(
             f"backbone: {name} fails with num_classes={num_classes}, got {failure(error)}; expected an OwnBackbone"
         ) from error
     if not isinstance(made, OwnBackbone) or not isinstance(made.net, nn.Module):
         kind = type(made.net if isinstance(made, OwnBackbone) else made).__name__
         raise RequestError(f"backbone: {name} makes no network, got {kind}; expected an OwnBackbone around a module")
+    try:
+        made = _FIELDS.validate_python(vars(made))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where, got = ".".join(map(str, fault["loc"])), shown(repr(fault["input"]))
+        raise RequestError(
+            f"backbone: {name} makes a wrong OwnBackbone, got {where}={got}; expected: {fault['msg']}"
+        ) from error
     layers = [layer for layer, _ in made.net.named_modules() if layer]
     for kind, given in (("head", made.heads), ("stages", made.stages)):
         if missing := [layer for layer in given if layer not in layers]:
             children = ", ".join(layer for layer, _ in made.net.named_children())
             raise RequestError(f"backbone: {name} has no such {kind}, got {missing}; expected layers below {children}")
-    setattr(made.net, _NORMALISATION, (tuple(made.mean_rgb), tuple(made.std_rgb)))
+    setattr(made.net, _NORMALISATION, (made.mean_rgb, made.std_rgb))
     return made
 
 

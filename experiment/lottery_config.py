@@ -1,6 +1,6 @@
 """What a study of lottery tickets trains and compares."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -11,15 +11,9 @@ from classify.image_data import AnyImages
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads
 from command.errors import RequestError
-from experiment.cuts import PruneConfig, Ratio
+from experiment.cuts import PruneConfig, Ratio, check_once
 
 __all__ = ["Iterative", "LotteryConfig"]
-
-
-def _check_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) < len(values):
-        raise RequestError(f"repeats a value, got {values}; expected each once")
-    return values
 
 
 class Iterative(Part):
@@ -27,7 +21,7 @@ class Iterative(Part):
 
     share: Ratio = 0.2
     """Share of the weights left that goes in each round."""
-    rounds: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(_check_once)] = Field(
+    rounds: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(check_once)] = Field(
         min_length=1
     )
     """Rounds whose tickets are compared with their controls; n of them leave (1 - share)^n of the weights."""
@@ -54,9 +48,9 @@ class LotteryConfig(Part):
     """How training images are drawn."""
     schedule: Schedule
     """Of every training, dense or not, from its first iteration on."""
-    lrs: Annotated[tuple[Annotated[float, Field(gt=0, le=1e30)], ...], AfterValidator(_check_once)] = ()
+    lrs: Annotated[tuple[Annotated[float, Field(gt=0, le=1e30)], ...], AfterValidator(check_once)] = ()
     """Learning rates that are compared, each in the place of the schedule's; none = the schedule's alone."""
-    one_shot: Annotated[tuple[Ratio, ...], AfterValidator(_check_once)] = ()
+    one_shot: Annotated[tuple[Ratio, ...], AfterValidator(check_once)] = ()
     """Shares of the convolutions' weights that go at once, the smallest of all layers together."""
     iterative: Iterative | None = None
     """The same in rounds."""
@@ -66,7 +60,7 @@ class LotteryConfig(Part):
     """Steps of the dense training after which tickets take their weights; 0 = those it began with."""
     rewind_epochs: int = Field(0, ge=0, le=100_000)
     """The same in epochs; one of the two."""
-    seeds: Annotated[tuple[Seed, ...], AfterValidator(_check_once)] = Field((0,), min_length=1)
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(check_once)] = Field((0,), min_length=1)
     num_threads: Threads = 1
     """CPU threads of torch; the weights depend on it."""
 
@@ -83,7 +77,7 @@ class LotteryConfig(Part):
         for cut in cuts:
             if cut.needs_data:
                 raise RequestError(f"{cut.chosen_by} needs data, got it; expected criteria that need none, as l1")
-        _check_once(tuple(cut.label for cut in cuts))
+        check_once(tuple(cut.label for cut in cuts))
         return cuts
 
     @field_validator("rewind_epochs")

@@ -34,11 +34,12 @@ def plan_figures(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: As `check_experiment`.
-        RequestError: As `check_experiment`.
+        RequestError: As `check_experiment`, or if a finished stage was changed.
     """
     check_experiment(config, folder)
     store = StageStore(folder / "stages")
     plan = make_plan(config, store)
+    store.check(plan.stages, is_quick=True)
     stages = [_described(stage, store) for stage in plan.stages]
     left = [stage for stage in stages if not stage["is_done"]]
     return {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, JsonValue
 from rich.console import Console
 from torch import nn
 
@@ -22,7 +23,7 @@ from classify.image_data import GivenImages
 from classify.learning import check_schedule
 from classify.train import check_batch_size
 from command.errors import RequestError, WorkError
-from command.files import write_json
+from command.files import model_from_json, write_json
 from command.folders import locked
 from command.progress import RunProgress
 from deploy.deployment import ONNX_NAME
@@ -50,6 +51,12 @@ RUN = "run.json"
 """What a run writes first: its command and settings."""
 _MIN_FREE_BYTES = 1_000_000_000
 _NUM_PICTURES = 4
+
+
+class _Begun(BaseModel):
+    """What of `run.json` a process reads that joins the run."""
+
+    config: dict[str, JsonValue]
 
 
 def check_experiment(config: ExperimentConfig, folder: Path) -> None:
@@ -87,7 +94,7 @@ def run_experiment(
     Raises:
         RequestError: If another run holds the folder, something that `check_experiment` finds is wrong, or a finished
             stage was changed.
-        WorkError: If a dense reference failed.
+        WorkError: If a dense reference failed, or the measurement of times.
     """
     with console.status("Checking data and settings ..."):
         check_experiment(config, folder)
@@ -105,6 +112,8 @@ def run_experiment(
             _check_references(plan, reasons)
             plan = make_plan(config, store, without=reasons)
             _finish(plan, config, store, console)
+        if reason := failed.reason(plan.latency):
+            raise WorkError(reason)
         store.check(plan.stages, is_quick=True)  # one that ran again may differ from what others were made from
         if is_done:
             with contextlib.suppress(RequestError):  # results that are missing or damaged are written anew
@@ -127,6 +136,11 @@ def join_experiment(config: ExperimentConfig, folder: Path, console: Console) ->
     """
     if not (folder / RUN).is_file():
         raise RequestError(f"{folder}: no run was begun there; give the command without --join first")
+    begun = model_from_json(_Begun, folder / RUN, "give the command without --join again")
+    if begun.config != json.loads(json.dumps(config.model_dump(mode="json"))):
+        raise RequestError(
+            f"{folder}: begun with another config; give the config and options of its run, or another --out"
+        )
     check_experiment(config, folder)
     store = StageStore(folder / "stages")
     _finish(make_plan(config, store), config, store, console, parent=parent_process())

@@ -4,7 +4,7 @@ Processes share the work by claims: locks on files, one for each stage, which di
 may work in a folder, on one machine or on several that see the same disk.
 """
 
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from classify.mmengine_runner import using_threads
-from command.errors import WorkError
-from command.files import make_folder, write_json
+from command.errors import WorkError, is_lack_of_memory
+from command.files import make_folder, model_from_json, shown, write_json
 from command.progress import RunProgress
 from experiment.stages import Stage, StageStore
 
@@ -28,6 +29,12 @@ _WAIT_S = 0.5
 _LOG = "worker-%d.log"
 _PARENT = "ESPALIER_PARENT"
 """Environment variable: number of the process whose worker this one is."""
+
+
+class _Failure(BaseModel):
+    """Why a stage failed, as the file says it."""
+
+    reason: str
 
 
 class FailedStages:
@@ -49,7 +56,8 @@ class FailedStages:
         """Return why a stage failed, or one that it needs; None if none did."""
         path = self._path(stage, "failed")
         if path.is_file():
-            return str(json.loads(path.read_text())["reason"])
+            with contextlib.suppress(FileNotFoundError):  # a run that is given again has just deleted it
+                return model_from_json(_Failure, path, "delete it and give the same command again").reason
         return next(filter(None, map(self.reason, stage.inputs)), None)
 
     @contextmanager
@@ -109,9 +117,12 @@ def _run(
     try:
         with progress.stage(stage.name, place), using_threads(num_threads):
             store.run(stage, progress)
-    except WorkError as error:
-        failed.add(stage, str(error))
-        sys.stderr.write(f"espalier: {stage.name} failed, the rest goes on: {error}\n")
+    except Exception as error:
+        if not (isinstance(error, WorkError) or is_lack_of_memory(error)):
+            raise
+        reason = str(error) or "out of memory"
+        failed.add(stage, reason)
+        sys.stderr.write(f"espalier: {stage.name} failed, the rest goes on: {shown(reason)}\n")
 
 
 @contextmanager
@@ -126,17 +137,8 @@ def with_workers(num: int, folder: Path) -> Iterator[None]:
     try:
         for number in range(1, num + 1):
             with (folder / (_LOG % number)).open("w") as log:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "espalier",
-                    *sys.argv[1:],
-                    "--join",
-                    "--jobs",
-                    "1",
-                    "--out",
-                    str(folder),
-                ]
+                own = ["--join", "--out", str(folder)]  # first: what follows may end with `-- CONFIG`
+                command = [sys.executable, "-m", "espalier", *sys.argv[1:2], *own, *sys.argv[2:]]
                 workers.append(subprocess.Popen(command, env=_environment(number), stdout=log, stderr=log))
         yield
     finally:

@@ -346,7 +346,7 @@ def make_criterion(name: str, model: nn.Module, losses: Losses | None = None, se
 def _own_criterion(name: str, kind: Callable[..., Criterion]) -> Criterion:
     try:
         made = kind()
-    except Exception as error:  # whatever the user's class does
+    except (Exception, SystemExit) as error:  # whatever the user's class does
         raise RequestError(
             f"criterion: {name} cannot be made, got {failure(error)}; expected a class that takes no arguments, or a "
             "DataDriven one"

@@ -70,6 +70,24 @@ def broken(num_classes):
 def takes_nothing():
     return make(2)
 
+def ends(num_classes):
+    raise SystemExit(0)
+
+def of_no_head(num_classes):
+    return OwnBackbone(Net(num_classes), None)
+
+def undivided(num_classes):
+    return OwnBackbone(Net(num_classes), "scores", std_rgb=(1.0, 0.0, 1.0))
+
+def of_two_colours(num_classes):
+    return OwnBackbone(Net(num_classes), "scores", mean_rgb=(0.0, 0.0))
+
+def of_no_size(num_classes):
+    return OwnBackbone(Net(num_classes), "scores", image_side=0)
+
+def of_all_classes(num_classes):
+    return OwnBackbone(Net(1000), "scores")
+
 number = 3
 """
 SETTINGS = DetectorSettings((64, 64), 8, 8, 5, 4, 4)
@@ -140,6 +158,15 @@ def test_images_are_normalised_as_own_code_says(mine):
         ("{}:headless", r"no such head, got \['fc'\]; expected layers below stem, "),
         ("{}:coarse", r"stages of \w+:coarse are wrong, got maps of strides \[8, 16, 32\]; expected 4, 8, 16, 32"),
         ("{}:not_run", r"stages of \w+:not_run return no maps of an image of 64 pixels, got KeyError: 'parts'; expect"),
+        ("{}:ends", r"^backbone: \w+:ends fails with num_classes=2, got SystemExit: 0; expected"),
+        ("{}:of_no_head", r"^backbone: \w+:of_no_head makes a wrong OwnBackbone, got head[.\w]*=None; expected"),
+        ("{}:undivided", r"wrong OwnBackbone, got std_rgb.1=0.0; expected"),
+        ("{}:of_two_colours", r"wrong OwnBackbone, got mean_rgb.2=\(0.0, 0.0\); expected"),
+        ("{}:of_no_size", r"wrong OwnBackbone, got image_side=0; expected"),
+        (
+            "{}:of_all_classes",
+            r"^backbone: \w+:of_all_classes scores other classes, got \(1, 1000\) with num_classes=2;",
+        ),
         ("a b:make", r"^backbone: not the name of code, got 'a b:make'; expected package.module:name"),
         (":make", r"^backbone: not the name of code"),
     ],

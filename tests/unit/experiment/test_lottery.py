@@ -314,6 +314,7 @@ def test_figures_of_seeds_become_their_mean_and_sample_deviation():
         ("one_shot=()", "nothing is cut, got no one_shot, iterative or channels"),
         ("one_shot=(1.0,)", "would remove all channels or more, got 1.0"),
         ("one_shot=(0.5, 0.5)", "repeats a value, got (0.5, 0.5)"),
+        ("one_shot=(0.5, 0.50000001)", "repeats a value, got (0.5, 0.50000001)"),  # alike in the table
         ("lrs=(0.1, 0.1)", "repeats a value"),
         ("iterative={'share': 0.0, 'rounds': (1,)}", "removes nothing, got 0"),
         ("iterative={'rounds': (0,)}", "greater than or equal to 1"),

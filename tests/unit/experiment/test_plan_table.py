@@ -1,8 +1,10 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from command.config import read_config
+from command.errors import RequestError
 from experiment.config import ExperimentConfig
 from experiment.pipeline import make_plan
 from experiment.plan_table import plan_figures, plan_table
@@ -58,3 +60,12 @@ def test_a_stage_that_was_interrupted_goes_on(tmp_path):
     first = make_plan(settings, store).stages[0]
     (store.root / f"{store.folder(first).name}.partial").mkdir(parents=True)
     assert why(plan_figures(settings, tmp_path / "run"))[first.name] == "was interrupted; goes on"
+
+
+def test_a_stage_that_was_changed_is_not_listed_as_done(tmp_path):
+    settings, store = config(tmp_path), StageStore(tmp_path / "run/stages")
+    first = make_plan(settings, store).stages[0]
+    store.run(first, lambda *_: None)
+    (store.folder(first) / "mine.txt").touch()
+    with pytest.raises(RequestError, match=r"mine.txt: not as the stage wrote it"):
+        plan_figures(settings, tmp_path / "run")

@@ -1,15 +1,20 @@
 """Stages that several processes share, and stages that fail."""
 
 import io
+import json
+import sys
 import threading
 import time
 
 import pytest
 from rich.console import Console
 
-from command.errors import WorkError
+from command.errors import RequestError, WorkError
 from command.progress import RunProgress
-from experiment.running import FailedStages, run_stages
+from experiment import running
+from experiment.config import ExperimentConfig
+from experiment.run import RUN, join_experiment
+from experiment.running import FailedStages, run_stages, with_workers
 from experiment.stages import Stage, StageStore
 
 
@@ -84,3 +89,67 @@ def test_a_stage_that_another_process_holds_is_left_to_it(store):
         assert (first, second) == (True, False)
     with failed.claimed(stage) as again:
         assert again
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_the_rest_goes_on_where_memory_is_not_enough(store, error):
+    def full(folder, progress):
+        raise error
+
+    bad, good = Stage("bad", {}, (), full), Stage("good", {}, (), lambda *_: {})
+    run([bad, good], store)
+    assert "out of memory" in FailedStages(store.root).reason(bad)
+    assert store.is_finished(good)
+
+
+def test_a_fault_of_ours_in_a_stage_ends_the_run(store):
+    def faulty(folder, progress):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run([Stage("bad", {}, (), faulty)], store)
+
+
+def test_a_damaged_reason_is_refused_in_a_line(store):
+    stage, failed = Stage("bad", {}, (), failing), FailedStages(store.root)
+    failed.add(stage, "memory")
+    (path,) = (store.root / "claims").glob("*.failed")
+    path.write_text("half of it")
+    with pytest.raises(RequestError, match=r"\.failed: not a readable _Failure, .*; delete it and give"):
+        failed.reason(stage)
+
+
+def test_workers_get_the_command_with_their_options_first(tmp_path, monkeypatch):
+    begun = []
+
+    class Worker:
+        def __init__(self, command, **_):
+            begun.append(command[1:])
+
+        def terminate(self):
+            pass
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(sys, "argv", ["espalier", "run", "--jobs", "2", "--", "methods"])
+    monkeypatch.setattr(running.subprocess, "Popen", Worker)
+    with with_workers(1, tmp_path):
+        pass
+    own = ["--join", "--out", str(tmp_path)]
+    assert begun == [["-m", "espalier", "run", *own, "--jobs", "2", "--", "methods"]]
+
+
+def test_a_run_of_another_config_is_not_joined(tmp_path):
+    training = {"epochs": 1, "batch_size": 8, "lr": 1e-3}
+    data = {"type": "shapes", "num_train": 16, "num_val": 8}
+    config = ExperimentConfig(
+        name="joined",
+        backbone={"name": "resnet18", "base_channels": 8},
+        classification={"data": data, "image_size": 32, "train": training, "finetune": training},
+    )
+    begun = config.model_copy(update={"seeds": (1,)}).model_dump(mode="json")
+    (tmp_path / RUN).write_text(json.dumps({"config": begun}))
+    with pytest.raises(RequestError, match=r": begun with another config; give the config and options of its run"):
+        join_experiment(config, tmp_path, Console(file=io.StringIO()))
+    assert not (tmp_path / "stages").exists()
