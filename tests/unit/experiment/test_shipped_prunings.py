@@ -19,7 +19,9 @@ from prune.choose.presets import PRESETS
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = sorted(path for path in ROOT.glob("configs/prune/*.py") if not path.stem.startswith("sensitivity"))
+CONFIGS = sorted(
+    path for path in ROOT.glob("configs/prune/*.py") if path.stem.split("_")[0] not in ("lottery", "sensitivity")
+)
 EXPERIMENTS = sorted(ROOT.glob("configs/experiment/*.py"))
 SIDE, NUM_IMAGES = 64, 96
 FEW = {"calibration.num_batches": 8, "calibration.batch_size": 12}
