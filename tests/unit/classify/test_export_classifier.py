@@ -42,6 +42,12 @@ def test_a_classifier_is_exported_in_a_precision(exported, classifier, tmp_path,
     assert "at most on 2 random images\n" in err
 
 
+def test_an_export_that_is_made_again_has_the_same_bytes(exported, classifier, tmp_path):
+    first = exported(classifier, tmp_path / "d")[0]["parity"]
+    torch.rand(3)  # whatever was drawn before
+    assert exported(classifier, tmp_path / "again")[0]["parity"] == first
+
+
 def test_no_weight_of_a_half_classifier_stays_fp32(exported, classifier, tmp_path):
     exported(classifier, tmp_path / "d", *sets("precision=fp16"))
     graph = onnx.load(tmp_path / "d/model.onnx").graph
