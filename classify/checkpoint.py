@@ -316,6 +316,9 @@ def load_classifier(path: str | Path, backbone: str | None = None) -> tuple[nn.M
     card = read_card(path)
     if card.kind != "classifier":
         raise RequestError(f"{path}: holds a {card.kind}; expected a classifier")
+    if len(card.classes) != card.backbone.num_classes:
+        got = f"{len(card.classes)} classes for {card.backbone.num_classes} scores"
+        raise RequestError(f"{path}: its card is damaged, got {got}; expected a file written by espalier")
     name_own(card, path, backbone)
     weights = read_weights(path)
     check_weights(lambda: build_classifier(card.backbone), weights, str(path))

@@ -228,6 +228,13 @@ def test_card_without_classes_is_refused(tmp_path):
         read_card(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c", "d")])
+def test_a_card_with_another_number_of_classes_is_refused(tmp_path, classes):
+    save_model(tmp_path / "m.safetensors", build_classifier(ARCH), replace(CARD, classes=classes))
+    with pytest.raises(RequestError, match=f"its card is damaged, got {len(classes)} classes for 3 scores"):
+        load_classifier(tmp_path / "m.safetensors")
+
+
 def test_detector_is_not_loaded_as_a_classifier(tmp_path):
     save_model(tmp_path / "m.safetensors", nn.Linear(2, 2), replace(CARD, kind="detector"))
     with pytest.raises(ValueError, match="holds a detector; expected a classifier"):
