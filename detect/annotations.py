@@ -1,4 +1,7 @@
-"""COCO annotation files: read, checked, brought into one form, and given to mmdet and pycocotools."""
+"""COCO annotation files: read, checked, brought into one form, and given to mmdet and pycocotools.
+
+VOC's lists of images are read into the same form, by `detect.voc`.
+"""
 
 import math
 import reprlib
@@ -14,8 +17,10 @@ from pydantic import FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict  # pydantic needs this one below Python 3.12
 
 from command.errors import MissingFileError, RequestError
+from command.files import sha256_of
+from detect.voc import is_voc, voc_annotations, voc_sha256
 
-__all__ = ["Annotations", "annotations_in", "as_coco", "numbers", "read_annotations"]
+__all__ = ["Annotations", "annotations_in", "annotations_sha256", "as_coco", "numbers", "read_annotations"]
 
 _Text = Annotated[str, Field(min_length=1)]
 _Box = Annotated[list[FiniteFloat | int], Field(min_length=4, max_length=4)]
@@ -38,6 +43,7 @@ class _Annotation(TypedDict):
     area: NotRequired[FiniteFloat | int | None]
     iscrowd: NotRequired[Literal[0, 1] | bool | None]
     ignore: NotRequired[Literal[0, 1] | bool | None]
+    difficult: NotRequired[Literal[0, 1]]
     attributes: NotRequired[Any]
 
 
@@ -52,6 +58,7 @@ class _CocoFile(TypedDict):
     images: Annotated[list[_Image], FailFast()]
     annotations: Annotated[list[_Annotation], FailFast()]
     categories: Annotated[list[_Category], FailFast()]
+    metric: NotRequired[Literal["voc07"]]
 
 
 _KINDS = ("float", "int", "str", "bool", "literal[0,1]")
@@ -66,7 +73,7 @@ class Annotations:
 
     data: dict[str, Any]
     """Images, annotations and categories; every annotation has an area above 0 unless its box is empty, and `iscrowd`;
-    every category has a name of its own."""
+    every category has a name of its own. Of VOC there is `metric` too, and annotations say `difficult`."""
     repairs: tuple[str, ...]
     """What was changed to reach that, in words."""
 
@@ -77,19 +84,22 @@ class Annotations:
 
 
 def annotations_in(path: Path) -> Annotations:
-    """Return what an annotation file says.
+    """Return what an annotation file says: one of COCO, or a list of VOC's images, whose name ends with `.txt`.
 
     Raises:
         MissingFileError: If there is none.
-        RequestError: If it is not COCO detection format: a field is missing or has a wrong type, or an id is repeated.
+        RequestError: If it is not COCO detection format: a field is missing or has a wrong type, or an id is repeated;
+            or as `voc_annotations`.
     """
+    if is_voc(path):
+        return Annotations(voc_annotations(path), ())
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; expected a COCO annotation file")
     try:
         data: dict[str, Any] = _COCO_FILE.validate_json(path.read_bytes().removeprefix(BOM_UTF8), strict=True)
     except ValidationError as error:
         raise RequestError(f"{path}: {_first_fault(error)}") from error
-    for name, rows in data.items():
+    for name, rows in ((name, data[name]) for name in ("images", "annotations", "categories")):
         shared = [number for number, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
         if shared:
             raise RequestError(f"{path}: not COCO format, {name} share an id, got {shared[0]} twice; {_EXPECTED}")
@@ -101,6 +111,11 @@ def annotations_in(path: Path) -> Annotations:
 def read_annotations(path: Path) -> dict[str, Any]:
     """Return `annotations_in` without what was repaired."""
     return annotations_in(path).data
+
+
+def annotations_sha256(path: Path) -> str:
+    """Return the hash of an annotation file, of VOC with the files of all images."""
+    return voc_sha256(path) if is_voc(path) else sha256_of(path)
 
 
 def numbers(rows: Iterable[Mapping[str, Any]]) -> dict[int, int]:

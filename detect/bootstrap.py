@@ -7,9 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
+from detect.voc_map import VocEvaluation
+
 __all__ = ["difference_interval", "map_of_draws"]
 
 _NUM_DRAWS = 100
+_VOC_RECALLS: NDArray[Any] = np.arange(0, 1.05, 0.1)  # as mmdet has them
 _NO_POSITIVES = np.nan
 
 
@@ -43,11 +46,13 @@ class _Category:
         return float(np.mean(found))
 
 
-def difference_interval(evaluation: COCOeval, reference: COCOeval, seed: int = 0) -> tuple[float, float]:
+def difference_interval(
+    evaluation: COCOeval | VocEvaluation, reference: COCOeval | VocEvaluation, seed: int = 0
+) -> tuple[float, float]:
     """Return the 95 % interval of one mAP minus that of the reference, by a paired bootstrap over images.
 
     Args:
-        evaluation: Of `detect.evaluate.coco_evaluation`.
+        evaluation: Of `detect.evaluate.box_evaluation`.
         reference: That of another detector on the same images.
         seed: Of the draws.
     """
@@ -63,7 +68,7 @@ def difference_interval(evaluation: COCOeval, reference: COCOeval, seed: int = 0
     return float(low), float(high)
 
 
-def map_of_draws(evaluation: COCOeval, draws_I: NDArray[np.int64]) -> float:
+def map_of_draws(evaluation: COCOeval | VocEvaluation, draws_I: NDArray[np.int64]) -> float:
     """Return the mAP where each image, in the order of their ids, counts as often as it was drawn."""
     recalls, categories = _categories(evaluation)
     return _map(categories, draws_I, recalls)
@@ -74,8 +79,13 @@ def _map(categories: list[_Category], draws_I: NDArray[np.int64], recalls: NDArr
     return float(np.nanmean(found)) if not np.isnan(found).all() else np.nan
 
 
-def _categories(evaluation: COCOeval) -> tuple[NDArray[np.float64], list[_Category]]:
+def _categories(evaluation: COCOeval | VocEvaluation) -> tuple[NDArray[np.float64], list[_Category]]:
     """Return the recalls at which precision is read, and the detections of every category."""
+    if isinstance(evaluation, VocEvaluation):
+        voc = [
+            _Category(one.images, one.is_true[None], one.is_false[None], one.positives) for one in evaluation.classes
+        ]
+        return _VOC_RECALLS, voc
     params = evaluation.params
     num_images, num_areas = len(params.imgIds), len(params.areaRng)
     found = []

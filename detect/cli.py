@@ -79,13 +79,13 @@ def mmdet(
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file of a detector.")],
-    annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
+    annotations: Annotated[Path, typer.Argument(help="COCO annotation file, or list of VOC images (test.txt).")],
     images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
     backbone: BackboneCode = None,
     mmdet: MmdetConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a detector's COCO mAP."""
+    """Measure a detector's mAP: COCO's, or of VOC that of 2007."""
     with loading("torch and mmdet"):
         from detect.commands import evaluate_file
     with Console(stderr=True).status("Evaluating ..."):

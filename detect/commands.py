@@ -24,10 +24,10 @@ from command.folders import generated, training_folder
 from command.options import Launcher
 from command.own_code import code_prints
 from command.progress import RunProgress
-from detect.config import CocoData, DetectorTraining, FinetuneDetector, ScenesData
+from detect.config import AnyBoxes, DetectorTraining, FinetuneDetector, GivenBoxes
 from detect.data import CocoSet, check_coco, fingerprint
 from detect.detector_file import load_detector, save_detector
-from detect.evaluate import coco_figures, found_by_detector
+from detect.evaluate import box_figures, found_by_detector
 from detect.model import new_detector, transfer
 from detect.synthetic import write_scenes
 from detect.train import train_detector
@@ -38,7 +38,7 @@ __all__ = ["evaluate_file", "train_to_file"]
 def train_to_file(
     settings: DetectorTraining, out: Path, force: bool, console: Console, launcher: Launcher | None = None
 ) -> dict[str, Any]:
-    """Check the data, train, evaluate and write the model file `out` and its curve; return those of `coco_figures`.
+    """Check the data, train, evaluate and write the model file `out` and its curve; return those of `box_figures`.
 
     Args:
         settings: The config.
@@ -56,9 +56,9 @@ def train_to_file(
         group = stack.enter_context(processes(launcher))
         tracker = stack.enter_context(tracked(settings.tracking, out, group.is_first))
         with group.first_one_first():
-            classes = data.check() if isinstance(data, CocoData) else SHAPES
+            classes = data.check() if isinstance(data, GivenBoxes) else SHAPES
             detector, card = _start(settings, classes)
-            prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, CocoData) else []
+            prints = [fingerprint(data.train), fingerprint(data.val)] if isinstance(data, GivenBoxes) else []
             mmdet = settings.start.mmdet if isinstance(settings.start, FinetuneDetector) else None
             config = [
                 *([sha256_of(mmdet)] if mmdet else []),
@@ -77,7 +77,7 @@ def train_to_file(
             return {}
         with progress.stage("evaluate"):
             found = found_by_detector(detector, card, val, work / "evaluation")
-        figures = coco_figures(val.annotations, found)
+        figures = box_figures(val.annotations, found)
         data_prints = {"data": prints or [fingerprint(train), fingerprint(val)]}
         curve = curve.evaluated(figures)
         save_curve(curve, curve_file(out))
@@ -90,7 +90,7 @@ def train_to_file(
 
 
 def evaluate_file(model: Path, annotations: Path, images: Path, mmdet: Path | None = None) -> dict[str, Any]:
-    """Return the figures of a detector file on a COCO set, those of `coco_figures`; see `load_detector`.
+    """Return the figures of a detector file on a COCO or VOC set, those of `box_figures`; see `load_detector`.
 
     Raises:
         MissingFileError: If a file is missing.
@@ -100,11 +100,11 @@ def evaluate_file(model: Path, annotations: Path, images: Path, mmdet: Path | No
     coco = CocoSet(annotations, images)
     check_classes(model, card, check_coco(coco))
     with tempfile.TemporaryDirectory() as folder:
-        return coco_figures(annotations, found_by_detector(detector, card, coco, Path(folder)))
+        return box_figures(annotations, found_by_detector(detector, card, coco, Path(folder)))
 
 
-def _sets(data: ScenesData | CocoData, size_hw: tuple[int, int], beside: Path) -> tuple[CocoSet, CocoSet]:
-    if isinstance(data, CocoData):
+def _sets(data: AnyBoxes, size_hw: tuple[int, int], beside: Path) -> tuple[CocoSet, CocoSet]:
+    if isinstance(data, GivenBoxes):
         return data.train, data.val
 
     def scenes(num_images: int, seed: int) -> CocoSet:

@@ -1,5 +1,6 @@
 """The config of `espalier detect train`, checked before anything runs."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +13,18 @@ from command.config import Part, Seed, Threads
 from command.errors import MissingFileError, RequestError
 from detect.data import CocoSet, check_coco
 from detect.model import DetectorSettings
+from detect.voc import voc_images
 
-__all__ = ["CocoData", "DetectorTraining", "FinetuneDetector", "ScenesData", "Transfer"]
+__all__ = [
+    "AnyBoxes",
+    "CocoData",
+    "DetectorTraining",
+    "FinetuneDetector",
+    "GivenBoxes",
+    "ScenesData",
+    "Transfer",
+    "VocData",
+]
 
 
 class ScenesData(Part):
@@ -25,18 +36,51 @@ class ScenesData(Part):
     seed: Seed = 0
 
 
-class CocoData(Part):
+class GivenBoxes(Part, ABC):
+    """Two sets of images with boxes that are there, not generated."""
+
+    type: str
+    root: Path
+    """The other paths are relative to it."""
+    strict: bool = False
+    """Refuse faults of annotation files that are otherwise repaired or left out, and told."""
+
+    @property
+    @abstractmethod
+    def train(self) -> CocoSet:
+        """The training set."""
+
+    @property
+    @abstractmethod
+    def val(self) -> CocoSet:
+        """The validation set."""
+
+    def check(self) -> tuple[str, ...]:
+        """Check both sets; return the class names in the order of their labels.
+
+        Raises:
+            MissingFileError: If a folder, annotation file or image is missing.
+            RequestError: If a set is invalid, or their classes differ.
+        """
+        if not self.root.is_dir():
+            raise MissingFileError(f"{self.root}: no such folder; set data.root to a {self.type.upper()}-format folder")
+        train, val = (check_coco(coco, self.strict) for coco in (self.train, self.val))
+        if train != val:
+            got, expected = self.val.annotations, self.train.annotations
+            raise RequestError(
+                f"{got}: categories differ from those of {expected}; expected the same, in the same order"
+            )
+        return train
+
+
+class CocoData(GivenBoxes):
     """Any folder in COCO format."""
 
     type: Literal["coco"]
-    root: Path
-    """The other paths are relative to it."""
     train_annotations: Path = Path("annotations/instances_train2017.json")
     train_images: Path = Path("train2017")
     val_annotations: Path = Path("annotations/instances_val2017.json")
     val_images: Path = Path("val2017")
-    strict: bool = False
-    """Refuse faults of annotation files that are otherwise repaired or left out, and told."""
 
     @property
     def train(self) -> CocoSet:
@@ -48,22 +92,31 @@ class CocoData(Part):
         """The validation set."""
         return CocoSet(self.root / self.val_annotations, self.root / self.val_images)
 
-    def check(self) -> tuple[str, ...]:
-        """Check both sets; return the class names in the order of their labels.
 
-        Raises:
-            MissingFileError: If a folder, annotation file or image is missing.
-            RequestError: If a set is invalid, or their classes differ.
-        """
-        if not self.root.is_dir():
-            raise MissingFileError(f"{self.root}: no such folder; set data.root to a COCO-format folder")
-        train, val = (check_coco(coco, self.strict) for coco in (self.train, self.val))
-        if train != val:
-            got, expected = self.val.annotations, self.train.annotations
-            raise RequestError(
-                f"{got}: categories differ from those of {expected}; expected the same, in the same order"
-            )
-        return train
+class VocData(GivenBoxes):
+    """VOCdevkit: in it VOC2007 with Annotations, ImageSets and JPEGImages, or a folder of one's own like it."""
+
+    type: Literal["voc"]
+    train_list: Path = Path("VOC2007/ImageSets/Main/trainval.txt")
+    val_list: Path = Path("VOC2007/ImageSets/Main/test.txt")
+
+    @property
+    def train(self) -> CocoSet:
+        """The training set."""
+        return self._set(self.train_list)
+
+    @property
+    def val(self) -> CocoSet:
+        """The validation set."""
+        return self._set(self.val_list)
+
+    def _set(self, image_set: Path) -> CocoSet:
+        path = self.root / image_set
+        return CocoSet(path, voc_images(path))
+
+
+AnyBoxes = ScenesData | CocoData | VocData
+"""What detectors learn from and are evaluated on."""
 
 
 class Transfer(Part):
@@ -92,7 +145,7 @@ class DetectorTraining(Part):
 
     start: Annotated[Transfer | FinetuneDetector | Dense, Field(discriminator="type")]
     """Source of the architecture and weights of the backbone, or of the whole detector."""
-    data: Annotated[ScenesData | CocoData, Field(discriminator="type")]
+    data: Annotated[AnyBoxes, Field(discriminator="type")]
     model: DetectorSettings = DetectorSettings()
     """The detector around the backbone; not used when a detector is fine-tuned, which has its own settings."""
     schedule: Schedule

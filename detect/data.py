@@ -1,4 +1,4 @@
-"""COCO-format data: checked before work starts, read by mmdet while it runs."""
+"""Data in COCO format, or VOC's: checked before work starts, read by mmdet while it runs."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from command.errors import MissingFileError, RequestError
-from command.files import sha256_of, shown, write_json
+from command.files import shown, write_json
 from command.notes import note
 from deploy.images import image_contents
-from detect.annotations import Annotations, annotations_in, read_annotations
+from detect.annotations import Annotations, annotations_in, annotations_sha256, read_annotations
 
 __all__ = [
     "CocoSet",
@@ -25,7 +25,7 @@ _TOLERANCE_PX = 1.0  # annotation tools round to pixels
 
 @dataclass(frozen=True)
 class CocoSet:
-    """One annotation file and the folder its file names are relative to."""
+    """One annotation file, or list of VOC's images, and the folder its file names are relative to."""
 
     annotations: Path
     images: Path
@@ -87,7 +87,7 @@ def fingerprint(coco: CocoSet) -> str:
     names = [image["file_name"] for image in read_annotations(coco.annotations)["images"]]
     images = image_contents([coco.images / name for name in names])
     content = [(name, image.sha256) for name, image in zip(names, images, strict=True)]
-    return hashlib.sha256(json.dumps([sha256_of(coco.annotations), content]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([annotations_sha256(coco.annotations), content]).encode()).hexdigest()
 
 
 def _check_images(coco: CocoSet, images: list[dict[str, Any]]) -> None:

@@ -63,7 +63,7 @@ def evaluate(
     deployed: Annotated[
         Path, typer.Argument(help="Folder that deploy export wrote, or the ONNX file or an engine in it.")
     ],
-    annotations: Annotated[Path, typer.Argument(help="COCO annotation file.")],
+    annotations: Annotated[Path, typer.Argument(help="COCO annotation file, or list of VOC images (test.txt).")],
     images: Annotated[Path, typer.Argument(help="Folder its file names are relative to.")],
     model: Annotated[
         Path | None, typer.Option(help="Model file it was exported from.", show_default="searched beside the folder")
@@ -76,7 +76,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the COCO mAP of a deployed file, and that of its model in PyTorch."""
+    """Measure the mAP of a deployed file, COCO's or VOC's, and that of its model in PyTorch."""
     with loading("torch and mmdet"):
         from detect.data import CocoSet
         from detect.deployed import evaluate_deployed

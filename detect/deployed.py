@@ -26,7 +26,7 @@ from detect.annotations import read_annotations
 from detect.bootstrap import difference_interval
 from detect.data import CocoSet, check_coco, coco_subset
 from detect.detector_file import load_detector
-from detect.evaluate import averages, coco_evaluation, detected_rows, found_by_detector
+from detect.evaluate import averages, box_evaluation, detected_rows, found_by_detector, metric_of
 from detect.export import notes_on_limit
 
 __all__ = ["Evaluated", "evaluate_deployed"]
@@ -42,10 +42,10 @@ class Evaluated:
     model: Path | None
     """The model file that the file was compared with."""
     figures: dict[str, Any]
-    """`map` and `map50` of the file, `num_images`, `precision`, `runtime`, `device`, `file_sha256`; `num_unsettled`,
-    the images for which its NMS iterations were too few, None if the file has no such output; `framework_map` and
-    `framework_map50` of the model file, the `difference` of both mAPs and its `difference_interval` (95 %, by a paired
-    bootstrap over images), None without a model file."""
+    """`map` and `map50` of the file by `metric`, as `detect.evaluate.box_map` has them, `num_images`, `precision`,
+    `runtime`, `device`, `file_sha256`; `num_unsettled`, the images for which its NMS iterations were too few, None if
+    the file has no such output; `framework_map` and `framework_map50` of the model file, the `difference` of both mAPs
+    and its `difference_interval` (95 %, by a paired bootstrap over images), None without a model file."""
     notes: tuple[str, ...]
     """Notes on the figures, one line each."""
 
@@ -248,13 +248,14 @@ def _notes_on_shape(size_hw: tuple[int, int], images: list[dict[str, Any]]) -> l
 def _figures(
     runner: FileRunner, coco: CocoSet, rows: list[dict[str, Any]], reference: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    evaluation = coco_evaluation(coco.annotations, rows)
-    known = None if reference is None else coco_evaluation(coco.annotations, reference)
+    evaluation = box_evaluation(coco.annotations, rows)
+    known = None if reference is None else box_evaluation(coco.annotations, reference)
     own, framework = averages(evaluation), known and averages(known)
     interval = known and difference_interval(evaluation, known)
     return {
         "map": own["map"],
         "map50": own["map50"],
+        "metric": metric_of(coco.annotations),
         "num_images": len(read_annotations(coco.annotations)["images"]),
         "precision": runner.precision,
         "runtime": runner.runtime,

@@ -1,4 +1,4 @@
-"""COCO box AP by pycocotools, for predictions of mmdet and of deployed graphs."""
+"""COCO box AP by pycocotools, VOC's by mmdet's code, for predictions of mmdet and of deployed graphs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,14 @@ from deploy.tensors import TensorSpec
 from detect.annotations import as_coco, numbers, read_annotations
 from detect.data import CocoSet
 from detect.train import coco_loader
+from detect.voc_map import VocEvaluation, voc_averages, voc_evaluation
 
 __all__ = [
     "Detections",
     "averages",
+    "box_evaluation",
+    "box_figures",
+    "box_map",
     "coco_evaluation",
     "coco_figures",
     "coco_map",
@@ -35,6 +39,7 @@ __all__ = [
     "evaluate_detector",
     "fitted_images",
     "found_by_detector",
+    "metric_of",
 ]
 
 _Progress = Callable[[int, int], object]
@@ -51,6 +56,33 @@ class Detections:
     labels: NDArray[np.int64]
 
 
+def metric_of(annotations: Path) -> str:
+    """Return the name of the metric that annotations are scored by, `coco` or `voc07`."""
+    return str(read_annotations(annotations).get("metric", "coco"))
+
+
+def box_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, float]:
+    """Return `coco_map`, or `voc_averages` where the annotations are VOC's."""
+    if metric_of(annotations) == "coco":
+        return coco_map(annotations, results)
+    return averages(box_evaluation(annotations, results))
+
+
+def box_figures(annotations: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return `coco_figures`; where the annotations are VOC's, `voc_averages` and `per_class`, the AP of each at 0.5."""
+    if metric_of(annotations) == "coco":
+        return coco_figures(annotations, results)
+    evaluation = voc_evaluation(read_annotations(annotations), results)
+    per_class = {one.name: one.average_precision("11points") for one in evaluation.classes}
+    return {**voc_averages(evaluation), "per_class": per_class}
+
+
+def box_evaluation(annotations: Path, results: list[dict[str, Any]]) -> COCOeval | VocEvaluation:
+    """Return `coco_evaluation`, or `voc_evaluation` where the annotations are VOC's."""
+    data = read_annotations(annotations)
+    return voc_evaluation(data, results) if "metric" in data else coco_evaluation(annotations, results)
+
+
 def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, float]:
     """Return {"map", "map50", "map75"}, each in [0, 1], over every image of the annotation file.
 
@@ -64,8 +96,10 @@ def coco_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, floa
 _AVERAGES = ("map", "map50", "map75")
 
 
-def averages(evaluation: COCOeval) -> dict[str, float]:
-    """Return what `coco_map` does, of an evaluation."""
+def averages(evaluation: COCOeval | VocEvaluation) -> dict[str, float]:
+    """Return what `box_map` does, of an evaluation."""
+    if isinstance(evaluation, VocEvaluation):
+        return voc_averages(evaluation)
     with silent():  # pycocotools prints its tables
         evaluation.accumulate()
         evaluation.summarize()
@@ -115,8 +149,8 @@ def coco_evaluation(annotations: Path, results: list[dict[str, Any]]) -> COCOeva
 def evaluate_detector(
     detector: nn.Module, card: ModelCard, coco: CocoSet, work_dir: Path, progress: _Progress | None = None
 ) -> dict[str, float]:
-    """Return `coco_map` of `found_by_detector`."""
-    return coco_map(coco.annotations, found_by_detector(detector, card, coco, work_dir, progress))
+    """Return `box_map` of `found_by_detector`."""
+    return box_map(coco.annotations, found_by_detector(detector, card, coco, work_dir, progress))
 
 
 def found_by_detector(
@@ -223,6 +257,6 @@ class _Rows(BaseMetric):
             self.results.append(rows)  # one item an image, as mmengine counts them
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Keep the rows of all processes; they are scored together, by `coco_map`."""
+        """Keep the rows of all processes; they are scored together, by `box_map`."""
         self.rows = [row for rows in results for row in rows]
         return {}

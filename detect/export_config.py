@@ -20,7 +20,8 @@ class Pictures(Part):
     """Images like those that the detector will run on, but none of those it is scored on."""
 
     annotations: Path
-    """COCO annotation file; its boxes only tell whether an image has more than `max_per_img`."""
+    """COCO annotation file, or list of VOC's images; its boxes only tell whether an image has more than
+    `max_per_img`."""
     images: Path
     """Folder its file names are relative to."""
     num_images: int = Field(64, ge=1, le=10**6)

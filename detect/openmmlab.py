@@ -18,6 +18,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.apis import inference_detector
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation.functional.mean_ap import average_precision, tpfp_default
 from mmdet.models import DetDataPreprocessor, FasterRCNN
 from mmdet.structures import DetDataSample
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
@@ -40,9 +41,11 @@ __all__ = [
     "FasterRCNN",
     "LoadImageFromFile",
     "RoIAlign",
+    "average_precision",
     "fuse_conv_bn",
     "inference_detector",
     "register_all_modules",
+    "tpfp_default",
 ]
 
 _SHIPPED = Path(mmdet.__file__).parent / ".mim"

@@ -22,7 +22,7 @@ from classify.image_data import AnyImages
 from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
 from command.errors import RequestError
-from detect.config import CocoData, ScenesData
+from detect.config import AnyBoxes, CocoData, ScenesData
 from detect.model import DetectorSettings
 from detect.orderings import ORDERINGS
 from experiment.cuts import Pruning, check_once, varied
@@ -81,7 +81,7 @@ class Classification(Part):
 class Detection(Part):
     """How the detector learns."""
 
-    data: Annotated[ScenesData | CocoData, Field(discriminator="type")]
+    data: Annotated[AnyBoxes, Field(discriminator="type")]
     model: DetectorSettings
     train: Schedule
     """Of every detector that starts from a classifier."""

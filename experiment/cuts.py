@@ -10,7 +10,7 @@ from classify.image_data import AnyImages
 from command.config import Part, Seed, check_name, checked
 from command.errors import RequestError
 from command.own_code import short_name
-from detect.config import CocoData, ScenesData
+from detect.config import AnyBoxes
 from detect.traced import PARTS
 from prune.choose.criteria import is_data_driven
 from prune.choose.presets import PRESETS
@@ -206,7 +206,7 @@ class PruneConfig(Cut):
     parts: tuple[str, ...] = ("backbone",)
     """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. In patterns, layers of the last
     three have their own names (`neck.*`)."""
-    data: Annotated[AnyImages | ScenesData | CocoData, Field(discriminator="type")] | None = None
+    data: Annotated[AnyImages | AnyBoxes, Field(discriminator="type")] | None = None
     """Its training images are used by the calibration; None for a criterion that needs no data."""
     seed: Seed = 0
     """Seed of the choice of those images, and of random scores."""

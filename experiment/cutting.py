@@ -14,7 +14,7 @@ from classify.losses import classifier_inputs, classifier_losses
 from classify.pruning import example_of, prune_classifier, with_card
 from classify.synthetic import SHAPES
 from command.errors import RequestError
-from detect.config import CocoData, ScenesData
+from detect.config import AnyBoxes, GivenBoxes
 from detect.data import CocoSet, check_coco, fingerprint
 from detect.losses import detector_inputs, detector_losses
 from detect.pruning import prune_detector
@@ -43,7 +43,7 @@ __all__ = [
     "recalibrate",
 ]
 
-ModelData = AnyImages | ScenesData | CocoData
+ModelData = AnyImages | AnyBoxes
 Train = Callable[[nn.Module, str], object]
 """Trains a model in place; the training has a name, under which one that was interrupted goes on."""
 
@@ -212,7 +212,7 @@ def cut_by_config(
 def check_data_kind(path: Path, card: ModelCard, data: ModelData) -> None:
     """Raise RequestError unless the data is for classifiers where the model file holds one, or for detectors."""
     if isinstance(data, ImageData) != (card.kind == "classifier"):
-        expected = "shapes, folder, npz or cifar" if card.kind == "classifier" else "scenes or coco"
+        expected = "shapes, folder, npz or cifar" if card.kind == "classifier" else "scenes, coco or voc"
         raise RequestError(
             f"data.type: not for {path}, which holds a {card.kind}, got {data.type!r}; expected {expected}"
         )
@@ -222,9 +222,9 @@ def _check_data(path: Path, card: ModelCard, data: ModelData) -> None:
     if isinstance(data, ImageData):
         check_classes(path, card, data.check())
     else:
-        check_classes(path, card, check_coco(data.train) if isinstance(data, CocoData) else SHAPES)
+        check_classes(path, card, check_coco(data.train) if isinstance(data, GivenBoxes) else SHAPES)
 
 
-def _training_set(data: ScenesData | CocoData, folder: Path, size_hw: tuple[int, int]) -> CocoSet:
+def _training_set(data: AnyBoxes, folder: Path, size_hw: tuple[int, int]) -> CocoSet:
     """Return the training set of a detector; a generated one is made in `folder`."""
-    return data.train if isinstance(data, CocoData) else write_scenes(folder, data.num_train, size_hw, data.seed)
+    return data.train if isinstance(data, GivenBoxes) else write_scenes(folder, data.num_train, size_hw, data.seed)

@@ -9,10 +9,11 @@ from classify.image_data import FolderData, GivenImages, ImageData, ShapesData
 from classify.synthetic import SHAPES, write_split
 from command.notes import note
 from detect.annotations import read_annotations
+from detect.config import GivenBoxes
 from detect.crops import check_crops, crop_classes, write_crops
 from detect.data import CocoSet, fingerprint
 from detect.synthetic import write_scenes
-from experiment.config import CocoData, CropsData, Detection, ExperimentConfig, ScenesData
+from experiment.config import CropsData, Detection, ExperimentConfig, ScenesData
 from experiment.stages import Figures, Stage, StageStore
 
 __all__ = ["Boxes", "Data", "Part", "check_data", "plan_data"]
@@ -94,10 +95,10 @@ def check_data(config: ExperimentConfig) -> None:
         RequestError: If something in it is wrong, or training and validation classes differ.
     """
     boxes, images = config.detection and config.detection.data, config.classification.data
-    classes = boxes.check() if isinstance(boxes, CocoData) else SHAPES
+    classes = boxes.check() if isinstance(boxes, GivenBoxes) else SHAPES
     if isinstance(images, ImageData):
         images.check()
-    if isinstance(images, CropsData) and isinstance(boxes, CocoData):
+    if isinstance(images, CropsData) and isinstance(boxes, GivenBoxes):
         check_crops(boxes.train)
         check_crops(boxes.val)
         if len(classes) == 1:
@@ -127,7 +128,7 @@ def plan_data(config: ExperimentConfig, store: StageStore) -> Data:
 
 def _boxes(detection: Detection, store: StageStore, split: Split) -> Part[CocoSet]:
     data = detection.data
-    if isinstance(data, CocoData):
+    if isinstance(data, GivenBoxes):
         coco = data.train if split == "train" else data.val
         return Part(coco, fingerprint(coco), None)
     stage = _scenes(data, detection.model.image_size_hw, split)
@@ -162,7 +163,7 @@ def _image_classes(config: ExperimentConfig) -> tuple[str, ...]:
     data, boxes = config.classification.data, config.detection and config.detection.data
     if isinstance(data, ImageData):
         return data.check()
-    if isinstance(data, CropsData) and isinstance(boxes, CocoData):
+    if isinstance(data, CropsData) and isinstance(boxes, GivenBoxes):
         categories = read_annotations(boxes.train.annotations)["categories"]
         return tuple(sorted(crop_classes(categories).values()))
     return SHAPES

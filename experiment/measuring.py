@@ -14,7 +14,7 @@ from deploy.record import record_from_measurement, rows_from_record, save_record
 from deploy.runtimes.onnxruntime import OnnxRunner
 from deploy.tensors import random_inputs
 from detect.data import CocoSet
-from detect.evaluate import coco_map, detected_rows
+from detect.evaluate import box_map, detected_rows
 from detect.export import export_file, module_from_file
 from detect.export_config import ExportConfig, Pictures
 from experiment.config import Timing
@@ -33,7 +33,7 @@ def export(source: Path, val: CocoSet, folder: Path, num_threads: int, progress:
     """Write the detector in `source` as `espalier deploy export` does, and evaluate that same file in ONNX Runtime.
 
     Returns:
-        `map`, `map50`, `map75` of the ONNX file on `val`, `macs` and `params` of its graph, and how many of PyTorch's
+        what `box_map` returns of the ONNX file on `val`, `macs` and `params` of its graph, and how many of PyTorch's
         detections on a few images of `val` it finds too.
     """
     model = source / MODEL
@@ -43,7 +43,7 @@ def export(source: Path, val: CocoSet, folder: Path, num_threads: int, progress:
     runner = OnnxRunner(open_deployment(folder).file, num_threads=num_threads)
     rows = detected_rows(runner.run, runner.inputs["image"], val, progress)
     write_json(folder / DETECTIONS, rows)
-    return {**coco_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
+    return {**box_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
 
 
 def export_and_count(source: Path, folder: Path) -> Figures:

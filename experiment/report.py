@@ -213,8 +213,8 @@ def _columns(lines: list[_Line]) -> list[_Column]:
     return [
         *columns,
         _Column(_EPOCHS, _Line.both_epochs),
-        _Column(SCORES[score], lambda line: line.number(score, 3)),
-        *([_Column("AP50", lambda line: line.number("map50", 3))] if score == "map" else []),
+        _Column("mAP (VOC07)" if _is_voc(rows) else SCORES[score], lambda line: line.number(score, 3)),
+        *([_Column("AP50", lambda line: line.number("map50", 3))] if score == "map" and not _is_voc(rows) else []),
         _scaled_column("MACs", "macs", ("G", "M"), lines),
         _scaled_column("params", "params", ("G", "M"), lines),
         _scaled_column("latency", "latency_ms", ("ms",), lines),
@@ -222,6 +222,11 @@ def _columns(lines: list[_Line]) -> list[_Column]:
         _Column("95% interval", _interval),
         _Column("MAC reduction (x)", lambda line: line.number("mac_reduction", 2)),
     ]
+
+
+def _is_voc(rows: list[Row]) -> bool:
+    """Return whether mAP is VOC's: one figure, at an IoU of 0.5."""
+    return bool(rows[0].get("metric") == "voc07")
 
 
 def _text_column(key: str) -> _Column:
@@ -334,7 +339,8 @@ def _page(results: dict[str, Any], folder: Path) -> str:
         score=lines[0].score,
         compared=compared,
         comparison_plot=plots.comparison_plot(compared) if compared else "",
-        accuracy_plot=plots.accuracy_plot(points, *([] if lines[0].score == "map" else ["top-1 accuracy"])),
+        is_voc=_is_voc(results["rows"]),
+        accuracy_plot=plots.accuracy_plot(points, *_score_name(lines)),
         speedup_plot=plots.speedup_plot([_point(line) for line in _architectures(lines)]),
         classifier_plot=plots.loss_plot(losses("classifier"), "nats"),
         detector_plot=plots.loss_plot(losses("detector"), "no unit"),
@@ -358,6 +364,13 @@ def _architectures(lines: list[_Line]) -> list[_Line]:
     if lines[0].score == "map":
         return lines
     return list({(line.first("method"), line.first("prune_ratio")): line for line in reversed(lines)}.values())[::-1]
+
+
+def _score_name(lines: list[_Line]) -> list[str]:
+    """Return the name of the score in the plot, where it is not COCO's mAP."""
+    if lines[0].score == "top1":
+        return ["top-1 accuracy"]
+    return ["mAP (VOC2007: IoU 0.50, 11 recalls)"] if _is_voc(lines[0].rows) else []
 
 
 def _drawn(line: _Line) -> Drawn:

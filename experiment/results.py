@@ -56,6 +56,8 @@ class _Row(_Checked):
     map: _Share | None
     """None where classifiers are the result, like the next two."""
     map50: _Share | None
+    metric: Literal["coco", "voc07"] | None = "coco"
+    """What both are: COCO's, or of VOC the AP at an IoU of 0.5, over 11 recalls, twice. Earlier versions had COCO's."""
     map_framework: _Share | None
     top1: _Share | None
     macs: Annotated[_Count, Field(gt=0)]

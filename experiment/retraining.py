@@ -12,7 +12,7 @@ from classify.synthetic import SHAPES
 from command.config import read_config
 from command.options import setting
 from command.own_code import is_own_code
-from detect.config import CocoData, DetectorTraining, ScenesData
+from detect.config import AnyBoxes, CocoData, DetectorTraining, GivenBoxes, VocData
 from experiment.cuts import PruneConfig
 from experiment.cutting import ModelData
 
@@ -25,6 +25,7 @@ _TRAININGS: dict[str, tuple[str, str, Any]] = {
 """Kind of a model -> the command that trains it, a config for generated data, and what the config describes."""
 _CONFIGS: dict[type, str] = {
     CocoData: "faster_rcnn_coco_finetune",
+    VocData: "faster_rcnn_coco_finetune",
     CifarData: "cifar_finetune",
     FolderData: "imagenet_finetune",
     NpzData: "cifar_finetune",
@@ -32,7 +33,7 @@ _CONFIGS: dict[type, str] = {
 """Kind of data -> the config that trains a cut model on it."""
 _KINDS: dict[str, tuple[str, Any]] = {
     "classifier": ("classification", Annotated[AnyImages, Field(discriminator="type")]),
-    "detector": ("detection", Annotated[ScenesData | CocoData, Field(discriminator="type")]),
+    "detector": ("detection", Annotated[AnyBoxes, Field(discriminator="type")]),
 }
 """Kind of a model -> its part in the config of an experiment, and the data that it may be trained on."""
 _UNKNOWN = {
@@ -72,7 +73,7 @@ def retraining_command(model: Path, config: PruneConfig, out: Path, is_foreign: 
 def _paths(data: ModelData) -> tuple[Path, ...]:
     if isinstance(data, ImageData):
         return data.paths
-    return (data.root,) if isinstance(data, CocoData) else ()
+    return (data.root,) if isinstance(data, GivenBoxes) else ()
 
 
 def _trained_on(card: ModelCard) -> ModelData | None:

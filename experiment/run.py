@@ -29,9 +29,11 @@ from command.progress import RunProgress
 from deploy.deployment import ONNX_NAME
 from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
+from detect.config import GivenBoxes
+from detect.evaluate import metric_of
 from detect.fixed_shape import FixedShapeDetector
 from detect.model import new_detector
-from experiment.config import LEARNT_PARTS, CocoData, ExperimentConfig
+from experiment.config import LEARNT_PARTS, ExperimentConfig
 from experiment.cuts import RANK, Pruning
 from experiment.cutting import method_on
 from experiment.data import Data, check_data
@@ -227,6 +229,7 @@ def _check_detector(config: ExperimentConfig) -> None:
 def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Path) -> dict[str, Any]:
     record = load_record(store.folder(plan.latency) / RECORD)
     times = store.figures(plan.latency)["rows"]
+    metric = metric_of(plan.data.val_boxes.place.annotations) if plan.data.boxes else None
     return {
         # of the measurement, which may be older than this command
         "created": record.created.isoformat(),
@@ -234,7 +237,7 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
         "versions": record.versions,
         "wall_s": round(sum(store.wall_s(stage) for stage in plan.stages), 1),
         "dataset": _dataset(config, plan.data),
-        "rows": [_row(leaf, store, folder, times[leaf.name], record) for leaf in plan.leaves],
+        "rows": [_row(leaf, store, folder, times[leaf.name], record, metric) for leaf in plan.leaves],
         "latency": _conditions(record),
         "pictures": _pictures(plan, store, folder) if plan.data.boxes else [],
         "notes": _notes(plan, store),
@@ -258,11 +261,13 @@ def _dataset(config: ExperimentConfig, data: Data) -> dict[str, Any]:
 
 
 def _name_of(data: Any, generated: str) -> str:
-    paths = (data.root,) if isinstance(data, CocoData) else data.paths if isinstance(data, GivenImages) else ()
+    paths = (data.root,) if isinstance(data, GivenBoxes) else data.paths if isinstance(data, GivenImages) else ()
     return Path(paths[0]).name if paths else generated
 
 
-def _row(leaf: Leaf, store: StageStore, folder: Path, time_row: Mapping[str, Any], record: Record) -> dict[str, Any]:
+def _row(
+    leaf: Leaf, store: StageStore, folder: Path, time_row: Mapping[str, Any], record: Record, metric: str | None
+) -> dict[str, Any]:
     assert leaf.export is not None
     exported = store.figures(leaf.export)
     figures = {stage.name: store.figures(stage) for stage in (*leaf.chain, *leaf.evaluations)}
@@ -275,6 +280,7 @@ def _row(leaf: Leaf, store: StageStore, folder: Path, time_row: Mapping[str, Any
         "seed": leaf.seed,
         "map": exported.get("map"),
         "map50": exported.get("map50"),
+        "metric": metric,
         "map_framework": figures.get("evaluate_detector", {}).get("map"),
         "top1": figures["evaluate_classifier"]["top1"],
         "macs": exported["macs"],

@@ -58,7 +58,8 @@ class SensitivityConfig(Part):
     """What `espalier prune sensitivity` measures, and what it recommends to skip."""
 
     data: Annotated[ModelData, Field(discriminator="type")]
-    """Its validation images are used: shapes, folder, npz or cifar for a classifier, scenes or coco for a detector."""
+    """Its validation images are used: shapes, folder, npz or cifar for a classifier, scenes, coco or voc for a
+    detector."""
     num_images: int | None = Field(500, ge=1)
     """How many of them, evenly spread over the set; None for all."""
     prune_ratios: tuple[Ratio, ...] = Field((0.25, 0.5, 0.75), min_length=1)

@@ -21,7 +21,7 @@ from classify.synthetic import SHAPES
 from command.files import sha256_of
 from command.folders import generated
 from detect.annotations import read_annotations
-from detect.config import CocoData, ScenesData
+from detect.config import AnyBoxes, GivenBoxes
 from detect.data import CocoSet, check_coco, coco_subset
 from detect.data import fingerprint as coco_fingerprint
 from detect.detector_file import load_detector
@@ -114,13 +114,13 @@ def _some_images(dataset: Any, num_images: int | None, side: int) -> Any:
 def _detector(
     model: Path,
     mmdet: Path | None,
-    data: ScenesData | CocoData,
+    data: AnyBoxes,
     num_images: int | None,
     recipes: Sequence[Recipe],
     parts: Sequence[str],
 ) -> Subject:
-    classes = check_coco(data.val) if isinstance(data, CocoData) else SHAPES
-    if isinstance(data, CocoData):
+    classes = check_coco(data.val) if isinstance(data, GivenBoxes) else SHAPES
+    if isinstance(data, GivenBoxes):
         with tempfile.TemporaryDirectory() as unused:  # refused now rather than after the study began
             _some_scenes(data.val, num_images, Path(unused))
     detector, card = load_detector(model, mmdet)
@@ -140,7 +140,7 @@ def _detector(
 
         return evaluate, num
 
-    prints = (*((coco_fingerprint(data.val),) if isinstance(data, CocoData) else ()), *given)
+    prints = (*((coco_fingerprint(data.val),) if isinstance(data, GivenBoxes) else ()), *given)
     return Subject("detector", "map", trials, prints, evaluator)
 
 
@@ -161,8 +161,8 @@ def _assembled(detector: nn.Module, slim: Any) -> nn.Module:
     return copy.deepcopy(detector, {id(held[part]): getattr(slim, part) for part in PARTS if part in held})
 
 
-def _scenes(data: ScenesData | CocoData, folder: Path, size_hw: tuple[int, int]) -> CocoSet:
-    if isinstance(data, CocoData):
+def _scenes(data: AnyBoxes, folder: Path, size_hw: tuple[int, int]) -> CocoSet:
+    if isinstance(data, GivenBoxes):
         return data.val
     made = generated(folder / DATA_FOLDER, lambda partial: write_scenes(partial, data.num_val, size_hw, data.seed + 1))
     return CocoSet(made / "instances.json", made / "images")

@@ -24,6 +24,7 @@ from detect.annotations import read_annotations
 from detect.config import DetectorTraining
 from detect.crops import crop_classes, num_crops
 from detect.data import CocoSet, check_coco, fingerprint
+from detect.voc import voc_images
 from experiment.config import ExperimentConfig
 from experiment.cuts import PruneConfig
 from experiment.report import table_markdown, table_text, write_report
@@ -171,6 +172,43 @@ def test_json_file_is_read_or_refused_in_one_line(files, kind, data, safely):
         safely(read, path)
     finally:
         path.write_bytes(before)
+
+
+VOC = {
+    "VOC2007/Annotations/a.xml": b"<annotation><size><width>64</width><height>48</height></size><object>"
+    b"<name>red cell</name><difficult>0</difficult><bndbox><xmin>10</xmin><ymin>1</ymin><xmax>40</xmax>"
+    b"<ymax>48</ymax></bndbox></object>"
+    b"</annotation>",
+    "VOC2007/ImageSets/Main/test.txt": b"a\n",
+}
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    """A folder as VOC's, of one image."""
+    folder = tmp_path_factory.mktemp("voc")
+    for name, content in VOC.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(content)
+    (folder / "VOC2007/JPEGImages").mkdir()
+    Image.new("RGB", (64, 48), "red").save(folder / "VOC2007/JPEGImages/a.jpg")
+    return folder
+
+
+def read_voc(image_set):
+    coco = CocoSet(image_set, voc_images(image_set))
+    return check_coco(coco), fingerprint(coco), num_crops(coco)
+
+
+@pytest.mark.parametrize("name", VOC)
+@given(data=st.data())
+def test_voc_file_is_read_or_refused_in_one_line(voc, name, data, safely):
+    image_set = voc / "VOC2007/ImageSets/Main/test.txt"
+    (voc / name).write_bytes(data.draw(damaged(VOC[name])))
+    try:
+        safely(read_voc, image_set)
+    finally:
+        (voc / name).write_bytes(VOC[name])
 
 
 def sealed(record):

@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from classify.backbones import Architecture, build_classifier
@@ -14,6 +15,7 @@ from command.files import sha256_of
 from deploy import Detector, EngineInfo
 from deploy.onnx_file import input_specs, output_specs
 from detect import DetectorSettings, new_detector, save_detector
+from detect.annotations import read_annotations
 from detect.synthetic import write_scenes
 from experiment.cli import app
 
@@ -76,6 +78,42 @@ def shared_data():
 def invoke():
     """Run a command in this process; its errors are raised."""
     return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def write_voc():
+    """Write a COCO set as VOC's VOC2007 in a folder, into one list; return the list's path.
+
+    `names` are those of the categories in VOC, `prefix` tells the images of several lists apart.
+    """
+
+    def write(coco, root, image_set="trainval", prefix="", names=("bird", "cat", "cow", "dog", "horse", "sheep")):
+        data = read_annotations(coco.annotations)
+        classes = {row["id"]: name for row, name in zip(data["categories"], names, strict=True)}
+        place = root / "VOC2007"
+        for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+            (place / folder).mkdir(parents=True, exist_ok=True)
+        listed = place / f"ImageSets/Main/{image_set}.txt"
+        stems = [f"{prefix}{i:06}" for i, _ in enumerate(data["images"])]
+        listed.write_text("".join(f"{stem}\n" for stem in stems))
+        for stem, image in zip(stems, data["images"], strict=True):
+            Image.open(coco.images / image["file_name"]).convert("RGB").save(place / f"JPEGImages/{stem}.jpg")
+            rows = [row for row in data["annotations"] if row["image_id"] == image["id"]]
+            objects = "".join(voc_object(classes[row["category_id"]], *row["bbox"]) for row in rows)
+            size = f"<size><width>{image['width']}</width><height>{image['height']}</height></size>"
+            (place / f"Annotations/{stem}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+        return listed
+
+    return write
+
+
+def voc_object(name, x, y, w, h, difficult=0):
+    """Return an object as VOC has it: edges are numbers of pixels, from 1, both in the box."""
+    edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+    box = "".join(f"<{edge}>{number}</{edge}>" for edge, number in edges.items())
+    part = "<part><name>head</name><bndbox><xmin>9999</xmin></bndbox></part>"  # of VOC's layout task
+    flag = f"<difficult>{difficult}</difficult>"
+    return f"<object><name>{name}</name>{flag}<bndbox>{box}</bndbox>{part}</object>"
 
 
 @pytest.fixture(scope="session")

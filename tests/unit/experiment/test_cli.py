@@ -228,7 +228,7 @@ def test_a_limit_on_macs_is_kept_and_used_up(classifier, tmp_path):
             ["data.type=scenes"],
             "which holds a classifier, got 'scenes'; expected shapes, folder, npz or",
         ),
-        ("detector", "taylor.py", [], "which holds a detector, got 'shapes'; expected scenes or coco"),
+        ("detector", "taylor.py", [], "which holds a detector, got 'shapes'; expected scenes, coco or voc"),
         ("detector", "taylor.py", ["data.type=scenes"], "knows other classes than the data has, got 6 (circle, cross"),
         ("detector", "taylor.py", ["data={'type': 'coco', 'root': 'none'}"], "instances_train2017.json: no such file"),
         ("classifier", "taylor.py", ["data={'type': 'folder', 'root': 'none'}"], "none/train: no such folder"),

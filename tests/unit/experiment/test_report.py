@@ -98,6 +98,16 @@ def test_csv_has_the_keys_of_the_rows_in_their_order_and_unrounded_values(tmp_pa
     assert (dense[-5:-2], slim[-5:]) == (["", "10", "12"], ["8", "", "12", "0.001", "0.002"])
 
 
+def test_the_map_of_voc_is_one_column_with_its_name(tmp_path: Path) -> None:
+    results = make_results([row | {"metric": "voc07", "map50": row["map"]} for row in (DENSE, SLIM)])
+    header = cells_of(report.table_markdown(results))[0]
+    assert "mAP (VOC07)" in header
+    assert not {"mAP", "AP50"} & {*header}
+    page = report.write_report(results, tmp_path).read_text("utf-8")
+    assert "mAP is that of PASCAL VOC 2007" in page
+    assert "COCO box metrics" not in page
+
+
 def test_report_is_written_whole_into_a_new_folder(tmp_path: Path) -> None:
     path = report.write_report(make_results([DENSE]), tmp_path / "new")
     assert {file.name for file in path.parent.iterdir()} == {"report.html", "results.csv"}
