@@ -23,9 +23,15 @@ class Compared:
     """What one method at one ratio gave."""
 
     method: str
-    prune_ratio: float
+    prune_ratio: float | None
+    """None of a preset."""
     by_way: Mapping[str, Mapping[int, float]]
     """Way to the weights -> seed -> score."""
+
+    @property
+    def ratio_text(self) -> str:
+        """The ratio, "-" of a preset."""
+        return "-" if self.prune_ratio is None else f"{self.prune_ratio:g}"
 
     def text(self, way: str, decimals: int = 3) -> str:
         """Return mean and sample standard deviation over seeds, "-" where there is no row."""
@@ -50,7 +56,7 @@ class Comparison:
     def table(self) -> list[list[str]]:
         """Return headers and lines, the dense reference first."""
         dense = spread_text(self.dense, 3)
-        cells = [[line.method, f"{line.prune_ratio:g}", *map(line.text, self.ways)] for line in self.lines]
+        cells = [[line.method, line.ratio_text, *map(line.text, self.ways)] for line in self.lines]
         return [["method", "prune_ratio", *self.ways], ["dense", "0", *(dense for _ in self.ways)], *cells]
 
     def verdicts(self) -> str:
@@ -79,7 +85,7 @@ def way_of(row: Row, score: str) -> str:
 def comparison(rows: Sequence[Row]) -> Comparison:
     """Return the rows that have a score by method, ratio and way."""
     score = score_of(rows)
-    lines: dict[tuple[str, float], dict[str, dict[int, float]]] = {}
+    lines: dict[tuple[str, float | None], dict[str, dict[int, float]]] = {}
     for row in (row for row in rows if row["ordering"] not in UNCUT and row[score] is not None):
         line = lines.setdefault((row["method"], row["prune_ratio"]), {})
         line.setdefault(way_of(row, score), {})[row["seed"]] = row[score]
@@ -87,7 +93,7 @@ def comparison(rows: Sequence[Row]) -> Comparison:
         score,
         list(dict.fromkeys(way for line in lines.values() for way in line)),
         [row[score] for row in rows if row["ordering"] == "dense" and row[score] is not None],
-        [Compared(*key, line) for key, line in sorted(lines.items(), key=lambda item: item[0][1])],
+        [Compared(*key, line) for key, line in sorted(lines.items(), key=lambda item: item[0][1] or 0)],
     )
 
 

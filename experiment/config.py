@@ -26,6 +26,7 @@ from detect.config import AnyBoxes, CocoData, ScenesData
 from detect.model import DetectorSettings
 from detect.orderings import ORDERINGS
 from experiment.cuts import Pruning, check_once, varied
+from prune.choose.presets import PRESETS
 
 __all__ = [
     "LEARNT_PARTS",
@@ -72,8 +73,9 @@ class Classification(Part):
     """How training images are drawn."""
     train: Schedule
     """Of the dense network, and of `scratch_e`; `scratch_b` stretches it, decay points included."""
-    finetune: Schedule
-    """Of the pruned network in `prune_transfer`."""
+    finetune: Schedule | None
+    """Of the pruned network in `prune_transfer`. None, with `backbone.weights`: it is transferred as it was cut, and
+    neither are images of classes read nor networks trained from scratch."""
     learning: Schedule | None = None
     """Of the training in which a method such as slimming acts, from the dense network's weights; None = `train`."""
 
@@ -168,6 +170,34 @@ class ExperimentConfig(Part):
         return self
 
     @model_validator(mode="after")
+    def _has_what_is_not_trained(self) -> "ExperimentConfig":
+        """Raise RequestError for what needs images of classes, where classifiers are not fine-tuned on any."""
+        asked = self.orderings if "orderings" in self.model_fields_set else ()
+        lacks = {
+            "backbone.weights": self.backbone.weights is None and "none; expected a file",
+            "detection": self.detection is None and "none; expected detection=dict(...)",
+            "orderings": "scratch_transfer" in asked and "scratch_transfer; expected others",
+            "strict_budget": self.strict_budget and "True; expected False",
+        }
+        learn = [name for name, pruning in self.prunings.items() if pruning.needs_data or pruning.epochs_between]
+        lacks["pruning"] = bool(learn) and f"{learn[0]}, which reads images; expected a criterion of weights alone"
+        for name, got in lacks.items():
+            if got and self.classification.finetune is None:
+                raise RequestError(f"{name}: does not fit classification.finetune=None, got {got}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_network_of_its_presets(self) -> "ExperimentConfig":
+        got = self.backbone.name, self.backbone.base_channels
+        for preset in filter(None, (pruning.preset for pruning in self.prunings.values())):
+            if got != (PRESETS[preset].backbone, 64):
+                raise RequestError(
+                    f"preset: {preset} is for {PRESETS[preset].backbone} with base_channels 64, "
+                    f"got {got[0]} with base_channels {got[1]}; expected that backbone"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _trains_between_layers_of_classifiers(self) -> "ExperimentConfig":
         has_detectors = self.detection is not None and "transfer_prune" in self.orderings
         if has_detectors and any(pruning.epochs_per_layer for pruning in self.prunings.values()):
@@ -193,7 +223,8 @@ class ExperimentConfig(Part):
     @property
     def added_epochs(self) -> int:
         """Epochs that the strict budget adds to a training from random weights."""
-        return self.classification.finetune.epochs if self.strict_budget else 0
+        finetune = self.classification.finetune
+        return finetune.epochs if finetune and self.strict_budget else 0
 
     def learning_of(self, part: LearntPart, pruning: Pruning | None) -> Schedule | None:
         """Return the schedule of the training in which the method acts; None where it acts in none."""
@@ -204,7 +235,7 @@ class ExperimentConfig(Part):
         """Return the schedule of each training between two cuts; None where there is one cut."""
         settings = self.classification if part == "classification" else self.detection
         epochs = pruning.epochs_between if pruning else 0
-        return replace(settings.finetune, epochs=epochs) if settings and epochs else None
+        return replace(settings.finetune, epochs=epochs) if settings and settings.finetune and epochs else None
 
     def with_longer_training(self) -> "ExperimentConfig":
         """Return the experiment that `dense_longer` is the dense row of."""

@@ -82,6 +82,8 @@ class Cut(Recipe):
     recalibrate: Annotated[int, Field(ge=0, le=10**7)] = 0
     """Batches of training images on which the slim network's BatchNorm statistics are estimated anew, as their plain
     mean, before it is measured or saved; 0 = they stay the dense network's. See `prune.recalibrating`."""
+    preset: str | None = None
+    """Name of a slim network in `prune.choose.presets`; the criterion chooses which channels are kept."""
 
     @property
     def needs_data(self) -> bool:
@@ -98,6 +100,22 @@ class Cut(Recipe):
         """The method's name in rows and file names: the criterion's where it decides."""
         return short_name(self.criterion) if self.method == RANK else self.method
 
+    def _check_preset(self, plain: "Cut", *free: str) -> None:
+        """Raise RequestError if the preset is unknown, or a field is not as in `plain` that it sets: all but `free`."""
+        check_name(str(self.preset), PRESETS, "preset")
+        free = (*free, "preset", "criterion", "method", "reduction", "calibration", "recalibrate")
+        for name in (one.name for one in fields(self) if one.name not in free):
+            if getattr(self, name) != getattr(plain, name):
+                raise RequestError(
+                    f"{name}: not used with a preset, got preset {self.preset}; expected none, as it sets all widths"
+                )
+
+    def _of_preset(self) -> dict[str, Any]:
+        """Return the fields of the preset's recipe."""
+        found = PRESETS[str(self.preset)]
+        selects = found.selects_channels
+        return {"prune_ratio": 0.0, "round_to": 1, "widths": found.kept, "select_channels": selects}
+
 
 def _check_method(name: str) -> str:
     if name == "magnitude":
@@ -113,8 +131,9 @@ class Pruning(Cut):
     """What is cut, in the classifier and in the detector alike. In patterns, layers have the classifier's names."""
 
     prune_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1), AfterValidator(check_once)] = (0.5,)
-    """Shares of channels removed from every group; of structure_selection least shares of the residual blocks: 0.0
-    removes those whose factor is zero, as in the paper, a higher one those of the smallest factors too."""
+    """Shares of channels removed from every group, where there is no preset; of structure_selection least shares of
+    the residual blocks: 0.0 removes those whose factor is zero, as in the paper, a higher one those of the smallest
+    factors too."""
     method: Annotated[str, AfterValidator(_check_method)] = RANK
     """As in `Cut`, or `slimming`, `soft_filters` or `structure_selection`: the dense network is trained on with the
     method and then cut, and the ordering goes on. See `prune.learn`."""
@@ -137,6 +156,10 @@ class Pruning(Cut):
     def __post_init__(self) -> None:
         """Raise RequestError for settings that contradict each other."""
         super().__post_init__()
+        if self.preset and self.is_learned:
+            raise RequestError(f"preset: not used with {self.method}, got {self.preset}; expected prune_ratios")
+        if self.preset is not None and self.prune_ratios:  # without ratios, it is one of `recipes`
+            self._check_preset(Pruning(), "epochs_per_layer")
         if self.steps > 1 and (self.is_learned or self.epochs_per_layer):
             what = self.method if self.is_learned else "epochs_per_layer"
             raise RequestError(f"steps: not used with {what}, got {self.steps}; expected 1")
@@ -181,6 +204,13 @@ class Pruning(Cut):
         """Return the recipe of one ratio."""
         return replace(self, prune_ratio=prune_ratio, prune_ratios=())
 
+    @property
+    def recipes(self) -> tuple["Pruning", ...]:
+        """The recipe of each ratio, or that of the preset."""
+        if self.preset is None:
+            return tuple(map(self.at, self.prune_ratios))
+        return (replace(self, prune_ratios=(), **self._of_preset()),)
+
     def in_steps(self) -> Iterator["Pruning"]:
         """Yield the recipe of each step to a single ratio; all ratios are shares of the dense network."""
         assert self.prune_ratio is not None
@@ -201,8 +231,6 @@ class PruneConfig(Cut):
 
     amounts: ClassVar[tuple[str, ...]] = ("preset", *Recipe.amounts)
 
-    preset: str | None = None
-    """Name of a slim network in `prune.choose.presets`; the criterion chooses which channels are kept."""
     parts: tuple[str, ...] = ("backbone",)
     """Parts of a detector that are cut: any of backbone, neck, rpn_head, roi_head. In patterns, layers of the last
     three have their own names (`neck.*`)."""
@@ -217,42 +245,17 @@ class PruneConfig(Cut):
         for name in self.parts:
             check_name(name, PARTS, "parts")
         if self.preset is not None:
-            check_name(self.preset, PRESETS, "preset")
-            self._check_alone(self.preset)
+            self._check_preset(PruneConfig(0.0), "data", "seed", *Recipe.amounts)
         if self.needs_data and self.data is None:
             what = f"{self.chosen_by} measures" if self.is_calibrated else "recalibrate estimates"
             raise RequestError(f"data: {what} on training images, got none; expected data=dict(type=...)")
         if self.data and not self.needs_data:
             raise RequestError(f"data: not used with {self.chosen_by}, got {self.data.type}; expected none")
 
-    def _check_alone(self, preset: str) -> None:
-        """Raise RequestError if a field is given that a preset sets."""
-        plain = PruneConfig(0.0)
-        free = {
-            "criterion",
-            "method",
-            "reduction",
-            "calibration",
-            "recalibrate",
-            "preset",
-            "data",
-            "seed",
-            *Recipe.amounts,
-        }
-        for name in (one.name for one in fields(self) if one.name not in free):
-            if getattr(self, name) != getattr(plain, name):
-                raise RequestError(
-                    f"{name}: not used with a preset, got preset {preset}; expected none, as it sets all widths"
-                )
-
     @property
     def recipe(self) -> "PruneConfig":
         """The recipe with the preset's widths in it, if there is one."""
-        if self.preset is None:
-            return self
-        found = PRESETS[self.preset]
-        selects = found.selects_channels
-        return replace(self, preset=None, prune_ratio=0.0, round_to=1, widths=found.kept, select_channels=selects)
+        return self if self.preset is None else replace(self, preset=None, **self._of_preset())
 
     @property
     def label(self) -> str:

@@ -46,9 +46,11 @@ class Leaf:
     export: Stage | None = None
 
     @property
-    def prune_ratio(self) -> float:
-        """Share of channels removed from every group."""
-        return (self.pruning and self.pruning.prune_ratio) or 0.0
+    def prune_ratio(self) -> float | None:
+        """Share of channels removed from every group; None for a preset, which has no single one."""
+        if self.pruning is None:
+            return 0.0
+        return None if self.pruning.preset else self.pruning.prune_ratio
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -78,7 +80,9 @@ def make_plan(config: ExperimentConfig, store: StageStore, without: Collection[s
     leaves = tuple(planner.of(leaf).grown(leaf) for leaf in _bare_leaves(config) if leaf.name not in without)
     latency = planner.latency(leaves)
     stages = {stage.hash: stage for leaf in leaves for stage in leaf.stages}
-    return Plan(planner.data, (*planner.data.stages, *stages.values(), latency), leaves, latency)
+    read = {stage.hash for reader in stages.values() for stage in reader.inputs}
+    made = [stage for stage in planner.data.stages if stage.hash in read]  # crops are not, where nothing learns them
+    return Plan(planner.data, (*made, *stages.values(), latency), leaves, latency)
 
 
 def _bare_leaves(config: ExperimentConfig) -> Iterable[Leaf]:
@@ -87,23 +91,30 @@ def _bare_leaves(config: ExperimentConfig) -> Iterable[Leaf]:
         yield _named(Leaf(ordering, ordering, None, seed), config)
     orderings = [name for name in ORDERINGS if name in config.orderings and _is_possible(name, config)]
     for seed, (method, pruning) in itertools.product(config.seeds, config.prunings.items()):
-        for ratio, ordering in itertools.product(pruning.prune_ratios, orderings):
-            for budget in config.budgets if ordering == "scratch_transfer" else ("finetune",):
-                yield _named(Leaf(ordering, ordering, budget, seed, method, pruning.at(ratio)), config)
+        for recipe, ordering in itertools.product(pruning.recipes, orderings):
+            for budget in _budgets(ordering, config):
+                yield _named(Leaf(ordering, ordering, budget, seed, method, recipe), config)
+
+
+def _budgets(ordering: str, config: ExperimentConfig) -> tuple[str, ...]:
+    if ordering == "scratch_transfer":
+        return config.budgets
+    return ("untrained",) if ordering == "prune_transfer" and not config.classification.finetune else ("finetune",)
 
 
 def _is_possible(ordering: str, config: ExperimentConfig) -> bool:
-    return ordering != "dense" and (config.detection is not None or ordering != "transfer_prune")
+    needs = {"dense": False, "transfer_prune": config.detection, "scratch_transfer": config.classification.finetune}
+    return bool(needs.get(ordering, True))
 
 
 def _named(leaf: Leaf, config: ExperimentConfig) -> Leaf:
     """Return the leaf with a name that tells it from the others."""
-    ratios = {ratio for pruning in config.prunings.values() for ratio in pruning.prune_ratios}
+    ratios = {recipe.prune_ratio for pruning in config.prunings.values() for recipe in pruning.recipes}
     parts = [
         leaf.ordering,
         leaf.budget,
         leaf.method if len(config.prunings) > 1 else None,
-        f"{leaf.prune_ratio:g}" if len(ratios) > 1 and leaf.budget else None,
+        f"{leaf.prune_ratio:g}" if len(ratios) > 1 and leaf.budget and leaf.prune_ratio is not None else None,
         f"seed{leaf.seed}" if len(config.seeds) > 1 else None,
     ]
     return replace(leaf, name="-".join(filter(None, parts)))
@@ -132,7 +143,8 @@ class _Planner:
         for step in self._steps(leaf.ordering):
             chain.append(self._step(step, leaf, chain[-1] if chain else None))
         last = [stage for stage in chain if stage.name.endswith("_classifier")][-1]
-        evaluations = [self._step("evaluate_classifier", leaf, last)]
+        is_trained = self.config.classification.finetune is not None
+        evaluations = [self._step("evaluate_classifier", leaf, last)] if is_trained else []
         if self.config.detection:
             evaluations.append(self._step("evaluate_detector", leaf, chain[-1]))
         export = self._export(chain[-1]) if self.config.detection else self._export_classifier(last)
@@ -140,7 +152,8 @@ class _Planner:
 
     def _steps(self, ordering: str) -> tuple[str, ...]:
         """Return the steps of an ordering, up to the transfer where there are no detectors."""
-        named = steps(ordering)
+        untrained = () if self.config.classification.finetune else ("finetune_classifier",)
+        named = tuple(step for step in steps(ordering) if step not in untrained)
         return named if self.config.detection else named[: named.index("transfer")]
 
     def latency(self, leaves: tuple[Leaf, ...]) -> Stage:
@@ -229,6 +242,7 @@ class _Planner:
         """Return the part of the config that a step depends on, so that other changes do not repeat its work."""
         config = self.config
         weights, share = config.backbone.weights, config.classification.crop_share
+        finetune = config.classification.finetune
         drawn = config.classification.augmentation.effective()
         augmentation = {"augmentation": drawn} if drawn else {}  # defaults change no hash of earlier versions
         pruning = self._pruning_settings(leaf.seed)
@@ -246,7 +260,7 @@ class _Planner:
             },
             "prune_classifier": {**pruning, **self._learning_settings("classification", augmentation)},
             "finetune_classifier": {
-                "schedule": config.classification.finetune.effective(),
+                "schedule": finetune.effective() if finetune else None,
                 "seed": leaf.seed,
                 **augmentation,
             },
@@ -272,7 +286,7 @@ class _Planner:
         if self.pruning is None:
             return {}
         settings: dict[str, Any] = to_jsonable_python(self.pruning)
-        del settings["prune_ratios"]
+        del settings["prune_ratios"], settings["preset"]  # the preset's widths are there
         for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
             settings[name] = list(settings[name].items())
         if not self.pruning.is_calibrated:
@@ -327,7 +341,7 @@ class _Planner:
         between = (self.pruning.steps - 1) * self.pruning.epochs_per_step if self.pruning else 0
         costs = {
             "train_classifier": 0 if self.config.backbone.weights else c.train.epochs * classify,
-            "finetune_classifier": c.finetune.epochs * classify,
+            "finetune_classifier": c.finetune.epochs * classify if c.finetune else 0,
             "scratch_classifier": scratch * classify,
             "train_detector": d.train.epochs * detect if d else 0,
             "prune_classifier": (learnt["classification"] + between) * classify,

@@ -144,7 +144,7 @@ def comparison_plot(compared: Comparison) -> Markup:
         )
     if compared.dense:
         axes.axvline(statistics.fmean(compared.dense), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="dense")
-    axes.set_yticks(range(len(lines)), [drawable(f"{line.method}, {line.prune_ratio:g}", 48) for line in lines])
+    axes.set_yticks(range(len(lines)), [drawable(f"{line.method}, {line.ratio_text}", 48) for line in lines])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     for y in range(1, len(lines)):

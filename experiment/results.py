@@ -49,9 +49,12 @@ class _Row(_Checked):
     __pydantic_extra__: dict[str, str | _Count | float | None] = Field(init=False)
     name: str
     ordering: Literal["dense", "dense_longer", "prune_transfer", "transfer_prune", "scratch_transfer"]
-    budget: Literal["finetune", "scratch_e", "scratch_b"] | None
+    budget: Literal["finetune", "untrained", "scratch_e", "scratch_b"] | None
     method: str | None
-    prune_ratio: Annotated[float, Field(ge=0, lt=1)]
+    prune_ratio: Annotated[float, Field(ge=0, lt=1)] | None
+    """None where there is a preset."""
+    preset: str | None = None
+    """Name of a slim network of the literature; earlier versions had none."""
     seed: _Count
     map: _Share | None
     """None where classifiers are the result, like the next two."""

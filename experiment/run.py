@@ -195,7 +195,7 @@ def _check_backbone(config: ExperimentConfig) -> None:
     if weights:
         load_weights(net, read_weights(weights), str(weights), optional=heads_of(config.backbone.name))
     side = config.classification.image_size
-    for schedule in (config.classification.train, config.classification.finetune):
+    for schedule in filter(None, (config.classification.train, config.classification.finetune)):
         check_batch_size(net, side, schedule.batch_size)
     for pruning in config.prunings.values():
         for part in LEARNT_PARTS:
@@ -210,11 +210,11 @@ def _check_pruning(net: nn.Module, pruning: Pruning, example: tuple[torch.Tensor
         recipe = replace(pruning, criterion="l1", method=RANK, epochs_per_layer=0)
     if pruning.recalibrate:
         check_has_statistics(net)
-    for ratio in pruning.prune_ratios:
+    for one, cut in zip(recipe.recipes, pruning.recipes, strict=True):
         if pruning.method != "structure_selection":
-            prune_model(net, example, recipe.at(ratio))
+            prune_model(net, example, one)
         if pruning.is_learned:
-            method_on(net, example, pruning.at(ratio), pruning)
+            method_on(net, example, cut, pruning)
 
 
 def _check_detector(config: ExperimentConfig) -> None:
@@ -277,12 +277,13 @@ def _row(
         "budget": leaf.budget,
         "method": leaf.method,
         "prune_ratio": leaf.prune_ratio,
+        "preset": leaf.pruning and leaf.pruning.preset,
         "seed": leaf.seed,
         "map": exported.get("map"),
         "map50": exported.get("map50"),
         "metric": metric,
         "map_framework": figures.get("evaluate_detector", {}).get("map"),
-        "top1": figures["evaluate_classifier"]["top1"],
+        "top1": figures.get("evaluate_classifier", {}).get("top1"),
         "macs": exported["macs"],
         "params": exported["params"],
         **{key: value for key, value in time_row.items() if key != "name"},

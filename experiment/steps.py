@@ -118,7 +118,9 @@ def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _finetune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the slim classifier on from its kept weights."""
     net, card = load_classifier(job.source_model)
-    return _trained_classifier(job, folder, net, card, job.config.classification.finetune, progress)
+    schedule = job.config.classification.finetune
+    assert schedule is not None
+    return _trained_classifier(job, folder, net, card, schedule, progress)
 
 
 def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:

@@ -90,6 +90,47 @@ def test_a_wrong_value_is_reported_with_its_key_path(override, message):
     assert refused(override).startswith(message)
 
 
+RESNET34 = "backbone={'name': 'resnet34', 'base_channels': 64}"
+UNTRAINED = ("classification.finetune=None", "backbone.weights='w.safetensors'", "controls=()")
+
+
+def test_a_preset_is_one_recipe_with_its_own_widths():
+    config = read_config(QUICKSTART, [RESNET34, "pruning={'preset': 'resnet34-A'}"], ExperimentConfig)
+    (recipe,) = config.pruning.recipes
+    assert recipe.widths == PRESETS["resnet34-A"].kept
+    assert (recipe.prune_ratio, recipe.round_to, recipe.preset) == (0.0, 1, "resnet34-A")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning={'preset': 'resnet34-Z'}"], "pruning.preset: unknown, got 'resnet34-Z'; expected one of"),
+        (
+            [RESNET34, "pruning={'preset': 'resnet34-A', 'prune_ratios': (0.3,)}"],
+            "pruning.prune_ratios: not used with a preset, got preset resnet34-A; expected none",
+        ),
+        (
+            [RESNET34, "pruning={'preset': 'resnet34-A', 'steps': 2}"],
+            "pruning.steps: not used with a preset, got preset resnet34-A; expected none",
+        ),
+        (
+            [RESNET34, "pruning={'preset': 'resnet34-A', 'method': 'slimming'}"],
+            "pruning.preset: not used with slimming, got resnet34-A; expected prune_ratios",
+        ),
+        (
+            ["pruning={'preset': 'resnet34-A'}"],
+            "preset: resnet34-A is for resnet34 with base_channels 64, got resnet18 with base_channels 24; expected",
+        ),
+        (UNTRAINED[:1], "backbone.weights: does not fit classification.finetune=None, got none; expected a file"),
+        ([*UNTRAINED, "orderings=('scratch_transfer',)"], "orderings: does not fit classification.finetune=None, got"),
+        ([*UNTRAINED, "pruning.steps=2"], "pruning: does not fit classification.finetune=None, got l1, which reads"),
+        ([*UNTRAINED, "strict_budget=True"], "strict_budget: does not fit classification.finetune=None, got True"),
+    ],
+)
+def test_a_preset_or_an_untrained_classifier_that_does_not_fit_is_refused(overrides, message):
+    assert refused(*overrides).startswith(message)
+
+
 @pytest.mark.parametrize("path", PRUNE, ids=lambda path: path.stem)
 def test_every_prune_config_is_valid(path):
     assert isinstance(read_config(path, (), PruneConfig), Recipe)

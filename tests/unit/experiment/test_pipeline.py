@@ -63,6 +63,26 @@ def test_rows_are_named_apart_by_ratio_and_seed():
     assert len(leaves) == len(set(leaves)) == 2 + 2 + 2 * 2
 
 
+PRESETS_AB = "methods={'A': {'preset': 'resnet34-A'}, 'B': {'preset': 'resnet34-B'}, 'half': {'prune_ratios': (0.5,)}}"
+
+
+def test_presets_are_rows_beside_ratios():
+    given = (
+        "backbone={'name': 'resnet34', 'base_channels': 64}",
+        "pruning={}",
+        PRESETS_AB,
+        "orderings=('transfer_prune',)",
+        "controls=()",
+    )
+    found = {leaf.name: (leaf.prune_ratio, leaf.pruning and leaf.pruning.preset) for leaf in plan(*given).leaves}
+    assert found == {
+        "dense": (0.0, None),
+        "transfer_prune-finetune-A": (None, "resnet34-A"),
+        "transfer_prune-finetune-B": (None, "resnet34-B"),
+        "transfer_prune-finetune-half-0.5": (0.5, None),
+    }
+
+
 def test_the_control_is_dense_with_the_epochs_of_both_detector_trainings():
     dense, longer = (leaf.chain[-1].settings for leaf in plan().leaves[:2])
     assert (dense["schedule"]["epochs"], longer["schedule"]["epochs"]) == (6, 6 + 4)
