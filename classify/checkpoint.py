@@ -91,13 +91,14 @@ class ModelCard:
 
     kind: Literal["classifier", "detector"]
     backbone: Architecture
-    """Its name is empty for a foreign detector: mmdet's config says which backbone it has."""
+    """Its name is empty where mmdet's config says which backbone a detector has."""
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     preprocessing: Preprocessing = Preprocessing((224, 224))
     settings: Mapping[str, Any] | None = None
-    """Arguments of `detect.model.DetectorSettings`, for detectors."""
+    """Arguments of `detect.model.DetectorSettings`, for detectors; None where mmdet's config has the parts around the
+    backbone."""
     widths: Widths = field(default_factory=dict)
-    """(inputs, outputs) of a slim detector's narrower layers outside the backbone; of all those of a foreign one."""
+    """(inputs, outputs) of a slim detector's narrower layers outside the backbone; of all where it has no name."""
     spec: Mapping[str, Any] | None = None
     """The PruneSpec that made it slim, or None. The backbone's layers have the classifier's names."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class ModelCard:
     @property
     def is_foreign(self) -> bool:
         """Whether it is a detector of mmdet's own parts, which is opened with mmdet's config."""
-        return not self.backbone.name
+        return self.kind == "detector" and self.settings is None
 
     @property
     def is_slim(self) -> bool:

@@ -191,7 +191,9 @@ class CurveKeeper(Hook):
             self.tracker.write(figures, prefix, step)
 
     def _in_words(self, runner: Runner, num_batches: int) -> str:
-        num_images = num_batches * runner.train_dataloader.batch_size * get_world_size()
+        loader = runner.train_dataloader
+        size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1)  # of mmdet's sampler of batches
+        num_images = num_batches * size * get_world_size()
         speed = num_images / max(time.monotonic() - self.began, 1e-9)
         loss = f"loss {self.loss:.4g}, " if hasattr(self, "loss") else ""
         return (

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
@@ -33,7 +34,7 @@ from command.errors import RequestError, WorkError, is_lack_of_memory
 from command.notes import note
 from prune.learn.method import Method
 
-__all__ = ["check_batch_size", "fit", "train_classifier"]
+__all__ = ["Seeded", "check_batch_size", "fit", "run_training", "train_classifier"]
 
 
 def train_classifier(
@@ -126,7 +127,7 @@ def fit(
         WorkError: If the loss or a weight becomes NaN or infinite.
     """
     with DefaultScope.overwrite_default_scope(scope), silent():
-        dataset = _Seeded(
+        dataset = Seeded(
             DATASETS.build(loader["dataset"]) if isinstance(loader["dataset"], dict) else loader["dataset"]
         )
     if (num := len(dataset)) < schedule.batch_size and is_main_process():
@@ -136,8 +137,9 @@ def fit(
     keeper = CurveKeeper(progress, tracker)
     averages = [StepAverage(momentum=1 - schedule.ema, update_buffers=True)] if schedule.ema else []
     validations = [ValidationHook(validation, keeper, averages, schedule.num_workers)] if validation else []
-    runner = make_runner(
+    run_training(
         model,
+        schedule,
         work_dir,
         seed,
         scope,
@@ -156,14 +158,29 @@ def fit(
         ],
         launcher="none" if get_world_size() == 1 else "pytorch",  # joined already, whoever started them
         cfg=_runner_options(schedule),
-        **_resumption(work_dir),
     )
+    return keeper.curve
+
+
+def run_training(model: BaseModel, schedule: Schedule, work_dir: Path, seed: int, scope: str, **settings: Any) -> None:
+    """Train `model` in place, as `fit` does, with mmengine's own settings.
+
+    Args:
+        model: Modified; averaged weights replace its own.
+        schedule: Tells the messages how long the training is.
+        work_dir: As for `fit`.
+        seed: As for `fit`.
+        scope: As for `fit`.
+        settings: Of mmengine's Runner. For a resumed training to equal an uninterrupted one, its data set is a `Seeded`
+            and its hooks have an `EpochSeed`.
+    """
+    runner = make_runner(model, work_dir, seed, scope, **settings, **_resumption(work_dir))
     with silent(), _explained(schedule):
         runner.train()
-    for average in averages:
-        average._swap_ema_parameters()
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook) and hook._ema_started(runner):
+            hook._swap_ema_parameters()
     model.cpu().eval()
-    return keeper.curve
 
 
 @contextlib.contextmanager
@@ -226,7 +243,7 @@ def _runner_options(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-class _Seeded(Dataset[Any]):
+class Seeded(Dataset[Any]):
     """A data set whose random crops and flips depend on the epoch and the image alone.
 
     They are the same whichever process loads an image, and how many there are.
@@ -235,6 +252,12 @@ class _Seeded(Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.seed = dataset, torch.zeros((), dtype=torch.int64)
         self.metainfo = getattr(dataset, "metainfo", {})
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what samplers and hooks of mmdet read of a data set."""
+        if name.startswith("__") or name == "dataset":  # asked for by `copy` before there is one
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
         return len(self.dataset)

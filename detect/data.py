@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from detect.annotations import Annotations, annotations_in, annotations_sha256, 
 
 __all__ = [
     "CocoSet",
+    "GivenSet",
     "check_coco",
     "coco_subset",
     "fingerprint",
@@ -29,6 +30,17 @@ class CocoSet:
 
     annotations: Path
     images: Path
+
+
+@dataclass(frozen=True)
+class GivenSet(CocoSet):
+    """What a data loader of a user's config of mmdet reads; `annotations` and `images` are those of its first set."""
+
+    loader: Mapping[str, Any] = field(compare=False)
+    """mmengine's data loader dictionary; its sets read the annotations that were checked."""
+    sets: tuple[CocoSet, ...]
+    """All its sets, each once."""
+    classes: tuple[str, ...]
 
 
 def coco_subset(coco: CocoSet, indices: Iterable[int], annotations: Path, subject: str) -> CocoSet:

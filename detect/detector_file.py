@@ -9,7 +9,7 @@ from torch import nn
 from classify.checkpoint import ModelCard, check_weights, load_weights, name_own, read_card, read_weights, save_model
 from command.errors import RequestError
 from command.files import written_atomically
-from detect.foreign import load_foreign, slim_config
+from detect.foreign import MmdetSource, load_foreign, slim_config
 from detect.model import build_detector, config_of, model_part, test_part
 
 __all__ = ["files_at_risk", "load_detector", "save_detector"]
@@ -21,13 +21,13 @@ _BASE = "_base.py"
 
 
 def load_detector(
-    path: str | Path, mmdet: str | Path | None = None, backbone: str | None = None
+    path: str | Path, mmdet: MmdetSource | None = None, backbone: str | None = None
 ) -> tuple[nn.Module, ModelCard]:
     """Rebuild a detector, in eval mode; return it and its card.
 
     Args:
         path: Model file, or with `mmdet` a checkpoint of mmdet.
-        mmdet: mmdet's config, for a detector of mmdet's own parts. It is Python code and is run, as in mmdet.
+        mmdet: mmdet's config, for a detector of mmdet's own parts. Its file is Python code and is run, as in mmdet.
         backbone: As for `load_classifier`.
 
     Raises:
@@ -35,7 +35,7 @@ def load_detector(
         RequestError: If the file is not a detector, or does not fit the config.
     """
     if mmdet:
-        return load_foreign(Path(mmdet), Path(path))
+        return load_foreign(mmdet, Path(path))
     card = read_card(path)
     if card.kind != "detector":
         raise RequestError(f"{path}: not a detector, got a {card.kind}; expected a detector")
@@ -52,7 +52,7 @@ def load_detector(
     return detector.eval(), card
 
 
-def save_detector(path: str | Path, detector: nn.Module, card: ModelCard, mmdet: str | Path | None = None) -> None:
+def save_detector(path: str | Path, detector: nn.Module, card: ModelCard, mmdet: MmdetSource | None = None) -> None:
     """Write the model file, and first the configs beside it, with which mmdet's own tools open it.
 
     `<name>.py` opens it as it is. `<name>_base.py` has the model alone, to stand in a list `_base_` beside mmdet's data
@@ -61,7 +61,7 @@ def save_detector(path: str | Path, detector: nn.Module, card: ModelCard, mmdet:
     """
     opening, base = _configs(Path(path))
     if mmdet:
-        _write(opening, slim_config(Path(mmdet), card, Path(path).name).pretty_text)
+        _write(opening, slim_config(mmdet, card, Path(path).name).pretty_text)
     else:
         _write(base, Config(model_part(card)).pretty_text)
         _write(opening, f"_base_ = [{base.name!r}]\n{Config(test_part(card)).pretty_text}")

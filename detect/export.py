@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from classify.checkpoint import ModelCard, load_classifier, read_card
@@ -25,6 +26,7 @@ from detect.detector_file import load_detector
 from detect.evaluate import fitted_images
 from detect.export_config import FOR_DETECTORS, ExportConfig, Pictures
 from detect.fixed_shape import FixedShapeDetector, check_parts
+from detect.foreign import MmdetSource
 from detect.networks import NetworkOutputs
 from detect.reference import Reference, reference_of
 from detect.scaling import ScalingDetector
@@ -59,7 +61,7 @@ class Exported:
 
 
 def export_file(
-    model: str | Path, settings: ExportConfig, folder: str | Path, mmdet: str | Path | None = None
+    model: str | Path, settings: ExportConfig, folder: str | Path, mmdet: MmdetSource | None = None
 ) -> Exported:
     """Write `model.onnx` and `deploy.json` into `folder`: boxes of a detector, class scores of a classifier.
 
@@ -67,7 +69,7 @@ def export_file(
         model: Model file; with `mmdet`, a checkpoint.
         settings: Config of the export.
         folder: Created; other files in it stay.
-        mmdet: mmdet's config, for a checkpoint of mmdet.
+        mmdet: mmdet's config, for a detector of mmdet's own parts.
 
     Raises:
         MissingFileError: If a file or a calibration image is missing.
@@ -84,10 +86,14 @@ def export_file(
     check_parts(detector)
     if settings.size_hw:
         card = replace(card, preprocessing=replace(card.preprocessing, image_hw=settings.size_hw))
-    return _export_detector(detector, card, model, settings, folder, Path(mmdet).name if mmdet else None)
+    return _export_detector(detector, card, model, settings, folder, _file_name(mmdet))
 
 
-def module_from_file(path: str | Path, mmdet: str | Path | None = None) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _file_name(mmdet: MmdetSource | None) -> str | None:
+    return Path(mmdet.filename if isinstance(mmdet, Config) else mmdet).name if mmdet else None
+
+
+def module_from_file(path: str | Path, mmdet: MmdetSource | None = None) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Return the module that `export_file` writes with default settings, and random inputs of batch 1.
 
     Args:

@@ -1,14 +1,15 @@
 """Detectors of mmdet's own parts: a config of mmdet, and a checkpoint trained with it or a model file."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
@@ -16,12 +17,25 @@ from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, Preprocessing, has_card, load_weights, read_card, read_weights
 from command.config import read_yaml_as_data
 from command.errors import MissingFileError, RequestError
+from detect.given_model import plain, with_backbone
 from detect.model import DetectorSettings, build_detector
 from detect.openmmlab import DetDataPreprocessor
 from detect.slim import SLIM_DETECTOR
 from prune.cut.surgery import narrowed_model
 
-__all__ = ["dense_of", "load_foreign", "slim_config"]
+__all__ = [
+    "MmdetSource",
+    "dense_of",
+    "given_step",
+    "load_foreign",
+    "new_given_detector",
+    "preprocessing_of",
+    "read_mmdet",
+    "slim_config",
+]
+
+MmdetSource: TypeAlias = str | Path | Config
+"""A config of mmdet: its file, or what was read from it."""
 
 
 class _Log:
@@ -41,7 +55,7 @@ _SCALING = ("Resize", "FixScaleResize", "MultiScaleFlipAug")
 """The steps of a pipeline that scale images, in mmdet 3 and 2."""
 
 
-def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
+def load_foreign(config: MmdetSource, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
     """Return mmdet's detector in eval mode, and a card with its classes and its preprocessing.
 
     The card's `image_hw` is the scale of the config's test pipeline in landscape, rounded up to the detector's padding;
@@ -51,38 +65,65 @@ def load_foreign(config: Path, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
     Args:
         config: Config of mmdet. It is Python code and is run, as in mmdet.
         checkpoint: PyTorch file of weights by name, alone or as `state_dict`; or a model file that was made with such a
-            config, dense or slim. Nothing in it is executed.
+            config, dense or slim. Nothing in it is executed. If it has one of our backbones, the config's is replaced.
 
     Raises:
         MissingFileError: If a file is missing.
         RequestError: If no detector can be built from the config, the checkpoint does not fit it, or it would execute
             code.
     """
-    detector, settings = _built(config)
-    _check_normalises(config, detector.data_preprocessor)
+    settings = read_mmdet(config)
+    config = settings.filename
     if has_card(checkpoint):
         card = read_card(checkpoint)
         if not card.is_foreign:
             raise RequestError(f"{checkpoint}: of Espalier's own parts, got a config of mmdet; leave --mmdet out")
+        detector = _built(settings, card)
         if (num := _num_classes(config, detector)) != len(card.classes):
             raise RequestError(f"{checkpoint}: has {len(card.classes)} classes; expected {num}, as {config} has")
         if not _is_slim(settings):
             detector = narrowed_model(detector, card.widths)
         weights = read_weights(checkpoint)
     else:
+        detector = _built(settings)
         with torch.serialization.safe_globals(_LOGS):
             weights, meta = read_weights(checkpoint), _meta(checkpoint)
         classes = _class_names(checkpoint, meta, _num_classes(config, detector))
-        preprocessing = _preprocessing(settings, detector)
+        strides = (stride for part in detector.modules() for stride in getattr(part, "featmap_strides", ()))
+        step = max([detector.data_preprocessor.pad_size_divisor, *strides])
+        preprocessing = preprocessing_of(settings, step)
         card = ModelCard("detector", Architecture("", len(classes)), classes, preprocessing)
     load_weights(detector, weights, str(checkpoint))
     return detector.eval(), card
 
 
-def slim_config(config: Path, card: ModelCard, model_file: str) -> Config:
+def new_given_detector(
+    settings: Config, backbone: Architecture, classes: tuple[str, ...], seed: int
+) -> tuple[Any, ModelCard]:
+    """Return the detector of a user's config on one of our backbones, with random weights, and its card.
+
+    Raises:
+        RequestError: If the config is not one of a detector of boxes, for so many classes, that can have it.
+    """
+    seen = preprocessing_of(settings, given_step(settings), "val_dataloader")
+    card = ModelCard("detector", replace(backbone, num_classes=len(classes)), classes, seen)
+    detector = _built(settings, card, seed)
+    if (num := _num_classes(settings.filename, detector)) != len(classes):
+        raise RequestError(
+            f"{settings.filename}: bbox_head.num_classes: not that of the data, got {num}; expected {len(classes)}"
+        )
+    return detector, card
+
+
+def given_step(settings: Config) -> int:
+    """Return what the sides of images are multiples of, for a detector on maps of strides up to 32."""
+    return max(32, settings.model.get("data_preprocessor", {}).get("pad_size_divisor", 1))
+
+
+def slim_config(config: MmdetSource, card: ModelCard, model_file: str) -> Config:
     """Return mmdet's config with the widths of a card's detector, which starts from a model file beside it."""
-    settings = _read(config)
-    settings.model = _without_pretrained(settings.model)
+    settings = read_mmdet(config)
+    settings.model = _model_of(settings, card)
     if card.widths:
         widths = {name: list(width) for name, width in card.widths.items()}
         dense_type = settings.model.get("dense_type", settings.model["type"])
@@ -93,28 +134,35 @@ def slim_config(config: Path, card: ModelCard, model_file: str) -> Config:
     settings.custom_imports = {**known, "imports": [*dict.fromkeys(imports)]}
     settings.resume = False
     settings.load_from = "{{ fileDirname }}/" + model_file  # mmengine fills it in
-    return Config(_with_names(settings.to_dict()))
+    return Config(plain(settings.to_dict()))
 
 
-def _with_names(part: Any) -> Any:
-    """Return a config with classes and functions, which configs of the new style hold, as their names."""
-    if isinstance(part, Mapping):
-        return {key: _with_names(value) for key, value in part.items()}
-    if isinstance(part, list | tuple):
-        return type(part)(map(_with_names, part))
-    return f"{part.__module__}.{part.__qualname__}" if isinstance(part, type | FunctionType) else part
+def dense_of(config: Path, card: ModelCard) -> nn.Module:
+    """Return the dense detector of mmdet's config, also of a slim one's, with random weights.
+
+    Args:
+        config: As for `load_foreign`.
+        card: Of the detector; it names the backbone if it is one of ours.
+    """
+    settings = read_mmdet(config)
+    if _is_slim(settings):
+        model = {key: value for key, value in settings.model.items() if key not in ("widths", "dense_type")}
+        settings.model = ConfigDict({**model, "type": settings.model.dense_type})
+    return _built(settings, replace(card, backbone=card.backbone.dense)).eval()
 
 
-def dense_of(config: Path) -> nn.Module:
-    """Return the dense detector of mmdet's config, also of a slim one's, with random weights."""
-    return _built(config, is_dense=True)[0].eval()
+def _model_of(settings: Config, card: ModelCard | None) -> Any:
+    """Return the model without pretrained weights, on the card's backbone if it names one."""
+    if card and card.backbone.name:
+        return _without_pretrained(with_backbone(settings, card.backbone, card.preprocessing))
+    return _without_pretrained(settings.model)
 
 
 def _is_slim(settings: Config) -> bool:
     return bool(settings.model["type"] == SLIM_DETECTOR)
 
 
-def _num_classes(config: Path, detector: Any) -> int:
+def _num_classes(config: object, detector: Any) -> int:
     head: Any = getattr(getattr(detector, "roi_head", detector), "bbox_head", None)
     try:
         first: Any = head[0] if isinstance(head, nn.ModuleList) else head
@@ -125,19 +173,26 @@ def _num_classes(config: Path, detector: Any) -> int:
         ) from error
 
 
-def _built(config: Path, is_dense: bool = False) -> tuple[Any, Config]:
-    settings = _read(config)
+def _built(settings: Config, card: ModelCard | None = None, seed: int | None = None) -> Any:
+    """Return a config's detector; without a seed all weights are loaded next."""
     try:
-        model = _without_pretrained(settings.model)
-        if is_dense and _is_slim(settings):
-            model = {key: value for key, value in model.items() if key != "widths"} | {"type": model["dense_type"]}
-            del model["dense_type"]
-        return revert_sync_batchnorm(build_detector(model, is_loaded_next=True)), settings
+        detector: Any = revert_sync_batchnorm(build_detector(_model_of(settings, card), seed, seed is None))
     except Exception as error:
-        raise _not_built(config, error) from error
+        raise _not_built(settings.filename, error) from error
+    _check_normalises(settings.filename, detector.data_preprocessor)
+    return detector
 
 
-def _read(config: Path) -> Config:
+def read_mmdet(config: MmdetSource) -> Config:
+    """Return what a config of mmdet says; its Python is run.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        RequestError: If it is no Python file, or cannot be run.
+    """
+    if isinstance(config, Config):
+        return copy.deepcopy(config)
+    config = Path(config)
     if not config.is_file():
         raise MissingFileError(f"{config}: no such file; expected a config of mmdet")
     if config.suffix != ".py":
@@ -149,7 +204,9 @@ def _read(config: Path) -> Config:
         raise _not_built(config, error) from error
 
 
-def _not_built(config: Path, error: BaseException) -> RequestError:
+def _not_built(config: object, error: BaseException) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
     reason = " ".join(str(error).split())
     return RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet")
 
@@ -168,7 +225,7 @@ def _is_pretrained(key: str, value: Any) -> bool:
     )
 
 
-def _check_normalises(config: Path, preprocessor: nn.Module) -> None:
+def _check_normalises(config: object, preprocessor: nn.Module) -> None:
     if not isinstance(preprocessor, DetDataPreprocessor):
         raise RequestError(
             f"{config}: model does not normalise images, got {type(preprocessor).__name__}; expected data_preprocessor="
@@ -176,14 +233,19 @@ def _check_normalises(config: Path, preprocessor: nn.Module) -> None:
         )
 
 
-def _preprocessing(settings: Config, detector: Any) -> Preprocessing:
-    places = settings.get("test_dataloader"), settings.get("data", {}).get("test"), settings.get("test_pipeline")
+def preprocessing_of(settings: Config, step: int, first: str = "test_dataloader") -> Preprocessing:
+    """Return how a detector's images are scaled.
+
+    Args:
+        settings: Config of mmdet.
+        step: Both sides are multiples of it.
+        first: The part of the config that tells, if it says anything.
+    """
+    places = settings.get(first), settings.get("data", {}).get("test"), settings.get("test_pipeline")
     scaling: dict[str, Any] = next(filter(None, map(_scaling, places)), {})
     scale = scaling.get("scale", scaling.get("img_scale"))
     if scale is None:
         return Preprocessing(DetectorSettings.image_size_hw)
-    strides = (stride for part in detector.modules() for stride in getattr(part, "featmap_strides", ()))
-    step = max([detector.data_preprocessor.pad_size_divisor, *strides])
     if not isinstance(scale, int | float | list | tuple):
         return Preprocessing(DetectorSettings.image_size_hw)
     sides = np.resize(scale, 2).tolist()  # one number is used for both sides; of several pairs the first

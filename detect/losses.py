@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from classify.checkpoint import ModelCard
 from classify.losses import calibration_batches
 from classify.mmengine_runner import silent
-from detect.data import CocoSet
+from classify.train import Seeded
+from detect.data import CocoSet, GivenSet
 from detect.openmmlab import DATASETS
 from detect.train import coco_loader
 from prune.choose.measured import Losses
@@ -21,8 +22,8 @@ __all__ = ["detector_inputs", "detector_losses"]
 def detector_losses(card: ModelCard, coco: CocoSet, batch_size: int, num_batches: int, seed: int = 0) -> Losses:
     """Return mmdet's own training loss, batch by batch, the same each time; RoIs are drawn from the seed too.
 
-    Images are not flipped; those without objects are left out, as in training. No image is read until the losses are
-    computed.
+    Images are not flipped; those without objects are left out, as in training. A user's config of mmdet draws its
+    images as in training. No image is read until the losses are computed.
 
     Args:
         card: Card of the detector.
@@ -68,6 +69,9 @@ def detector_inputs(
 
 
 def _training_images(card: ModelCard, coco: CocoSet) -> Any:
+    if isinstance(coco, GivenSet):
+        with silent():
+            return Seeded(DATASETS.build({**coco.loader["dataset"], "_scope_": "mmdet"}))
     settings = {**coco_loader(card, coco)["dataset"], "filter_cfg": {"filter_empty_gt": True}, "test_mode": False}
     with silent():  # pycocotools prints
         return DATASETS.build({**settings, "_scope_": "mmdet"})

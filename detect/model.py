@@ -26,10 +26,12 @@ from detect.trunk import TrunkBackbone
 
 __all__ = [
     "DetectorSettings",
+    "backbone_config",
     "build_detector",
     "config_of",
     "detector_config",
     "load_from_model_file",
+    "map_channels",
     "mmdet_config",
     "model_part",
     "new_detector",
@@ -77,19 +79,8 @@ _SETTINGS = TypeAdapter(with_config(PydanticConfig(extra="forbid"))(DetectorSett
 def detector_config(backbone: Architecture, num_classes: int, settings: DetectorSettings) -> dict[str, Any]:
     """Return mmdet's model config; the neck's input channels are computed from the backbone."""
     model: dict[str, Any] = Config.fromfile(STOCK_FASTER_RCNN).model.to_dict()
-    with weightless():
-        shapes = stage_shapes(build_trunk(backbone))
-    model["backbone"] = {
-        "type": TrunkBackbone.__name__,
-        "name": backbone.name,
-        "base_channels": backbone.base_channels,
-        "widths": {name: list(width) for name, width in backbone.widths.items()},
-        "norm_eval": settings.norm_eval,
-    }
-    if backbone.removed_blocks:
-        blocks = backbone.removed_blocks.items()
-        model["backbone"]["removed_blocks"] = {block: list(layers) for block, layers in blocks}
-    model["neck"].update(in_channels=[c for c, _ in shapes], out_channels=settings.fpn_channels)
+    model["backbone"] = backbone_config(backbone, norm_eval=settings.norm_eval)
+    model["neck"].update(in_channels=map_channels(backbone), out_channels=settings.fpn_channels)
     model["rpn_head"].update(in_channels=settings.fpn_channels, feat_channels=settings.fpn_channels)
     model["rpn_head"]["anchor_generator"]["scales"] = [settings.anchor_scale]
     extractor = model["roi_head"]["bbox_roi_extractor"]
@@ -102,6 +93,26 @@ def detector_config(backbone: Architecture, num_classes: int, settings: Detector
     model["test_cfg"]["rpn"].update(nms_pre=settings.num_proposals, max_per_img=settings.num_proposals)
     model["test_cfg"]["rcnn"]["max_per_img"] = settings.max_per_img
     return model
+
+
+def backbone_config(backbone: Architecture, **training: Any) -> dict[str, Any]:
+    """Return mmdet's config of one of our backbones; `training` are arguments of `TrunkBackbone`."""
+    config: dict[str, Any] = {
+        "type": TrunkBackbone.__name__,
+        "name": backbone.name,
+        "base_channels": backbone.base_channels,
+        "widths": {name: list(width) for name, width in backbone.widths.items()},
+        **training,
+    }
+    if backbone.removed_blocks:
+        config["removed_blocks"] = {block: list(layers) for block, layers in backbone.removed_blocks.items()}
+    return config
+
+
+def map_channels(backbone: Architecture) -> list[int]:
+    """Return the channels of the feature maps at strides 4, 8, 16 and 32."""
+    with weightless():
+        return [channels for channels, _ in stage_shapes(build_trunk(backbone))]
 
 
 def build_detector(config: Mapping[str, Any], seed: int | None = None, is_loaded_next: bool = False) -> nn.Module:

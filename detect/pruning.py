@@ -141,7 +141,7 @@ def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.M
     """Return the slim detector and its card, whose spec counts from the dense detector."""
     slim, spec = slim_model(detector, pruned.spec), pruned.spec.after(spec_in_detector(card))
     slim.load_state_dict(pruned.model.state_dict(), strict=False)  # weights may be refitted; it lacks some heads
-    if card.is_foreign:
+    if not card.backbone.name:
         assert not spec.removed_blocks, "no method that removes blocks acts on detectors of mmdet's own parts"
         return slim.eval(), replace(card, widths=spec.widths(), spec=json.loads(spec.to_json()))
     in_backbone = spec.under(_OWN_BACKBONE)
@@ -152,6 +152,8 @@ def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.M
         outside = {}  # the neck's inputs follow the backbone
     written = json.loads(PruneSpec({**in_backbone.layers, **outside}, in_backbone.removed_blocks).to_json())
     slim_card = replace(card, backbone=backbone, widths=PruneSpec(outside).widths(), spec=written)
+    if card.is_foreign:
+        return slim.eval(), slim_card
     built = build_detector(config_of(slim_card))
     built.load_state_dict(slim.state_dict())
     return built, slim_card
@@ -160,7 +162,7 @@ def _rebuilt(detector: nn.Module, card: ModelCard, pruned: Pruned) -> tuple[nn.M
 def spec_in_detector(card: ModelCard) -> PruneSpec:
     """Return what made the detector slim, in its own names; empty for a dense one."""
     spec = card.prune_spec or PruneSpec({})
-    prefix = _BACKBONE if card.is_foreign else _OWN_BACKBONE
+    prefix = _OWN_BACKBONE if card.backbone.name else _BACKBONE
     layers, blocks = spec.layers.items(), spec.removed_blocks.items()
     return PruneSpec(
         {_layer_in_detector(name, prefix): cut for name, cut in layers},

@@ -15,7 +15,7 @@ from classify.tracking import Tracker
 from classify.train import fit
 from command.errors import WorkError
 from detect.annotations import as_coco
-from detect.data import CocoSet
+from detect.data import CocoSet, GivenSet
 from detect.openmmlab import COCO, DATASETS, TRANSFORMS, CocoDataset, LoadImageFromFile
 
 __all__ = ["CheckedCoco", "LoadCheckedImage", "coco_loader", "train_detector", "train_loader"]
@@ -70,7 +70,9 @@ def train_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:
 
 
 def coco_loader(card: ModelCard, coco: CocoSet) -> dict[str, Any]:
-    """Return mmengine's data loader dictionary for a test run over every image, one at a time."""
+    """Return mmengine's data loader dictionary for a test run over every image, by default one at a time."""
+    if isinstance(coco, GivenSet):
+        return dict(coco.loader)
     sampler = {"type": "DefaultSampler", "shuffle": False}
     return {"dataset": _dataset(card, coco, is_train=False), "batch_size": 1, "num_workers": 0, "sampler": sampler}
 

@@ -23,6 +23,8 @@ class TrunkBackbone(Trunk):
         widths: (inputs, outputs) of the layers that are narrower in a slim network.
         removed_blocks: Residual block -> layers of its branch, where a slim network has the shortcut alone.
         norm_eval: Keep BatchNorm's running statistics fixed during training, for batches too small to estimate them.
+        frozen_stages: How many stages are not trained, and what comes before them; -1 for none, as in mmdet's ResNet.
+        frozen_norms: Leave BatchNorm's scales and shifts as they are.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class TrunkBackbone(Trunk):
         removed_blocks: Mapping[str, Sequence[str]] | None = None,
         norm_eval: bool = False,
         code: bool = False,
+        frozen_stages: int = -1,
+        frozen_norms: bool = False,
         init_cfg: Any = None,
     ) -> None:
         if code:
@@ -40,16 +44,32 @@ class TrunkBackbone(Trunk):
         branches = {block: tuple(layers) for block, layers in (removed_blocks or {}).items()}
         trunk = build_trunk(Architecture(name, 1, base_channels, widths or {}, branches))
         super().__init__(trunk.net, trunk.steps, trunk.stages)
-        self.norm_eval = norm_eval
         self.heads = heads_of(name)
+        self.norm_eval, self.frozen_norms = norm_eval, frozen_norms
+        self.frozen_steps = _steps_of(trunk, frozen_stages)
         if init_cfg is not None:
             raise RequestError(f"backbone.init_cfg: not used, got {init_cfg}; drop it, weights are in the checkpoint")
+        self.train()
 
     def train(self, mode: bool = True) -> "TrunkBackbone":
-        """Switch mode; with `norm_eval`, BatchNorm layers stay in eval mode."""
+        """Switch mode; what is fixed during training stays in eval mode, and gets no gradients."""
         super().train(mode)
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        frozen = [self.net.get_submodule(step) for step in self.frozen_steps]
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in (*frozen, *(norms if self.norm_eval else ())):
+            module.eval()
+        for module in (*frozen, *(norms if self.frozen_norms else ())):
+            module.requires_grad_(False)
         return self
+
+
+def _steps_of(trunk: Trunk, num_stages: int) -> tuple[str, ...]:
+    """Return the steps up to the end of a stage; for 0, those before the one that ends the first stage."""
+    if num_stages not in range(-1, len(trunk.stages) + 1):
+        raise RequestError(
+            f"backbone.frozen_stages: out of range, got {num_stages}; expected -1 to {len(trunk.stages)}"
+        )
+    if num_stages < 0:
+        return ()
+    end = trunk.steps.index(trunk.stages[max(num_stages - 1, 0)])
+    return trunk.steps[: end + bool(num_stages)]

@@ -125,7 +125,7 @@ def _costs(dense: Cost, slim: Cost) -> dict[str, Any]:
 def _dense(card: ModelCard, mmdet: Path | None) -> nn.Module:
     """Return the dense network of the architecture, with random weights."""
     if mmdet:
-        return dense_of(mmdet)
+        return dense_of(mmdet, card)
     card = replace(card, backbone=card.backbone.dense, widths={})
     return build_detector(config_of(card)) if card.kind == "detector" else build_classifier(card.backbone)
 

@@ -5,8 +5,10 @@ at the current folder.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from mmengine.config import Config
 from pydantic import (
     AfterValidator,
     Field,
@@ -23,6 +25,8 @@ from classify.schedule import Schedule
 from command.config import Part, Seed, Threads, check_name
 from command.errors import RequestError
 from detect.config import AnyBoxes, CocoData, ScenesData
+from detect.foreign import given_step, preprocessing_of
+from detect.given_training import GivenSchedule, from_mmdet
 from detect.model import DetectorSettings
 from detect.orderings import ORDERINGS
 from experiment.cuts import Pruning, check_once, varied
@@ -84,13 +88,44 @@ class Detection(Part):
     """How the detector learns."""
 
     data: Annotated[AnyBoxes, Field(discriminator="type")]
-    model: DetectorSettings
+    model: DetectorSettings | None = None
+    """The detector around the backbone; None only with `mmdet_config`."""
     train: Schedule
     """Of every detector that starts from a classifier."""
     finetune: Schedule
     """Of the detector pruned in `transfer_prune`."""
     learning: Schedule | None = None
     """Of the training in which a method such as slimming acts, in `transfer_prune`; None = `train`."""
+    mmdet_config: Path | None = None
+    """A user's config of mmdet instead of all these: its Faster R-CNN, on our backbone, its data sets and training."""
+    mmdet_finetune: Path | None = None
+    """Another one whose training is that of the detector pruned in `transfer_prune`; None = the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_from_mmdet(cls, values: Any) -> Any:
+        return from_mmdet(values) if isinstance(values, dict) and values.get("mmdet_config") else values
+
+    @model_validator(mode="after")
+    def _has_a_detector(self) -> "Detection":
+        if self.model is None and self.given is None:
+            raise RequestError("model: missing, got no detector; expected model=dict(...), or mmdet_config")
+        if self.mmdet_finetune and not self.mmdet_config:
+            raise RequestError(f"mmdet_finetune: not used without mmdet_config, got {self.mmdet_finetune}")
+        return self
+
+    @property
+    def given(self) -> Config | None:
+        """The config of mmdet, if there is one."""
+        return self.train.settings if isinstance(self.train, GivenSchedule) else None
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width that images are scaled to fit."""
+        if self.given:
+            return preprocessing_of(self.given, given_step(self.given), "val_dataloader").image_hw
+        assert self.model is not None
+        return self.model.image_size_hw
 
 
 class Timing(Part):
@@ -204,6 +239,19 @@ class ExperimentConfig(Part):
             raise RequestError(
                 "pruning.epochs_per_layer: for classifiers alone, got transfer_prune among orderings; "
                 "expected orderings without it, or epochs_per_layer=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trains_by_mmdet_once(self) -> "ExperimentConfig":
+        """Raise RequestError for what changes the length of a training, which a config of mmdet sets."""
+        stepped = [name for name, one in self.prunings.items() if one.steps > 1 and "transfer_prune" in self.orderings]
+        got = self.controls or stepped
+        if got and self.detection and self.detection.given:
+            name, remedy = ("controls", "()") if self.controls else ("pruning.steps", "1, or no transfer_prune")
+            raise RequestError(
+                f"{name}: not used with mmdet_config, whose training has its own length, got {', '.join(got)}; "
+                f"expected {remedy}"
             )
         return self
 

@@ -7,11 +7,13 @@ from typing import Any, Generic, TypeVar
 from classify.data import Split
 from classify.image_data import FolderData, GivenImages, ImageData, ShapesData
 from classify.synthetic import SHAPES, write_split
+from command.errors import RequestError
 from command.notes import note
 from detect.annotations import read_annotations
 from detect.config import GivenBoxes
 from detect.crops import check_crops, crop_classes, write_crops
-from detect.data import CocoSet, fingerprint
+from detect.data import CocoSet, GivenSet, fingerprint
+from detect.given_data import given_fingerprint
 from detect.synthetic import write_scenes
 from experiment.config import CropsData, Detection, ExperimentConfig, ScenesData
 from experiment.stages import Figures, Stage, StageStore
@@ -99,6 +101,10 @@ def check_data(config: ExperimentConfig) -> None:
     if isinstance(images, ImageData):
         images.check()
     if isinstance(images, CropsData) and isinstance(boxes, GivenBoxes):
+        if isinstance(boxes.train, GivenSet) and len(boxes.train.sets) > 1:
+            raise RequestError(
+                f"classification.data: crops of one training set, got {len(boxes.train.sets)}; expected 1"
+            )
         check_crops(boxes.train)
         check_crops(boxes.val)
         if len(classes) == 1:
@@ -130,8 +136,8 @@ def _boxes(detection: Detection, store: StageStore, split: Split) -> Part[CocoSe
     data = detection.data
     if isinstance(data, GivenBoxes):
         coco = data.train if split == "train" else data.val
-        return Part(coco, fingerprint(coco), None)
-    stage = _scenes(data, detection.model.image_size_hw, split)
+        return Part(coco, given_fingerprint(coco) if isinstance(coco, GivenSet) else fingerprint(coco), None)
+    stage = _scenes(data, detection.image_hw, split)
     folder = store.folder(stage)
     return Part(CocoSet(folder / "instances.json", folder / "images"), None, stage)
 
@@ -155,8 +161,10 @@ def _counted(detection: Detection) -> tuple[tuple[str, ...], int, int]:
     data = detection.data
     if isinstance(data, ScenesData):
         return SHAPES, data.num_train, 3 * data.num_train
-    rows = read_annotations(data.train.annotations)
-    return tuple(row["name"] for row in rows["categories"]), len(rows["images"]), len(rows["annotations"])
+    sets = data.train.sets if isinstance(data.train, GivenSet) else (data.train,)
+    files = [read_annotations(one.annotations) for one in sets]
+    num_images, num_boxes = (sum(len(rows[name]) for rows in files) for name in ("images", "annotations"))
+    return tuple(row["name"] for row in files[0]["categories"]), num_images, num_boxes
 
 
 def _image_classes(config: ExperimentConfig) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from classify.checkpoint import load_classifier
 from classify.export import export_classifier
 from classify.pruning import example_of
@@ -29,7 +31,9 @@ DETECTIONS = "detections.json"
 RECORD = "latency.json"
 
 
-def export(source: Path, val: CocoSet, folder: Path, num_threads: int, progress: Report) -> Figures:
+def export(
+    source: Path, val: CocoSet, folder: Path, num_threads: int, progress: Report, mmdet: Config | None = None
+) -> Figures:
     """Write the detector in `source` as `espalier deploy export` does, and evaluate that same file in ONNX Runtime.
 
     Returns:
@@ -38,8 +42,8 @@ def export(source: Path, val: CocoSet, folder: Path, num_threads: int, progress:
     """
     model = source / MODEL
     settings = ExportConfig(pictures=Pictures(annotations=val.annotations, images=val.images))
-    parity = export_file(model, settings, folder).parity
-    cost = cost_of(*module_from_file(model))
+    parity = export_file(model, settings, folder, mmdet).parity
+    cost = cost_of(*module_from_file(model, mmdet))
     runner = OnnxRunner(open_deployment(folder).file, num_threads=num_threads)
     rows = detected_rows(runner.run, runner.inputs["image"], val, progress)
     write_json(folder / DETECTIONS, rows)

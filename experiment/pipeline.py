@@ -17,6 +17,7 @@ from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from command.own_code import code_prints
 from deploy.record import cpu_model, installed_versions
+from detect.given_training import given_content
 from detect.orderings import CONTROLS, ORDERINGS, steps
 from experiment.config import LEARNT_PARTS, ExperimentConfig, LearntPart
 from experiment.cuts import RANK, Pruning
@@ -189,7 +190,7 @@ class _Planner:
 
         def work(folder: Path, progress: Report) -> Figures:
             with self._unchanged("evaluate_detector", (val,), folder):
-                return export(source, val.place, folder, self.config.num_threads, progress)
+                return export(source, val.place, folder, self.config.num_threads, progress, self.config.detecting.given)
 
         runtime = {"onnxruntime": installed_versions()["onnxruntime"], "num_threads": self.config.num_threads}
         return Stage("export", {**self._read((val,)), **runtime}, self._inputs((val,), parent), work, cost=9.0)
@@ -272,13 +273,19 @@ class _Planner:
         return settings
 
     def _detection_settings(self, seed: int, pruning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        detection = self.config.detecting
+        detection, given = self.config.detecting, self.config.detecting.given
+
+        def part(name: str) -> dict[str, Any]:
+            return {"mmdet": given_content(given, name)} if given else {}
+
+        model = {"model": asdict(detection.model)} if detection.model else part("model")
+        images = part("train_dataloader") if self.pruning and self.pruning.needs_data else {}
         return {
-            "transfer": {"model": asdict(detection.model), "classes": self.data.box_classes, "seed": seed},
+            "transfer": {**model, "classes": self.data.box_classes, "seed": seed},
             "train_detector": {"schedule": detection.train.effective(), "seed": seed},
-            "prune_detector": {**pruning, **self._learning_settings("detection")},
+            "prune_detector": {**pruning, **images, **self._learning_settings("detection")},
             "finetune_detector": {"schedule": detection.finetune.effective(), "seed": seed},
-            "evaluate_detector": {},
+            "evaluate_detector": part("val_dataloader"),
         }
 
     def _pruning_settings(self, seed: int) -> dict[str, Any]:
@@ -332,7 +339,7 @@ class _Planner:
     def _cost(self, step: str, leaf: Leaf) -> float:
         """Return seconds on one core for a small network; only the relation between steps matters."""
         c, d = self.config.classification, self.config.detection
-        height, width = d.model.image_size_hw if d else (0, 0)
+        height, width = d.image_hw if d else (0, 0)
         classify = self.data.num_images * c.image_size**2 * 1.0e-6
         scratch = c.train.epochs * (2 if leaf.budget == "scratch_b" else 1) + self.config.added_epochs
         detect = self.data.boxes.num_scenes * height * width * 1.5e-6 if self.data.boxes else 0

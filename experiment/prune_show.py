@@ -200,7 +200,7 @@ def _detectors(card: ModelCard, image_side: int | None) -> tuple[nn.Module, nn.M
 def _foreign(
     mmdet: Path, slim: Any, card: ModelCard, image_side: int | None
 ) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
-    dense, traced = traced_at_size(dense_of(mmdet)), traced_at_size(slim)
+    dense, traced = traced_at_size(dense_of(mmdet, card)), traced_at_size(slim)
     return dense, traced, (image_side, image_side) if image_side else card.preprocessing.image_hw
 
 

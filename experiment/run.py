@@ -32,6 +32,7 @@ from detect.annotations import read_annotations
 from detect.config import GivenBoxes
 from detect.evaluate import metric_of
 from detect.fixed_shape import FixedShapeDetector
+from detect.given_training import check_given_detector
 from detect.model import new_detector
 from experiment.config import LEARNT_PARTS, ExperimentConfig
 from experiment.cuts import RANK, Pruning
@@ -219,11 +220,15 @@ def _check_pruning(net: nn.Module, pruning: Pruning, example: tuple[torch.Tensor
 
 def _check_detector(config: ExperimentConfig) -> None:
     """Build and export-check the detector once: a setting that only the last step refuses would waste all before it."""
-    if config.detection:
-        model = config.detection.model
-        backbone = Architecture(config.backbone.name, 1, config.backbone.base_channels)
-        detector, _ = new_detector(backbone, ("any",), model, seed=0)
-        FixedShapeDetector(detector, model.image_size_hw)
+    if not config.detection:
+        return
+    backbone = Architecture(config.backbone.name, 1, config.backbone.base_channels)
+    if config.detection.given:
+        check_given_detector(config.detection.given, backbone, config.detection.finetune)
+    else:
+        assert config.detection.model is not None
+        detector, _ = new_detector(backbone, ("any",), config.detection.model, seed=0)
+        FixedShapeDetector(detector, config.detection.model.image_size_hw)
 
 
 def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Path) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from classify.schedule import Schedule
 from classify.train import train_classifier
 from detect.detector_file import load_detector, save_detector
 from detect.evaluate import evaluate_detector
+from detect.foreign import new_given_detector
+from detect.given_training import GivenSchedule, train_by_config
 from detect.model import new_detector, transfer
 from detect.pruning import in_detector, prune_detector
 from detect.traced import TracedDetector, example_images
@@ -70,6 +72,10 @@ class Job:
         """The model file of the step before."""
         assert self.source is not None
         return self.source / MODEL
+
+    def source_detector(self) -> tuple[nn.Module, ModelCard]:
+        """Return the detector of the step before, and its card."""
+        return load_detector(self.source_model, self.config.detecting.given)
 
     def source_figures(self) -> Figures:
         """Return the figures of the step before."""
@@ -139,22 +145,27 @@ def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Build a new Faster R-CNN on the classifier's backbone."""
     _, source = load_classifier(job.source_model)
-    detector, card = new_detector(source.backbone, job.data.box_classes, job.config.detecting.model, job.seed)
+    detection, classes = job.config.detecting, job.data.box_classes
+    if detection.given:
+        detector, card = new_given_detector(detection.given, source.backbone, classes, job.seed)
+    else:
+        assert detection.model is not None
+        detector, card = new_detector(source.backbone, classes, detection.model, job.seed)
     transfer(detector, read_weights(job.source_model), str(job.source_model))
     card = replace(card, spec=source.spec, provenance=_provenance(job, {}))
-    save_detector(folder / MODEL, detector, card)
+    save_detector(folder / MODEL, detector, card, detection.given)
     return {}
 
 
 def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the detector that the transfer made."""
-    detector, card = load_detector(job.source_model)
+    detector, card = job.source_detector()
     return _trained_detector(job, folder, detector, card, job.config.detecting.train, progress)
 
 
 def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Cut the trained detector's backbone, as `_prune_classifier` cuts a classifier."""
-    detector, card = load_detector(job.source_model)
+    detector, card = job.source_detector()
     data = TrainingImages.of_detector(detector, card, job.data.train_boxes.place)
     pruning = _in_trunk(job.cut, detector)
     if schedule := job.config.learning_of("detection", pruning):
@@ -170,7 +181,9 @@ def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
         train = _Between(partial(_learn_to_detect, job, folder, card), schedule, progress)
         slim, card, untouched = cut_in_steps(detector, card, pruning, data, job.seed, train)
         curve = train.curve
-    save_detector(folder / MODEL, slim, replace(card, provenance=_provenance(job, {}, schedule)))
+    save_detector(
+        folder / MODEL, slim, replace(card, provenance=_provenance(job, {}, schedule)), job.config.detecting.given
+    )
     return {**_epochs(curve, folder), "untouched": [asdict(d) for d in untouched]}
 
 
@@ -197,7 +210,7 @@ def _epochs(curve: Curve, folder: Path) -> Figures:
 
 def _finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the slim detector on from its kept weights."""
-    detector, card = load_detector(job.source_model)
+    detector, card = job.source_detector()
     return _trained_detector(job, folder, detector, card, job.config.detecting.finetune, progress)
 
 
@@ -213,7 +226,7 @@ def _evaluate_classifier(job: Job, folder: Path, progress: Report) -> Figures:
 
 def _evaluate_detector(job: Job, folder: Path, progress: Report) -> Figures:
     """Measure a detector in mmdet; the exported one is measured where it is written."""
-    detector, card = load_detector(job.source_model)
+    detector, card = job.source_detector()
     return dict(evaluate_detector(detector, card, job.data.val_boxes.place, folder / CHECKPOINTS, progress))
 
 
@@ -289,7 +302,8 @@ def _trained_detector(
     job: Job, folder: Path, detector: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
     save_curve(_learn_to_detect(job, folder, card, detector, schedule, progress), folder / CURVE)
-    save_detector(folder / MODEL, detector, replace(card, provenance=_provenance(job, {}, schedule)))
+    card = replace(card, provenance=_provenance(job, {}, schedule))
+    save_detector(folder / MODEL, detector, card, job.config.detecting.given)
     return {"epochs": schedule.epochs}
 
 
@@ -304,6 +318,8 @@ def _learn_to_detect(
     acting: MethodHook | None = None,
 ) -> Curve:
     place, work_dir = job.data.train_boxes.place, folder / CHECKPOINTS / name
+    if isinstance(schedule, GivenSchedule):
+        return train_by_config(detector, schedule, work_dir, job.seed, progress, acting=acting)
     return train_detector(detector, card, place, schedule, work_dir, job.seed, progress, acting=acting)
 
 
