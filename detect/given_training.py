@@ -163,9 +163,9 @@ def check_given_detector(settings: Config, backbone: Architecture, finetune: Sch
         )
     check_parts(detector)
     FixedShapeDetector(detector, card.preprocessing.image_hw)
-    for schedule in (given_schedule(settings), finetune):
-        assert isinstance(schedule, GivenSchedule)
-        _check_training(detector, schedule)
+    _check_training(detector, given_schedule(settings))
+    if isinstance(finetune, GivenSchedule) and finetune.settings is not settings:
+        _check_training(detector, finetune)
 
 
 def _check_training(detector: nn.Module, schedule: GivenSchedule) -> None:
@@ -191,8 +191,9 @@ def _check_training(detector: nn.Module, schedule: GivenSchedule) -> None:
     acting = [type(one).__name__ for one in (*runner.hooks, *schedulers)]
     for name in (name for name in acting if name.startswith(_NEEDS_VALIDATION)):
         raise RequestError(f"{where}: {name}: needs validation during training, which there is none; expected without")
-    if not hasattr(loader.sampler, "set_epoch") and not hasattr(loader.batch_sampler.sampler, "set_epoch"):
-        kind = type(loader.sampler).__name__
+    samplers = loader.sampler, getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if not any(hasattr(sampler, "set_epoch") for sampler in samplers):
+        kind = type(samplers[1]).__name__
         raise RequestError(f"{where}: sampler: goes through all epochs in one, got {kind}; expected DefaultSampler")
     _check_patterns(where, detector, schedule.settings.optim_wrapper.get("paramwise_cfg") or {})
 

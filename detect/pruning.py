@@ -77,7 +77,7 @@ def prune_detector(
     )
     pruned = _with_parts_named(pruned, parts)
     slim, slim_card = _rebuilt(detector, card, pruned)
-    if card.is_foreign and verify and not recipe.norm_widths:
+    if not card.backbone.name and verify and not recipe.norm_widths:
         _check_slim(detector, slim, pruned.spec)
     return slim, slim_card, pruned
 
