@@ -14,7 +14,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from classify.backbones import Architecture
-from classify.checkpoint import ModelCard, Preprocessing, has_card, load_weights, read_card, read_weights
+from classify.checkpoint import ModelCard, Preprocessing, check_weights, has_card, load_weights, read_card, read_weights
 from command.config import read_yaml_as_data
 from command.errors import MissingFileError, RequestError
 from detect.given_model import plain, with_backbone
@@ -78,12 +78,10 @@ def load_foreign(config: MmdetSource, checkpoint: Path) -> tuple[nn.Module, Mode
         card = read_card(checkpoint)
         if not card.is_foreign:
             raise RequestError(f"{checkpoint}: of Espalier's own parts, got a config of mmdet; leave --mmdet out")
-        detector = _built(settings, card)
-        if (num := _num_classes(config, detector)) != len(card.classes):
-            raise RequestError(f"{checkpoint}: has {len(card.classes)} classes; expected {num}, as {config} has")
-        if not _is_slim(settings):
-            detector = narrowed_model(detector, card.widths)
         weights = read_weights(checkpoint)
+        if card.backbone.name:
+            check_weights(lambda: _of_card(settings, card, checkpoint), weights, str(checkpoint))
+        detector = _of_card(settings, card, checkpoint)
     else:
         detector = _built(settings)
         with torch.serialization.safe_globals(_LOGS):
@@ -95,6 +93,13 @@ def load_foreign(config: MmdetSource, checkpoint: Path) -> tuple[nn.Module, Mode
         card = ModelCard("detector", Architecture("", len(classes)), classes, preprocessing)
     load_weights(detector, weights, str(checkpoint))
     return detector.eval(), card
+
+
+def _of_card(settings: Config, card: ModelCard, checkpoint: Path) -> Any:
+    detector = _built(settings, card)
+    if (num := _num_classes(settings.filename, detector)) != len(card.classes):
+        raise RequestError(f"{checkpoint}: has {len(card.classes)} classes; expected {num}, as {settings.filename} has")
+    return detector if _is_slim(settings) else narrowed_model(detector, card.widths)
 
 
 def new_given_detector(
