@@ -212,7 +212,7 @@ def read_mmdet(config: MmdetSource) -> Config:
 def _not_built(config: object, error: BaseException) -> RequestError:
     if isinstance(error, RequestError):
         return error
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()) or type(error).__name__
     return RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet")
 
 

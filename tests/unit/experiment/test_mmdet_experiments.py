@@ -76,7 +76,7 @@ def test_a_finetuning_of_its_own_repeats_that_alone(stages, own_mmdet):
     [
         ("controls=('dense_longer',)", "controls: not used with mmdet_config"),
         ("pruning.steps=2", "pruning.steps: not used with mmdet_config"),
-        ("detection.train.epochs=2", "detection: train: not used with mmdet_config"),
+        ("detection.train.epochs=2", "detection.train: not used with mmdet_config"),
         ("detection.mmdet_config=none.py", "detection: none.py: no such file"),
         ("detection.mmdet_finetune=other.py", "other.py: model: another than in mine.py"),
         ("detection.mmdet_config=exp.py", "detection: exp.py: no training"),
