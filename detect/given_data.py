@@ -71,8 +71,11 @@ class GivenData(CocoData):
         return train.classes
 
 
-@DATASETS.register_module()
-def checked_set(kind: Any, **settings: Any) -> Any:
+_CHECKED = "CheckedSet"
+
+
+@DATASETS.register_module(name=_CHECKED)
+def _checked_set(kind: Any, **settings: Any) -> Any:
     """Return a data set of the config's class, with the annotations that were checked, as `CheckedCoco` has them."""
     dataset = DATASETS.build({**settings, "type": kind, "lazy_init": True})
     dataset.COCOAPI = CheckedCoco.COCOAPI
@@ -125,7 +128,7 @@ def _with_checked_leaves(dataset: Mapping[str, Any]) -> dict[str, Any]:
         name: [*map(_with_checked_leaves, value)] if isinstance(value, list | tuple) else _with_checked_leaves(value)
         for name, value in _inner(dataset)
     }
-    return {**dataset, **inner} if inner else {**dataset, "type": checked_set.__name__, "kind": dataset["type"]}
+    return {**dataset, **inner} if inner else {**dataset, "type": _CHECKED, "kind": dataset["type"]}
 
 
 def _opened(where: str, leaf: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 
 from classify.backbones import Architecture
 from classify.checkpoint import Preprocessing
+from classify.mmengine_runner import silent
 from command.errors import RequestError
 from detect.model import backbone_config, map_channels
 from detect.openmmlab import MODELS
@@ -82,7 +83,8 @@ def _described(backbone: Mapping[str, Any]) -> str:
 
 def _training(where: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a backbone of mmdet is trained, as arguments of ours."""
-    kind = backbone["type"] if inspect.isclass(backbone["type"]) else MODELS.get(backbone["type"])
+    with silent():  # mmengine's log keeps the stream that it begins with
+        kind = backbone["type"] if inspect.isclass(backbone["type"]) else MODELS.get(backbone["type"])
     if kind is None:
         raise RequestError(f"{where}: backbone.type: unknown, got {backbone['type']}; expected a backbone of mmdet's")
     more = {name: backbone[name] for name in sorted(backbone.keys() - _ARCHITECTURE)}

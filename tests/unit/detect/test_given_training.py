@@ -103,7 +103,7 @@ def refused(config, kind=RequestError):
         ('train_dataloader = dict(dataset=dict(_delete_=True, type="XMLDataset"))', "not of COCO's format, got XML"),
         ('val_dataloader = dict(dataset=dict(type="CocoDataset"))', "val_dataloader: other classes, got 80 "),
         ('val_dataloader = dict(dataset={{_base_.train_dataloader.dataset}})', "evaluated on one set, got 2"),
-        ('custom_hooks = [dict(type="EarlyStoppingHook", monitor="x", rule="less")]', "EarlyStoppingHook: needs validation"),
+        ('custom_hooks = [dict(type="EarlyStoppingHook", monitor="x", rule="less")]', "StoppingHook: needs validation"),
         ('custom_hooks = [dict(type="NoHook")]', "cannot train, got .*NoHook"),
         ('optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"backbone.layer4": dict(lr_mult=2)}))', "custom_keys: "),
         ('val_pipeline = [dict(type="Resize", scale=(128, 128), keep_ratio=False)]\nval_dataloader = dict('
