@@ -158,7 +158,7 @@ def read_yaml_as_data() -> None:
 
     class SafeYaml(YamlHandler):
         def load_from_fileobj(self, file: Any, **options: Any) -> Any:
-            return yaml.safe_load(file)
+            return yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # ten times as fast
 
     register_handler(["yaml", "yml"])(SafeYaml)
 
