@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 
 from deploy import load_record, table_from_record
-from experiment.comparison import comparison
-from experiment.report import table_markdown
+from experiment.report import methods_markdown, table_markdown
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- table: ([^\s#]+)#?(\S*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -30,9 +29,7 @@ def documents() -> list[Path]:
 def _table(record: Path, name: str) -> str:
     content = json.loads(record.read_text())
     if name == "methods":
-        compared = comparison(content["rows"])
-        headers, *lines = compared.table()
-        return f"{_markdown([headers, ['---'] * len(headers), *lines])}\n\n{compared.verdicts()}"
+        return methods_markdown(content)
     content = content[name] if name else content
     if "columns" in content:
         return _markdown([content["columns"], ["---"] * len(content["columns"]), *content["table"]])

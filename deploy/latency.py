@@ -71,6 +71,9 @@ class Measurement:
 
     warmup: int
     rounds: int
+    """Those that were kept."""
+    throttled_rounds: int | None
+    """Those that were left out because the GPU was throttled, unless it was in all; None where nobody watched it."""
     latencies: dict[str, Latency]
     """By candidate, in the order given."""
     transfers: dict[str, Transfers]
@@ -105,7 +108,7 @@ def measure(
         inputs: Arrays for all of them, or by candidate where batches differ. The first size of the first input is the
             batch.
         warmup: Rounds, >= 0, that are run and discarded.
-        rounds: Rounds, >= 1, that are kept.
+        rounds: Rounds, >= 1, that are timed; those in which the GPU was throttled are left out, unless it was in all.
         seed: Seed of the bootstrap.
         clock: Monotonic, in nanoseconds; used where a runner has no device clock.
         on_round: Called after each round, outside the timed steps.
@@ -123,14 +126,15 @@ def measure(
     watch = watch or gpu_watch(_common_device(runners))
     own_inputs = inputs_by_name(list(runners), inputs)
     steps = {name: runner.prepare(own_inputs[name]) for name, runner in runners.items()}
-    times = _timed(steps, warmup, rounds, clock, on_round, watch)
+    times, num_throttled = _timed(steps, warmup, rounds, clock, on_round, watch)
     latencies = {name: latency_from_samples([one.latency_ms for one in kept]) for name, kept in times.items()}
     batches = {name: _batch(own_inputs[name]) for name in runners}
     firsts: dict[int, str] = {}
     references = {name: firsts.setdefault(batch, name) for name, batch in batches.items()}
     return Measurement(
         warmup=warmup,
-        rounds=rounds,
+        rounds=rounds - num_throttled,
+        throttled_rounds=num_throttled if watch else None,
         latencies=latencies,
         transfers={name: found for name, kept in times.items() if (found := _transfers(kept))},
         batches=batches,
@@ -222,9 +226,10 @@ def _timed(
     clock: Callable[[], int],
     on_round: Callable[[], object],
     watch: GpuWatch | None,
-) -> dict[str, list[StepTimes]]:
-    """Return the times of the measured rounds."""
+) -> tuple[dict[str, list[StepTimes]], int]:
+    """Return the times of the measured rounds, and how many were left out."""
     times: dict[str, list[StepTimes]] = {name: [] for name in steps}
+    is_steady: list[bool] = []
     if watch:
         watch.sample("before")
     for round_index in range(-warmup, rounds):
@@ -234,10 +239,14 @@ def _timed(
                 times[name].append(found)
         if watch:
             watch.sample("measured" if round_index >= 0 else "warmup")
+        if round_index >= 0:
+            is_steady.append(not (watch and watch.is_throttled))
         on_round()
     if watch:
         watch.sample("after")
-    return times
+    if not any(is_steady):  # the record warns of it
+        return times, 0
+    return {name: list(itertools.compress(kept, is_steady)) for name, kept in times.items()}, is_steady.count(False)
 
 
 def _step_times(step: Step, clock: Callable[[], int]) -> StepTimes:

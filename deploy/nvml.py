@@ -103,6 +103,11 @@ class GpuWatch:
             self._samples.append(self._new_sample(phase, time_s))
 
     @property
+    def is_throttled(self) -> bool:
+        """Whether the last sample found throttling."""
+        return bool(self._samples and self._samples[-1].throttled_by)
+
+    @property
     def log(self) -> GpuLog:
         """The samples so far."""
         return GpuLog(samples=tuple(self._samples))

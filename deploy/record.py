@@ -46,6 +46,9 @@ class Conditions(_Frozen):
 
     warmup: int
     rounds: int
+    """Those that were kept."""
+    throttled_rounds: int | None = None
+    """Rounds that were left out because the GPU was throttled; None where its clocks are not known."""
     config: dict[str, Any] = Field(default_factory=dict)
     """The configuration of the caller."""
 
@@ -134,7 +137,12 @@ def record_from_measurement(
         gpu=measurement.gpu,
         versions={"python": platform.python_version(), **installed_versions()},
         git_commit=git_commit(),
-        conditions=Conditions(warmup=measurement.warmup, rounds=measurement.rounds, config=dict(config or {})),
+        conditions=Conditions(
+            warmup=measurement.warmup,
+            rounds=measurement.rounds,
+            throttled_rounds=measurement.throttled_rounds,
+            config=dict(config or {}),
+        ),
         candidates={
             name: Candidate(
                 runtime=runners[name].runtime,

@@ -7,13 +7,35 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
+from classify.resampling import image_draws
 from detect.voc_map import VocEvaluation
 
-__all__ = ["difference_interval", "map_of_draws"]
+__all__ = ["difference_interval", "drawn_maps", "map_of_draws"]
 
-_NUM_DRAWS = 100
 _VOC_RECALLS: NDArray[Any] = np.arange(0, 1.05, 0.1)  # as mmdet has them
 _NO_POSITIVES = np.nan
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """The detections of one category that are true at one IoU threshold: precision is highest at these."""
+
+    places: NDArray[np.int64]
+    """Their places among all detections, (K,), highest score first."""
+    ignored: NDArray[np.int64]
+    """Places of the detections that do not count, (G,)."""
+    passed: NDArray[np.int64]
+    """How many of those come before each true one, (K,)."""
+
+    def average_precision(
+        self, draws_D: NDArray[np.int64], counts_D: NDArray[np.int64], num_positives: int, recalls: NDArray[np.float64]
+    ) -> float:
+        true_K = draws_D[self.places].cumsum()
+        ignored = np.append(0, draws_D[self.ignored].cumsum())
+        precision_K = true_K / np.maximum(counts_D[self.places] - ignored[self.passed], np.spacing(1))
+        precision_K = np.maximum.accumulate(precision_K[::-1])[::-1]
+        places = np.searchsorted(true_K / num_positives, recalls, side="left")
+        return float(np.append(precision_K, 0.0)[places].mean())  # a recall that is not reached has precision 0
 
 
 @dataclass(frozen=True)
@@ -22,28 +44,19 @@ class _Category:
 
     images: NDArray[np.int64]
     """Place of each detection's image, (D,)."""
-    is_true: NDArray[np.bool_]
-    """By IoU threshold, (T, D); neither true nor false where a detection does not count."""
-    is_false: NDArray[np.bool_]
+    hits: list[_Hits]
+    """By IoU threshold."""
     positives: NDArray[np.int64]
     """Objects to be found per image, (I,)."""
 
     def average_precision(self, draws_I: NDArray[np.int64], recalls: NDArray[np.float64]) -> float:
         """Return the average precision where each image counts as often as it was drawn; NaN without objects."""
-        num_positives = self.positives @ draws_I
+        num_positives = int(self.positives @ draws_I)
         if not num_positives:
             return _NO_POSITIVES
-        if not len(self.images):
-            return 0.0
         draws_D = draws_I[self.images]
-        true_TD, false_TD = ((hit * draws_D).cumsum(1) for hit in (self.is_true, self.is_false))
-        precision_TD = true_TD / np.maximum(true_TD + false_TD, np.spacing(1))
-        precision_TD = np.maximum.accumulate(precision_TD[:, ::-1], 1)[:, ::-1]
-        found = []
-        for recall_D, precision_D in zip(true_TD / num_positives, precision_TD, strict=True):
-            places = np.searchsorted(recall_D, recalls, side="left")
-            found.append(np.append(precision_D, 0.0)[places].mean())  # a recall that is not reached has precision 0
-        return float(np.mean(found))
+        counts_D = draws_D.cumsum()
+        return float(np.mean([hits.average_precision(draws_D, counts_D, num_positives, recalls) for hits in self.hits]))
 
 
 def difference_interval(
@@ -56,16 +69,18 @@ def difference_interval(
         reference: That of another detector on the same images.
         seed: Of the draws.
     """
-    both = [_categories(one) for one in (evaluation, reference)]
-    num_images = len(both[0][1][0].positives) if both[0][1] else 0
-    rng = np.random.default_rng(seed)
-    differences = []
-    for _ in range(_NUM_DRAWS):
-        draws_I = np.bincount(rng.integers(0, num_images, num_images), minlength=num_images)
-        one, other = (_map(categories, draws_I, recalls) for recalls, categories in both)
-        differences.append(one - other)
-    low, high = np.nanpercentile(differences, [2.5, 97.5])
+    low, high = np.nanpercentile(drawn_maps(evaluation, seed) - drawn_maps(reference, seed), [2.5, 97.5])
     return float(low), float(high)
+
+
+def drawn_maps(evaluation: COCOeval | VocEvaluation, seed: int = 0) -> NDArray[np.float64]:
+    """Return the mAP on each of many draws of the images, the same for every detector; NaN where none has an object."""
+    recalls, categories = _categories(evaluation)
+    return np.array([_map(categories, draws_I, recalls) for draws_I in image_draws(_num_images(evaluation), seed)])
+
+
+def _num_images(evaluation: COCOeval | VocEvaluation) -> int:
+    return evaluation.num_images if isinstance(evaluation, VocEvaluation) else len(evaluation.params.imgIds)
 
 
 def map_of_draws(evaluation: COCOeval | VocEvaluation, draws_I: NDArray[np.int64]) -> float:
@@ -82,10 +97,10 @@ def _map(categories: list[_Category], draws_I: NDArray[np.int64], recalls: NDArr
 def _categories(evaluation: COCOeval | VocEvaluation) -> tuple[NDArray[np.float64], list[_Category]]:
     """Return the recalls at which precision is read, and the detections of every category."""
     if isinstance(evaluation, VocEvaluation):
-        voc = [
-            _Category(one.images, one.is_true[None], one.is_false[None], one.positives) for one in evaluation.classes
+        return _VOC_RECALLS, [
+            _Category(one.images, [_hits(one.is_true, ~(one.is_true | one.is_false))], one.positives)
+            for one in evaluation.classes
         ]
-        return _VOC_RECALLS, voc
     params = evaluation.params
     num_images, num_areas = len(params.imgIds), len(params.areaRng)
     found = []
@@ -108,4 +123,12 @@ def _category(images: dict[int, dict[str, Any]], num_images: int, num_thresholds
         np.concatenate([image[key] for image in images.values()] or [none], axis=1)[:, order].astype(bool)
         for key in ("dtMatches", "dtIgnore")
     )
-    return _Category(image_D[order].astype(np.int64), matches_TD & ~ignored_TD, ~matches_TD & ~ignored_TD, positives_I)
+    hits = [
+        _hits(matches_D & ~ignored_D, ignored_D) for matches_D, ignored_D in zip(matches_TD, ignored_TD, strict=True)
+    ]
+    return _Category(image_D[order].astype(np.int64), hits, positives_I)
+
+
+def _hits(is_true_D: NDArray[np.bool_], is_ignored_D: NDArray[np.bool_]) -> _Hits:
+    places_K, ignored_G = np.flatnonzero(is_true_D), np.flatnonzero(is_ignored_D)
+    return _Hits(places_K, ignored_G, np.searchsorted(ignored_G, places_K))

@@ -31,12 +31,12 @@ __all__ = [
     "box_figures",
     "box_map",
     "coco_evaluation",
-    "coco_figures",
     "coco_map",
     "coco_rows",
     "detected_rows",
     "detections_by_graph",
     "evaluate_detector",
+    "figures_of",
     "fitted_images",
     "found_by_detector",
     "metric_of",
@@ -69,12 +69,8 @@ def box_map(annotations: Path, results: list[dict[str, Any]]) -> dict[str, float
 
 
 def box_figures(annotations: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return `coco_figures`; where the annotations are VOC's, `voc_averages` and `per_class`, the AP of each at 0.5."""
-    if metric_of(annotations) == "coco":
-        return coco_figures(annotations, results)
-    evaluation = voc_evaluation(read_annotations(annotations), results)
-    per_class = {one.name: one.average_precision("11points") for one in evaluation.classes}
-    return {**voc_averages(evaluation), "per_class": per_class}
+    """Return `figures_of` the evaluation of result rows."""
+    return figures_of(box_evaluation(annotations, results), annotations)
 
 
 def box_evaluation(annotations: Path, results: list[dict[str, Any]]) -> COCOeval | VocEvaluation:
@@ -106,14 +102,17 @@ def averages(evaluation: COCOeval | VocEvaluation) -> dict[str, float]:
     return {name: float(value) for name, value in zip(_AVERAGES, evaluation.stats[:3], strict=True)}
 
 
-def coco_figures(annotations: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return `coco_map`, the mAP of small, medium and large objects, and `per_class`, the mAP of each by its name.
+def figures_of(evaluation: COCOeval | VocEvaluation, annotations: Path) -> dict[str, Any]:
+    """Return `averages`, the mAP of small, medium and large objects, and `per_class`, the mAP of each by its name.
 
-    The bands are those of COCO, by area: up to 32 x 32, up to 96 x 96, and above. None where there are no such objects.
+    The bands are those of COCO, by area: up to 32 x 32, up to 96 x 96, and above; VOC has none. None where there are
+    no such objects.
     """
+    if isinstance(evaluation, VocEvaluation):
+        per_class = {one.name: one.average_precision("11points") for one in evaluation.classes}
+        return {**voc_averages(evaluation), "per_class": per_class}
     categories = read_annotations(annotations)["categories"]
     order = numbers(categories)
-    evaluation = coco_evaluation(annotations, results)
     whole = averages(evaluation)
     precision = evaluation.eval["precision"]  # (IoU thresholds, recalls, categories, bands, limits of detections)
     bands = {f"map_{name}": _mean(precision[..., band, -1]) for band, name in enumerate(_BANDS, start=1)}

@@ -40,6 +40,7 @@ class VocEvaluation:
     """What was matched in a set."""
 
     classes: tuple[VocClass, ...]
+    num_images: int
 
     def mean(self, mode: str) -> float:
         """Return the mean over the classes that have objects; 0 without any."""
@@ -60,7 +61,7 @@ def voc_evaluation(data: Mapping[str, Any], results: list[dict[str, Any]]) -> Vo
         data: Images, annotations and categories as `detect.voc.voc_annotations` has them.
         results: COCO result rows.
     """
-    return VocEvaluation(tuple(_classes(data, results)))
+    return VocEvaluation(tuple(_classes(data, results)), len(data["images"]))
 
 
 def _classes(data: Mapping[str, Any], results: list[dict[str, Any]]) -> Iterator[VocClass]:

@@ -3,15 +3,13 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from detect.orderings import CONTROLS
-from experiment.statistics import Difference, Verdict, paired_difference
 
 __all__ = ["SCORES", "UNCUT", "Compared", "Comparison", "comparison", "score_of", "spread_text", "way_of"]
 
 Row = Mapping[str, Any]
-_FINETUNE = "finetune"
 SCORES = {"map": "mAP", "top1": "top-1"}
 """Figure that tells how good a model is -> its name in tables."""
 UNCUT = ("dense", *CONTROLS)
@@ -37,10 +35,6 @@ class Compared:
         """Return mean and sample standard deviation over seeds, "-" where there is no row."""
         return spread_text(list(self.by_way.get(way, {}).values()), decimals)
 
-    def difference(self, first: str, second: str) -> Difference:
-        """Return by how much one way's scores are above another's."""
-        return paired_difference(self.by_way[first], self.by_way[second])
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -58,18 +52,6 @@ class Comparison:
         dense = spread_text(self.dense, 3)
         cells = [[line.method, line.ratio_text, *map(line.text, self.ways)] for line in self.lines]
         return [["method", "prune_ratio", *self.ways], ["dense", "0", *(dense for _ in self.ways)], *cells]
-
-    def verdicts(self) -> str:
-        """Return a sentence for each budget from random weights: how often it is above or below fine-tuning."""
-        sentences = []
-        for way in (way for way in self.ways if "scratch" in way):
-            found = [
-                line.difference(way, _FINETUNE).verdict for line in self.lines if {way, _FINETUNE} <= {*line.by_way}
-            ]
-            counts = ", ".join(f"{text} in {found.count(text)}" for text in get_args(Verdict))
-            if found:
-                sentences.append(f"{way} against {_FINETUNE}, paired by seed, {len(found)} comparisons: {counts}.")
-        return " ".join(sentences)
 
 
 def score_of(rows: Sequence[Row]) -> str:

@@ -57,6 +57,8 @@ Control = Literal["dense_longer"]
 LearntPart = Literal["classification", "detection"]
 LEARNT_PARTS: tuple[LearntPart, ...] = ("classification", "detection")
 """The parts of an experiment that have such a training."""
+Terms = Literal["paper", "equal_iterations", "equal_macs"]
+"""How long detectors are trained beside each other."""
 
 
 class CropsData(Part):
@@ -155,6 +157,9 @@ class ExperimentConfig(Part):
     """`dense_longer`: the dense detector, trained once for the epochs of `detection.train` and `detection.finetune`
     together, and those between steps, as many as `transfer_prune` has. The schedule is that of `detection.train`,
     stretched."""
+    terms: Terms = "paper"
+    """How long detectors are trained beside each other, see `experiment.terms`. `paper`: as published, so that
+    `transfer_prune` alone has both `detection.train` and `detection.finetune`."""
     budgets: Annotated[tuple[Budget, ...], AfterValidator(check_once)] = ("scratch_e", "scratch_b")
     """How long `scratch_transfer` trains its classifier."""
     scratch_b_cap: Cap = SCRATCH_B_CAP
@@ -233,6 +238,21 @@ class ExperimentConfig(Part):
         return self
 
     @model_validator(mode="after")
+    def _equal_terms_are_possible(self) -> "ExperimentConfig":
+        if self.terms != "paper" and self.controls and self.detection:
+            raise RequestError(
+                f"controls: not used with terms={self.terms}, where dense is trained as long; expected none"
+            )
+        trainings = (self.detection.train, self.detection.finetune) if self.detection else ()
+        sizes = [schedule.batch_size for schedule in trainings]
+        if self.terms != "paper" and len(set(sizes)) > 1:
+            raise RequestError(
+                f"terms: iterations of different batches, got {sizes[0]} images in detection.train and {sizes[1]} in "
+                f'detection.finetune; expected the same, or terms="paper"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trains_between_layers_of_classifiers(self) -> "ExperimentConfig":
         has_detectors = self.detection is not None and "transfer_prune" in self.orderings
         if has_detectors and any(pruning.epochs_per_layer for pruning in self.prunings.values()):
@@ -246,13 +266,17 @@ class ExperimentConfig(Part):
     def _trains_by_mmdet_once(self) -> "ExperimentConfig":
         """Raise RequestError for what changes the length of a training, which a config of mmdet sets."""
         stepped = [name for name, one in self.prunings.items() if one.steps > 1 and "transfer_prune" in self.orderings]
-        got = self.controls or stepped
-        if got and self.detection and self.detection.given:
-            name, remedy = ("controls", "()") if self.controls else ("pruning.steps", "1, or no transfer_prune")
-            raise RequestError(
-                f"{name}: not used with mmdet_config, whose training has its own length, got {', '.join(got)}; "
-                f"expected {remedy}"
-            )
+        asked = {
+            "controls": (self.controls, "()"),
+            "pruning.steps": (stepped, "1, or no transfer_prune"),
+            "terms": ([self.terms] if self.terms != "paper" else [], "paper"),
+        }
+        for name, (got, remedy) in asked.items():
+            if got and self.detection and self.detection.given:
+                raise RequestError(
+                    f"{name}: not used with mmdet_config, whose training has its own length, got {', '.join(got)}; "
+                    f"expected {remedy}"
+                )
         return self
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 
 from classify.checkpoint import load_classifier
@@ -15,8 +16,9 @@ from deploy.latency import measure_with_progress
 from deploy.record import record_from_measurement, rows_from_record, save_record
 from deploy.runtimes.onnxruntime import OnnxRunner
 from deploy.tensors import random_inputs
+from detect.bootstrap import drawn_maps
 from detect.data import CocoSet
-from detect.evaluate import box_map, detected_rows
+from detect.evaluate import box_evaluation, detected_rows, figures_of
 from detect.export import export_file, module_from_file
 from detect.export_config import ExportConfig, Pictures
 from experiment.config import Timing
@@ -37,8 +39,9 @@ def export(
     """Write the detector in `source` as `espalier deploy export` does, and evaluate that same file in ONNX Runtime.
 
     Returns:
-        what `box_map` returns of the ONNX file on `val`, `macs` and `params` of its graph, and how many of PyTorch's
-        detections on a few images of `val` it finds too.
+        Of the ONNX file on `val`, `figures_of` its detections and `draws`, its mAP on each draw of the images (none
+        where a draw has no object); `macs` and `params` of its graph, and how many of PyTorch's detections on a few
+        images of `val` it finds too.
     """
     model = source / MODEL
     settings = ExportConfig(pictures=Pictures(annotations=val.annotations, images=val.images))
@@ -47,7 +50,15 @@ def export(
     runner = OnnxRunner(open_deployment(folder).file, num_threads=num_threads)
     rows = detected_rows(runner.run, runner.inputs["image"], val, progress)
     write_json(folder / DETECTIONS, rows)
-    return {**box_map(val.annotations, rows), "macs": cost.macs, "params": cost.params, "parity": parity}
+    evaluation = box_evaluation(val.annotations, rows)
+    draws = drawn_maps(evaluation)
+    return {
+        **figures_of(evaluation, val.annotations),
+        "draws": [] if np.isnan(draws).any() else draws.round(6).tolist(),
+        "macs": cost.macs,
+        "params": cost.params,
+        "parity": parity,
+    }
 
 
 def export_and_count(source: Path, folder: Path) -> Figures:

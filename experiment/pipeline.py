@@ -25,6 +25,7 @@ from experiment.data import Data, Part, plan_data
 from experiment.measuring import export, export_and_count, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
 from experiment.steps import STEPS, Job, parts_read
+from experiment.terms import on_terms
 
 __all__ = ["Leaf", "Plan", "make_plan"]
 
@@ -135,7 +136,10 @@ class _Planner:
 
     def of(self, leaf: Leaf) -> "_Planner":
         """Return the leaf's planner: a control is the dense row of an experiment with other settings."""
-        config = self.config.with_longer_training() if leaf.ordering in CONTROLS else self.config
+        is_control = leaf.ordering in CONTROLS
+        config = (
+            self.config.with_longer_training() if is_control else on_terms(self.config, leaf.ordering, leaf.pruning)
+        )
         return replace(self, config=config, pruning=leaf.pruning)
 
     def grown(self, leaf: Leaf) -> Leaf:
@@ -174,7 +178,9 @@ class _Planner:
     def _step(self, step: str, leaf: Leaf, parent: Stage | None) -> Stage:
         source = self.store.folder(parent) if parent else None
         reads = parts_read(step, self.config, self.pruning, self.data)
-        job = Job(self.config, leaf.seed, self.pruning, leaf.budget, self.data, source, reads)
+        reference = self._reference(step, leaf)
+        folder_of = self.store.folder(reference) if reference else None
+        job = Job(self.config, leaf.seed, self.pruning, leaf.budget, self.data, source, reads, folder_of)
 
         def work(folder: Path, progress: Report) -> Figures:
             with self._unchanged(step, reads, folder):
@@ -183,7 +189,15 @@ class _Planner:
         prints = code_prints(self.config.backbone.name, self.pruning.criterion if self.pruning else "")
         code = {"code": prints} if prints else {}
         settings = {**self._read(reads), **code, "num_threads": self.config.num_threads, **self._settings(step, leaf)}
-        return Stage(step, settings, self._inputs(reads, parent), work, self._cost(step, leaf))
+        inputs = (*self._inputs(reads, parent), *((reference,) if reference else ()))
+        return Stage(step, settings, inputs, work, self._cost(step, leaf))
+
+    def _reference(self, step: str, leaf: Leaf) -> Stage | None:
+        """Return the dense detector's training whose computation a last training is to reach, where terms say so."""
+        if self.config.terms != "equal_macs" or not leaf.pruning or step != steps(leaf.ordering)[-1]:
+            return None
+        dense = Leaf("dense", "dense", None, leaf.seed)
+        return self.of(dense).grown(dense).chain[-1]
 
     def _export(self, parent: Stage) -> Stage:
         source, val = self.store.folder(parent), self.data.val_boxes

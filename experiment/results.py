@@ -62,6 +62,10 @@ class _Row(_Checked):
     metric: Literal["coco", "voc07"] | None = "coco"
     """What both are: COCO's, or of VOC the AP at an IoU of 0.5, over 11 recalls, twice. Earlier versions had COCO's."""
     map_framework: _Share | None
+    map_small: _Share | None = None
+    """Of objects by their size, like the next two; None where there are none, and in earlier versions."""
+    map_medium: _Share | None = None
+    map_large: _Share | None = None
     top1: _Share | None
     macs: Annotated[_Count, Field(gt=0)]
     params: Annotated[_Count, Field(gt=0)]
@@ -76,6 +80,8 @@ class _Row(_Checked):
     mac_reduction: _Positive
     device: str
     train_epochs: dict[str, _Count]
+    train_macs: Annotated[int, Field(ge=0, lt=10**30)] | None = None
+    """Multiply-adds of all trainings that its weights went through; None in earlier versions."""
     train_lr: dict[str, _Rate] = {}
     """Training's name -> its peak learning rate; earlier versions had none."""
     model: _Inside
@@ -115,6 +121,8 @@ class _Latency(_Checked):
     warmup: _Count
     rounds: _Count
     order: str
+    throttled_rounds: _Count | None = None
+    """Rounds that were left out; None where clocks are not known."""
 
 
 class _Failed(_Checked):
@@ -144,6 +152,10 @@ class Results(_Checked):
     """Rows of which a stage failed; earlier versions had none."""
     curves: dict[str, dict[str, _Inside]] = {}
     """Row's name -> training's name -> its curve; earlier versions had none."""
+    draws: dict[str, list[_Share]] = {}
+    """Row's name -> its mAP, or top-1, on each draw of the validation images, which are the same for all rows."""
+    per_class: dict[str, dict[str, _Share | None]] = {}
+    """Row's name -> class -> its mAP; None where there is no such object."""
 
     @field_validator("rows")
     @classmethod
@@ -152,6 +164,14 @@ class Results(_Checked):
         if kinds != {(None, 0.0)}:
             raise RequestError("no dense row with budget null and prune_ratio 0, which all others are compared with")
         return rows
+
+    @field_validator("draws")
+    @classmethod
+    def _of_one_length(cls, draws: dict[str, list[float]]) -> dict[str, list[float]]:
+        lengths = {len(figures) for figures in draws.values()} - {0}
+        if len(lengths) > 1 or 1 in lengths:
+            raise RequestError(f"not the same draws, got {sorted(lengths)} of them; expected one number above 1")
+        return draws
 
     @field_validator("pictures")
     @classmethod

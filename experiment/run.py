@@ -247,6 +247,8 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
         "pictures": _pictures(plan, store, folder) if plan.data.boxes else [],
         "notes": _notes(plan, store),
         "curves": {leaf.name: _curves(leaf, store, folder) for leaf in plan.leaves},
+        "draws": {leaf.name: _scored(leaf, store).get("draws", []) for leaf in plan.leaves},
+        "per_class": {leaf.name: _scored(leaf, store).get("per_class", {}) for leaf in plan.leaves},
     }
 
 
@@ -287,6 +289,7 @@ def _row(
         "map": exported.get("map"),
         "map50": exported.get("map50"),
         "metric": metric,
+        **{name: exported[name] for name in ("map_small", "map_medium", "map_large") if name in exported},
         "map_framework": figures.get("evaluate_detector", {}).get("map"),
         "top1": figures.get("evaluate_classifier", {}).get("top1"),
         "macs": exported["macs"],
@@ -294,12 +297,20 @@ def _row(
         **{key: value for key, value in time_row.items() if key != "name"},
         "device": record.device.name,
         "train_epochs": {name: figure["epochs"] for name, figure in figures.items() if "epochs" in figure},
+        "train_macs": figures[leaf.chain[-1].name].get("train_macs"),
         "train_lr": {
             stage.name: stage.settings["schedule"]["lr"] for stage in leaf.chain if "epochs" in figures[stage.name]
         },
         "model": str((store.folder(leaf.chain[-1]) / MODEL).relative_to(folder)),
         "onnx": str((store.folder(leaf.export) / ONNX_NAME).relative_to(folder)),
     }
+
+
+def _scored(leaf: Leaf, store: StageStore) -> dict[str, Any]:
+    """Return the figures of the stage that tells how good the leaf's model is."""
+    stage = leaf.export if leaf.chain[-1].name.endswith("_detector") else leaf.evaluations[0]
+    assert stage is not None
+    return store.figures(stage)
 
 
 def _conditions(record: Record) -> dict[str, Any]:
@@ -313,6 +324,7 @@ def _conditions(record: Record) -> dict[str, Any]:
         "warmup": record.conditions.warmup,
         "rounds": record.conditions.rounds,
         "order": "alternating",
+        "throttled_rounds": record.conditions.throttled_rounds,
     }
 
 

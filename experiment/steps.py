@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from classify.accuracy import accuracy
 from classify.backbones import Architecture, build_classifier, heads_of, initialize
 from classify.budget import scratch_epochs
 from classify.checkpoint import ModelCard, Preprocessing, load_classifier, load_weights, read_weights, save_model
 from classify.curve import CURVE, Curve, save_curve
-from classify.evaluate import evaluate_classifier
+from classify.evaluate import predictions
 from classify.learning import MethodHook
 from classify.provenance import provenance
 from classify.pruning import example_of, with_card
+from classify.resampling import drawn_means
 from classify.schedule import Schedule
 from classify.train import train_classifier
 from detect.detector_file import load_detector, save_detector
@@ -37,6 +39,7 @@ from experiment.cuts import Pruning
 from experiment.cutting import TrainingImages, cut_in_steps, method_on, recalibrate
 from experiment.data import Data, Part
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
+from experiment.train_macs import affordable, classifier_macs, counted, detector_macs, macs_before, train_macs
 from prune.cost import cost_of
 from prune.learn.method import Method
 
@@ -60,6 +63,8 @@ class Job:
     """Folder of the step before; None for the first."""
     reads: tuple[Part[Any], ...] = ()
     """The parts of the data whose files it reads."""
+    reference: Path | None = None
+    """Folder of the dense detector's last training, whose computation this one is to reach; None = its own length."""
 
     @property
     def cut(self) -> Pruning:
@@ -82,6 +87,20 @@ class Job:
         assert self.source is not None
         return figures_in(self.source)
 
+    def classifier_macs(self, net: nn.Module, epochs: int) -> int:
+        """Return the multiply-adds of a training of a classifier."""
+        return train_macs(classifier_macs(net, self.config.classification.image_size), self.data.num_images, epochs)
+
+    def detector_macs(self, detector: nn.Module, epochs: int) -> int:
+        """Return the multiply-adds of a training of a detector."""
+        assert self.data.boxes is not None
+        size_hw = self.config.detecting.image_hw
+        return train_macs(detector_macs(detector, size_hw), self.data.boxes.num_scenes, epochs)
+
+    def counted(self, added: int = 0) -> Figures:
+        """Return the figure of all multiply-adds up to this step, which adds its own."""
+        return counted(macs_before(self.source), added)
+
 
 def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     """Train the dense classifier, or take the weights that the config names."""
@@ -96,7 +115,7 @@ def _dense_classifier(job: Job, folder: Path, progress: Report) -> Figures:
         load_weights(net, weights, str(backbone.weights), optional=heads_of(backbone.name))
         head = [name for name in net.state_dict() if name.startswith(heads_of(backbone.name))]
         has_head = all(name in weights and weights[name].shape == net.state_dict()[name].shape for name in head)
-        return {**_saved_classifier(job, folder, net.eval(), card), "has_head": has_head}
+        return {**_saved_classifier(job, folder, net.eval(), card), "has_head": has_head, **job.counted()}
     return _trained_classifier(job, folder, net, card, job.config.classification.train, progress)
 
 
@@ -106,19 +125,25 @@ def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     pruning = job.cut
     data = TrainingImages.of_classifier(card, job.data.train_images.place)
     if schedule := job.config.learning_of("classification", pruning):
+        macs = job.classifier_macs(net, 1)
         method = method_on(net, example_of(card), pruning, pruning)
         curve = _learn_to_classify(job, folder, net, schedule, progress, method=method)
         slim, card, pruned = with_card(card, method.slim(net))
         recalibrate(slim, pruning, data, job.seed)
-        untouched = pruned.untouched
+        untouched, added = pruned.untouched, macs * len(curve.epochs)
     else:
         schedule = job.config.between_cuts("classification", pruning)
-        train = _Between(partial(_learn_to_classify, job, folder), schedule, progress)
+        train = _Between(partial(_learn_to_classify, job, folder), schedule, progress, job.classifier_macs)
         slim, card, untouched = cut_in_steps(net, card, pruning, data, job.seed, train)
-        curve = train.curve
+        curve, added = train.curve, train.macs
     figures = _saved_classifier(job, folder, slim, card, schedule)
-    dense_macs = job.source_figures()["macs"]
-    return {**figures, **_epochs(curve, folder), "dense_macs": dense_macs, "untouched": [asdict(d) for d in untouched]}
+    return {
+        **figures,
+        **_epochs(curve, folder),
+        **job.counted(added),
+        "dense_macs": job.source_figures()["macs"],
+        "untouched": [asdict(d) for d in untouched],
+    }
 
 
 def _finetune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
@@ -139,7 +164,9 @@ def _scratch_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     is_longer = config.strict_budget and config.between_cuts("classification", job.cut)
     added = config.added_epochs + (figures.get("epochs", 0) if is_longer else 0)
     epochs = scratch_epochs(str(job.budget), schedule.epochs, ratio, config.scratch_b_cap, added)
-    return _trained_classifier(job, folder, net, card, schedule.stretched(epochs), progress)
+    trained = _trained_classifier(job, folder, net, card, schedule.stretched(epochs), progress)
+    # what was trained before told the widths alone
+    return {**trained, **counted(0, job.classifier_macs(net, epochs))}
 
 
 def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
@@ -154,7 +181,7 @@ def _transfer_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     transfer(detector, read_weights(job.source_model), str(job.source_model))
     card = replace(card, spec=source.spec, provenance=_provenance(job, {}))
     save_detector(folder / MODEL, detector, card, detection.given)
-    return {}
+    return job.counted()
 
 
 def _dense_or_slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
@@ -171,33 +198,40 @@ def _slim_detector(job: Job, folder: Path, progress: Report) -> Figures:
     if schedule := job.config.learning_of("detection", pruning):
         traced = TracedDetector(detector)
         method = method_on(traced, example_images(), in_detector(pruning, ("backbone",), traced), pruning)
-        acting = MethodHook(method, traced)
+        macs, acting = job.detector_macs(detector, 1), MethodHook(method, traced)
         curve = _learn_to_detect(job, folder, card, detector, schedule, progress, acting=acting)
         slim, card, pruned = prune_detector(detector, card, pruning, pruner=lambda *_, **__: method.slim(traced))
         recalibrate(slim, pruning, data, job.seed)
-        untouched = pruned.untouched
+        untouched, added = pruned.untouched, macs * len(curve.epochs)
     else:
         schedule = job.config.between_cuts("detection", pruning)
-        train = _Between(partial(_learn_to_detect, job, folder, card), schedule, progress)
+        train = _Between(partial(_learn_to_detect, job, folder, card), schedule, progress, job.detector_macs)
         slim, card, untouched = cut_in_steps(detector, card, pruning, data, job.seed, train)
-        curve = train.curve
+        curve, added = train.curve, train.macs
     save_detector(
         folder / MODEL, slim, replace(card, provenance=_provenance(job, {}, schedule)), job.config.detecting.given
     )
-    return {**_epochs(curve, folder), "untouched": [asdict(d) for d in untouched]}
+    return {**_epochs(curve, folder), **job.counted(added), "untouched": [asdict(d) for d in untouched]}
 
 
 class _Between:
-    """Trains a model between two cuts, and keeps the curve of all these trainings."""
+    """Trains a model between two cuts, and keeps the curve of all these trainings, and their multiply-adds."""
 
-    def __init__(self, learn: Callable[..., Curve], schedule: Schedule | None, progress: Report) -> None:
-        self._learn, self._schedule, self._progress = learn, schedule, progress
-        self.curve = Curve()
+    def __init__(
+        self,
+        learn: Callable[..., Curve],
+        schedule: Schedule | None,
+        progress: Report,
+        macs_of: Callable[[nn.Module, int], int],
+    ) -> None:
+        self._learn, self._schedule, self._progress, self._macs_of = learn, schedule, progress, macs_of
+        self.curve, self.macs = Curve(), 0
 
     def __call__(self, model: nn.Module, name: str) -> None:
         """Train it; one that was interrupted goes on, and a finished one is there at once."""
         curve = self._learn(model, self._schedule, self._progress, name=name)
         self.curve = self.curve.followed_by(curve)
+        self.macs += self._macs_of(model, len(curve.epochs))
 
 
 def _epochs(curve: Curve, folder: Path) -> Figures:
@@ -215,13 +249,14 @@ def _finetune_detector(job: Job, folder: Path, progress: Report) -> Figures:
 
 
 def _evaluate_classifier(job: Job, folder: Path, progress: Report) -> Figures:
-    """Measure a classifier; not one with a new head on given weights, which knows nothing yet."""
+    """Measure a classifier, on draws of the images too; not a new head on given weights, which knows nothing yet."""
     if not job.source_figures().get("has_head", True):
         return {"top1": None}
     net, card = load_classifier(job.source_model)
     seen = card.preprocessing
     images = job.data.val_images.place.images("val", seen.image_hw[0], crop_share=seen.crop_share)
-    return dict(evaluate_classifier(net, images, folder / CHECKPOINTS))
+    found = predictions(net, images, folder / CHECKPOINTS)
+    return {**accuracy(found), "draws": drawn_means(found.is_right)}
 
 
 def _evaluate_detector(job: Job, folder: Path, progress: Report) -> Figures:
@@ -271,7 +306,8 @@ def _trained_classifier(
     job: Job, folder: Path, net: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
     save_curve(_learn_to_classify(job, folder, net, schedule, progress), folder / CURVE)
-    return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule)}
+    added = job.classifier_macs(net, schedule.epochs)
+    return {"epochs": schedule.epochs, **_saved_classifier(job, folder, net, card, schedule), **job.counted(added)}
 
 
 def _learn_to_classify(
@@ -301,10 +337,14 @@ def _saved_classifier(
 def _trained_detector(
     job: Job, folder: Path, detector: nn.Module, card: ModelCard, schedule: Schedule, progress: Report
 ) -> Figures:
+    macs = job.detector_macs(detector, 1)
+    if job.reference:
+        assert job.source is not None
+        schedule = affordable(schedule, job.source, job.reference, macs)
     save_curve(_learn_to_detect(job, folder, card, detector, schedule, progress), folder / CURVE)
     card = replace(card, provenance=_provenance(job, {}, schedule))
     save_detector(folder / MODEL, detector, card, job.config.detecting.given)
-    return {"epochs": schedule.epochs}
+    return {"epochs": schedule.epochs, **job.counted(macs * schedule.epochs)}
 
 
 def _learn_to_detect(

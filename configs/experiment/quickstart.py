@@ -32,7 +32,7 @@ detection = dict(
 
 pruning = dict(prune_ratios=(0.5,), criterion="l1", round_to=8)
 
-controls = ("dense_longer",)  # dense, trained for as many epochs as transfer_prune: 6 + 4
+terms = "equal_iterations"  # every detector is trained for as many epochs as transfer_prune: 6 + 4
 
 latency = dict(warmup=5, rounds=50, num_threads=1)
 

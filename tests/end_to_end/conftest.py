@@ -24,6 +24,8 @@ TINY = (
     "detection.train.epochs=2",
     "detection.finetune.epochs=1",
     "latency.rounds=10",
+    "terms=paper",
+    "controls=('dense_longer',)",
     "num_threads=1",
 )
 FORKS = """

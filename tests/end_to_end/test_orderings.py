@@ -72,6 +72,25 @@ def test_the_longer_control_is_dense_after_one_longer_training(finished):
     assert (folder / longer["model"]).read_bytes() != (folder / dense["model"]).read_bytes()
 
 
+def test_training_macs_are_those_of_the_trainings_of_a_row_s_weights(finished):
+    folder, results = finished
+    classifier = {  # name of a stage -> MACs of its network, by the hash that is in the model's path
+        stage["name"]: stage["figures"]["macs"]
+        for stage in map(json.loads, (file.read_text() for file in folder.glob("stages/*_classifier-*/stage.json")))
+        if "macs" in stage["figures"]
+    }
+    images, scenes = 60, 16
+    dense, slim = row(results, "dense"), row(results, "prune_transfer-finetune")
+    of_classifier, of_slim = classifier["train_classifier"], classifier["finetune_classifier"]
+    assert dense["train_macs"] == 3 * (of_classifier * images * 2 + dense["macs"] * scenes * 2)
+    before = of_classifier * images * 2 + of_slim * images * 1
+    assert slim["train_macs"] == 3 * (before + slim["macs"] * scenes * 2)
+    scratch = row(results, "scratch_transfer-scratch_e")  # not the dense training, which told its widths alone
+    assert scratch["train_macs"] == 3 * (of_slim * images * 2 + slim["macs"] * scenes * 2)
+    late = row(results, "transfer_prune-finetune")
+    assert late["train_macs"] == dense["train_macs"] + 3 * late["macs"] * scenes * 1
+
+
 def test_scratch_b_trains_longer_than_scratch_e(finished):
     _, results = finished
     epochs = [row(results, f"scratch_transfer-{budget}")["train_epochs"] for budget in ("scratch_e", "scratch_b")]

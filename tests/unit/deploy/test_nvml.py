@@ -5,6 +5,7 @@ import pytest
 
 from deploy import measure
 from deploy.nvml import GpuWatch, gpu_watch
+from deploy.runtimes.timed_step import StepTimes
 
 
 class FakeNvml:
@@ -110,6 +111,29 @@ def test_measure_samples_before_warm_up_every_round_and_after():
     log = measure({"net": Runner()}, {}, warmup=1, rounds=2, watch=watch).gpu
     assert [sample.phase for sample in log.samples] == ["before", "warmup", "measured", "measured", "after"]
     assert [sample.sm_clock_mhz for sample in log.samples] == [345, 1000, 1980, 1980, 1980]
+
+
+def measured_rounds(reasons):
+    """Return the rounds of a measurement of three that were kept, how many were left out, and the samples' times."""
+
+    class Runner:
+        runtime, device, precision, num_threads = "fake", "cpu", "fp32", 1
+
+        def prepare(self, inputs):
+            times = iter([1.0, 2.0, 3.0])
+            return lambda: StepTimes(next(times))
+
+    watch = GpuWatch(FakeNvml(reasons=reasons), "the handle", interval_s=0)
+    found = measure({"net": Runner()}, {}, warmup=0, rounds=3, watch=watch)
+    return found.rounds, found.throttled_rounds, found.latencies["net"].samples_ms
+
+
+def test_throttled_rounds_are_left_out_and_counted():
+    assert measured_rounds([0, 0, 32, 0]) == (2, 1, (1.0, 3.0))  # before, first, second, third
+
+
+def test_rounds_that_are_all_throttled_are_kept():
+    assert measured_rounds([4]) == (3, 0, (1.0, 2.0, 3.0))
 
 
 def test_a_cpu_has_no_watch():

@@ -27,12 +27,6 @@ def test_a_line_has_mean_and_deviation_of_each_budget() -> None:
     ]
 
 
-def test_scratch_is_compared_with_fine_tuning_seed_by_seed() -> None:
-    found = comparison(ROWS).verdicts()
-    expected = "scratch_b against finetune, paired by seed, 1 comparisons: above in 0, below in 1, not separable in 0."
-    assert found == expected
-
-
 def test_detectors_are_compared_by_map_and_ordering() -> None:
     detectors = [{**row, "map": row["top1"] / 2} for row in ROWS]
     assert score_of(detectors) == "map"

@@ -20,6 +20,7 @@ from prune import PruneSpec, slim_model
 
 QUICKSTART = Path(__file__).parents[3] / "configs/experiment/quickstart.py"
 SMALL = (
+    "terms=paper",
     "classification.image_size=32",
     "classification.finetune.batch_size=6",
     "detection.finetune.batch_size=2",
@@ -58,7 +59,7 @@ def cut(data, sources, tmp_path):
     """Do a step that prunes; return its folder and figures."""
 
     def run(step, *overrides, name="cut", progress=lambda *_: None):
-        config = read_config(QUICKSTART, (*SMALL, "orderings=()", "controls=()", *overrides), ExperimentConfig)
+        config = read_config(QUICKSTART, (*SMALL, "orderings=()", *overrides), ExperimentConfig)
         (tmp_path / name).mkdir(exist_ok=True)
         figures = STEPS[step](
             Job(config, 0, config.pruning.at(0.5), "finetune", data, sources[step]), tmp_path / name, progress

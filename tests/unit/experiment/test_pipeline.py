@@ -21,8 +21,11 @@ from experiment.steps import MODEL, STEPS, Job
 QUICKSTART = Path(__file__).parents[3] / "configs/experiment/quickstart.py"
 
 
+PUBLISHED = ("terms=paper", "controls=('dense_longer',)")
+
+
 def plan(*overrides):
-    return make_plan(read_config(QUICKSTART, overrides, ExperimentConfig), StageStore(Path("nowhere")))
+    return make_plan(read_config(QUICKSTART, (*PUBLISHED, *overrides), ExperimentConfig), StageStore(Path("nowhere")))
 
 
 def names(stages):
