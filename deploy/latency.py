@@ -98,8 +98,9 @@ def measure(
     clock: Callable[[], int] = time.perf_counter_ns,
     on_round: Callable[[], object] = lambda: None,
     watch: GpuWatch | None = None,
+    references: Mapping[str, str] | None = None,
 ) -> Measurement:
-    """Return the latency of every runner, and its speedup over the first one of its batch.
+    """Return the latency of every runner, and its speedup over its reference.
 
     A round runs each of them once, in alternating order, so that heat, clocks and other processes affect all alike.
 
@@ -113,6 +114,7 @@ def measure(
         clock: Monotonic, in nanoseconds; used where a runner has no device clock.
         on_round: Called after each round, outside the timed steps.
         watch: Reads the GPU's clocks between rounds; default: one for the runners' GPU.
+        references: By candidate, the one whose speedup is 1; default: the first of the same batch.
 
     Raises:
         RequestError: If there is no runner or no round, the runners are on different devices or threads, or the inputs
@@ -130,7 +132,7 @@ def measure(
     latencies = {name: latency_from_samples([one.latency_ms for one in kept]) for name, kept in times.items()}
     batches = {name: _batch(own_inputs[name]) for name in runners}
     firsts: dict[int, str] = {}
-    references = {name: firsts.setdefault(batch, name) for name, batch in batches.items()}
+    references = dict(references or {name: firsts.setdefault(batch, name) for name, batch in batches.items()})
     return Measurement(
         warmup=warmup,
         rounds=rounds - num_throttled,
@@ -154,6 +156,7 @@ def measure_with_progress(
     warmup: int,
     rounds: int,
     progress: Callable[[int, int], object],
+    references: Mapping[str, str] | None = None,
 ) -> Measurement:
     """Return the result of `measure`; `progress` is called after every round with rounds done and rounds in all."""
     ticks = itertools.count(1)
@@ -163,6 +166,7 @@ def measure_with_progress(
         warmup=warmup,
         rounds=rounds,
         on_round=lambda: progress(next(ticks), warmup + rounds),
+        references=references,
     )
 
 

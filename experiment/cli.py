@@ -179,7 +179,10 @@ def _bench(rows: list[dict[str, Any]], folder: Path) -> list[str]:
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     dense_first = sorted(first, key=lambda row: row["ordering"] != "dense")
     if all(row["map"] is None for row in rows):
-        dense_first = list({(row["method"], row["prune_ratio"]): row for row in reversed(dense_first)}.values())[::-1]
+        cuts = {
+            (row.get("backbone"), row["method"], row["prune_ratio"], row.get("limit")): row for row in dense_first[::-1]
+        }
+        dense_first = list(cuts.values())[::-1]
     files = dict.fromkeys(folder / row["onnx"] for row in dense_first)
     return ["espalier", "deploy", "bench", *map(str, files)]
 

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from pydantic import (
     AfterValidator,
     Field,
+    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -22,7 +23,7 @@ from classify.budget import SCRATCH_B_CAP, Budget
 from classify.config import Backbone, Cap, FolderData, ShapesData
 from classify.image_data import AnyImages
 from classify.schedule import Schedule
-from command.config import Part, Seed, Threads, check_name
+from command.config import Part, Seed, Threads, check_name, checked
 from command.errors import RequestError
 from detect.config import AnyBoxes, CocoData, ScenesData
 from detect.foreign import given_step, preprocessing_of
@@ -147,6 +148,9 @@ class ExperimentConfig(Part):
     classification: Classification
     detection: Detection | None = None
     """None: the classifiers are the result; they are not transferred, and `ordering` tells where weights come from."""
+    backbones: dict[MethodName, dict[str, Any]] = Field({})
+    """Several backbones side by side: the name of each in the rows, what it has other than `backbone`, and perhaps
+    `methods`, the names of those that it is pruned by; default: all."""
     pruning: Pruning = Pruning()
     methods: dict[MethodName, dict[str, Any]] = Field({})
     """Several methods side by side: the name of each in the rows, and what it has other than `pruning`."""
@@ -214,7 +218,7 @@ class ExperimentConfig(Part):
         """Raise RequestError for what needs images of classes, where classifiers are not fine-tuned on any."""
         asked = self.orderings if "orderings" in self.model_fields_set else ()
         lacks = {
-            "backbone.weights": self.backbone.weights is None and "none; expected a file",
+            "backbone.weights": not (self.backbones or self.backbone.weights) and "none; expected a file",
             "detection": self.detection is None and "none; expected detection=dict(...)",
             "orderings": "scratch_transfer" in asked and "scratch_transfer; expected others",
             "strict_budget": self.strict_budget and "True; expected False",
@@ -229,6 +233,8 @@ class ExperimentConfig(Part):
     @model_validator(mode="after")
     def _has_the_network_of_its_presets(self) -> "ExperimentConfig":
         got = self.backbone.name, self.backbone.base_channels
+        if self.backbones:  # each is checked by itself
+            return self
         for preset in filter(None, (pruning.preset for pruning in self.prunings.values())):
             if got != (PRESETS[preset].backbone, 64):
                 raise RequestError(
@@ -278,6 +284,33 @@ class ExperimentConfig(Part):
                     f"expected {remedy}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _is_possible_with_each_backbone(self) -> "ExperimentConfig":
+        faults = []
+        for name in self.backbones:
+            try:
+                self._with_backbone(name)
+            except RequestError as error:
+                faults.append(str(error))
+        if faults:
+            raise RequestError("; ".join(faults))
+        return self
+
+    @property
+    def by_backbone(self) -> dict[str, "ExperimentConfig"]:
+        """The experiment of each backbone by itself."""
+        return {name: self._with_backbone(name) for name in self.backbones} or {self.backbone.name: self}
+
+    def _with_backbone(self, name: str) -> "ExperimentConfig":
+        changed = dict(self.backbones[name])
+        methods = changed.pop("methods", tuple(self.methods))
+        for method in methods:
+            check_name(method, self.methods, f"backbones.{name}.methods")
+        settings: dict[str, Any] = {one: getattr(self, one) for one in self.model_fields_set - {"backbones"}}
+        settings["backbone"] = {**self.backbone.model_dump(exclude_unset=True), **changed}
+        settings["methods"] = {method: self.methods[method] for method in methods}
+        return checked(settings, TypeAdapter(ExperimentConfig), f"backbones.{name}")
 
     @property
     def prunings(self) -> dict[str, Pruning]:

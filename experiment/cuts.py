@@ -39,6 +39,7 @@ def _in_range(ratio: float) -> float:
 
 Ratio = Annotated[float, AfterValidator(_in_range)]
 """Share of channels removed, in [0, 1)."""
+KeptShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 def check_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -131,9 +132,16 @@ class Pruning(Cut):
     """What is cut, in the classifier and in the detector alike. In patterns, layers have the classifier's names."""
 
     prune_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1), AfterValidator(check_once)] = (0.5,)
-    """Shares of channels removed from every group, where there is no preset; of structure_selection least shares of
+    """Shares of channels removed from every group, without preset or limit; of structure_selection least shares of
     the residual blocks: 0.0 removes those whose factor is zero, as in the paper, a higher one those of the smallest
     factors too."""
+    kept_macs: Annotated[tuple[KeptShare, ...], AfterValidator(check_once)] = ()
+    """Limits instead of ratios: shares of the dense classifier's MACs that are kept at most. Every group loses the same
+    share of its channels, and detectors are cut to the widths of the classifier; see `experiment.limits`."""
+    kept_params: Annotated[tuple[KeptShare, ...], AfterValidator(check_once)] = ()
+    """Limits instead of ratios, on parameters."""
+    kept: tuple[str, float] | None = None
+    """Of one of `recipes`: the cost that is limited, and the share."""
     method: Annotated[str, AfterValidator(_check_method)] = RANK
     """As in `Cut`, or `slimming`, `soft_filters` or `structure_selection`: the dense network is trained on with the
     method and then cut, and the ordering goes on. See `prune.learn`."""
@@ -169,9 +177,32 @@ class Pruning(Cut):
             raise RequestError(
                 f"epochs_per_layer: not used with {self.chosen_by}, got {self.epochs_per_layer}; expected 0"
             )
+        if self.limits and self.prune_ratios:
+            self._check_limits()
         for name in ("ratios", "widths") if self.method == "structure_selection" else ():
             if getattr(self, name):
                 raise RequestError(f"{name}: not used with structure_selection, which removes blocks; expected none")
+
+    def _check_limits(self) -> None:
+        """Raise RequestError for what limits, which become widths, do not go with."""
+        plain = Pruning(criterion=self.criterion)
+        for name in ("prune_ratios", "ranking", "steps", "widths"):
+            if (got := getattr(self, name)) != getattr(plain, name):
+                raise RequestError(f"{name}: not used with limits, which set all widths, got {got}; expected none")
+        if self.is_learned:
+            raise RequestError(f"method: {self.method} goes by ratios, got limits; expected prune_ratios")
+
+    @property
+    def limits(self) -> tuple[tuple[str, float], ...]:
+        """Names of costs, and the shares of them that are kept at most."""
+        return tuple((cost, share) for cost in ("macs", "params") for share in getattr(self, f"kept_{cost}"))
+
+    @property
+    def amount(self) -> str | None:
+        """How much one of `recipes` cuts, as part of a name; None of a preset."""
+        if self.kept:
+            return "{}{:g}".format(*self.kept)
+        return None if self.preset else f"{self.prune_ratio:g}"
 
     @property
     def effective_penalty(self) -> float | None:
@@ -196,9 +227,9 @@ class Pruning(Cut):
 
     def _check_amount(self) -> None:
         """Raise RequestError for a single ratio, which only `at` sets, for limits, and for what `steps` sets."""
-        for name in (*Recipe.amounts, "dense_widths"):
-            if self.prune_ratios and getattr(self, name) not in (None, {}):
-                raise RequestError(f"{name}: not used in an experiment, got {getattr(self, name)}; give prune_ratios")
+        for name in (*Recipe.amounts, "dense_widths", "kept"):
+            if self.prune_ratios and (got := getattr(self, name)) not in (None, {}):
+                raise RequestError(f"{name}: not used in an experiment, got {got}; give prune_ratios or kept_macs")
 
     def at(self, prune_ratio: float) -> "Pruning":
         """Return the recipe of one ratio."""
@@ -206,7 +237,9 @@ class Pruning(Cut):
 
     @property
     def recipes(self) -> tuple["Pruning", ...]:
-        """The recipe of each ratio, or that of the preset."""
+        """The recipe of each ratio, or of each limit without its widths, or that of the preset."""
+        if self.limits:
+            return tuple(replace(self.at(0.0), kept_macs=(), kept_params=(), kept=limit) for limit in self.limits)
         if self.preset is None:
             return tuple(map(self.at, self.prune_ratios))
         return (replace(self, prune_ratios=(), **self._of_preset()),)

@@ -37,7 +37,7 @@ def finding(
     counts = [text for text in verdict_counts(judged) if " against finetune" in text]
     sentences = [
         *verdict,
-        _reached(best, lines[0], speeds),
+        _reached(best, next(line for line in lines if line.is_dense and line.family == best.family), speeds),
         _unequal(results, lines),
         _control(lines),
         *counts,

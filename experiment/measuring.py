@@ -71,8 +71,10 @@ def export_and_count(source: Path, folder: Path) -> Figures:
     return {"macs": cost.macs, "params": cost.params}
 
 
-def measure_latency(exports: Mapping[str, Path], settings: Timing, folder: Path, progress: Report) -> Figures:
-    """Time every exported file alternately in one process; the first is the reference. Writes the record.
+def measure_latency(
+    exports: Mapping[str, Path], settings: Timing, folder: Path, progress: Report, references: Mapping[str, str]
+) -> Figures:
+    """Time every exported file alternately in one process, each against its reference. Writes the record.
 
     Returns:
         {"rows": by name, latency and speedup with its interval}.
@@ -80,7 +82,7 @@ def measure_latency(exports: Mapping[str, Path], settings: Timing, folder: Path,
     runners = {name: OnnxRunner(path / ONNX_NAME, num_threads=settings.num_threads) for name, path in exports.items()}
     inputs = random_inputs(next(iter(runners.values())).inputs)
     macs = {name: figures_in(path)["macs"] for name, path in exports.items()}
-    measurement = measure_with_progress(runners, inputs, settings.warmup, settings.rounds, progress)
+    measurement = measure_with_progress(runners, inputs, settings.warmup, settings.rounds, progress, references)
     record = record_from_measurement(measurement, runners, inputs, macs=macs, config=settings.model_dump())
     save_record(record, folder / RECORD)
     return {"rows": {str(row["name"]): row for row in rows_from_record(record)}}

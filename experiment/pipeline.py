@@ -1,63 +1,34 @@
 """An experiment as a graph of stages: data, the steps of every ordering, their measurements, one latency stage."""
 
-import itertools
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from classify.backbones import Architecture
 from classify.budget import SCRATCH_B_CAP
 from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from command.own_code import code_prints
 from deploy.record import cpu_model, installed_versions
 from detect.given_training import given_content
-from detect.orderings import CONTROLS, ORDERINGS, steps
+from detect.orderings import CONTROLS, steps
 from experiment.config import LEARNT_PARTS, ExperimentConfig, LearntPart
 from experiment.cuts import RANK, Pruning
 from experiment.data import Data, Part, plan_data
+from experiment.leaves import Leaf, bare_leaves
+from experiment.limits import at_limit
 from experiment.measuring import export, export_and_count, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
 from experiment.steps import STEPS, Job, parts_read
 from experiment.terms import on_terms
 
-__all__ = ["Leaf", "Plan", "make_plan"]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One row of the result: a detector and the stages that lead to it."""
-
-    name: str
-    ordering: str
-    budget: str | None
-    seed: int
-    method: str | None = None
-    """Name of the method among those that are compared; None in the dense references, like `pruning`."""
-    pruning: Pruning | None = None
-    chain: tuple[Stage, ...] = ()
-    """Stages of its ordering, in order; the last one's model is exported."""
-    evaluations: tuple[Stage, ...] = ()
-    """Of its last classifier and of its detector, in PyTorch."""
-    export: Stage | None = None
-
-    @property
-    def prune_ratio(self) -> float | None:
-        """Share of channels removed from every group; None for a preset, which has no single one."""
-        if self.pruning is None:
-            return 0.0
-        return None if self.pruning.preset else self.pruning.prune_ratio
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """All of them, in an order in which they can run."""
-        return (*self.chain, *self.evaluations, *((self.export,) if self.export else ()))
+__all__ = ["Plan", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -78,48 +49,33 @@ def make_plan(config: ExperimentConfig, store: StageStore, without: Collection[s
         store: Of its stages.
         without: Names of rows that are left out.
     """
-    planner = _Planner(config, store, plan_data(config, store))
-    leaves = tuple(planner.of(leaf).grown(leaf) for leaf in _bare_leaves(config) if leaf.name not in without)
-    latency = planner.latency(leaves)
+    data = plan_data(config, store)
+    planners = {name: _Planner.of_experiment(one, store, data) for name, one in config.by_backbone.items()}
+    leaves = tuple(
+        planners[leaf.backbone].of(leaf).grown(leaf) for leaf in bare_leaves(config) if leaf.name not in without
+    )
+    latency = _latency(leaves, config, store)
     stages = {stage.hash: stage for leaf in leaves for stage in leaf.stages}
     read = {stage.hash for reader in stages.values() for stage in reader.inputs}
-    made = [stage for stage in planner.data.stages if stage.hash in read]  # crops are not, where nothing learns them
-    return Plan(planner.data, (*made, *stages.values(), latency), leaves, latency)
+    made = [stage for stage in data.stages if stage.hash in read]  # crops are not, where nothing learns them
+    return Plan(data, (*made, *stages.values(), latency), leaves, latency)
 
 
-def _bare_leaves(config: ExperimentConfig) -> Iterable[Leaf]:
-    """Yield the planned rows, the dense references first, then their controls."""
-    for ordering, seed in itertools.product(("dense", *config.controls), config.seeds):
-        yield _named(Leaf(ordering, ordering, None, seed), config)
-    orderings = [name for name in ORDERINGS if name in config.orderings and _is_possible(name, config)]
-    for seed, (method, pruning) in itertools.product(config.seeds, config.prunings.items()):
-        for recipe, ordering in itertools.product(pruning.recipes, orderings):
-            for budget in _budgets(ordering, config):
-                yield _named(Leaf(ordering, ordering, budget, seed, method, recipe), config)
+def _latency(leaves: Sequence[Leaf], config: ExperimentConfig, store: StageStore) -> Stage:
+    """Return the stage that times every exported model; the first dense one of a backbone is its reference."""
+    exports = {leaf.name: leaf.export for leaf in leaves if leaf.export}
+    folders = {name: store.folder(stage) for name, stage in exports.items()}
+    dense: dict[str, str] = {}
+    references = {leaf.name: dense.setdefault(leaf.backbone, leaf.name) for leaf in leaves}
 
+    def work(folder: Path, progress: Report) -> Figures:
+        return measure_latency(folders, config.latency, folder, progress, references)
 
-def _budgets(ordering: str, config: ExperimentConfig) -> tuple[str, ...]:
-    if ordering == "scratch_transfer":
-        return config.budgets
-    return ("untrained",) if ordering == "prune_transfer" and not config.classification.finetune else ("finetune",)
-
-
-def _is_possible(ordering: str, config: ExperimentConfig) -> bool:
-    needs = {"dense": False, "transfer_prune": config.detection, "scratch_transfer": config.classification.finetune}
-    return bool(needs.get(ordering, True))
-
-
-def _named(leaf: Leaf, config: ExperimentConfig) -> Leaf:
-    """Return the leaf with a name that tells it from the others."""
-    ratios = {recipe.prune_ratio for pruning in config.prunings.values() for recipe in pruning.recipes}
-    parts = [
-        leaf.ordering,
-        leaf.budget,
-        leaf.method if len(config.prunings) > 1 else None,
-        f"{leaf.prune_ratio:g}" if len(ratios) > 1 and leaf.budget and leaf.prune_ratio is not None else None,
-        f"seed{leaf.seed}" if len(config.seeds) > 1 else None,
-    ]
-    return replace(leaf, name="-".join(filter(None, parts)))
+    conditions = {"cpu": cpu_model(), "onnxruntime": installed_versions()["onnxruntime"]}
+    described: dict[str, Any] = {**config.latency.model_dump(), **conditions, "names": list(exports)}
+    if len(dense) > 1:
+        described["references"] = references
+    return Stage("latency", described, tuple(exports.values()), work, cost=5.0)
 
 
 @dataclass(frozen=True)
@@ -127,12 +83,14 @@ class _Planner:
     config: ExperimentConfig
     store: StageStore
     data: Data
+    weights_sha256: str | None
     pruning: Pruning | None = None
 
-    @cached_property
-    def _weights_sha256(self) -> str | None:
-        weights = self.config.backbone.weights
-        return sha256_of(weights) if weights else None
+    @classmethod
+    def of_experiment(cls, config: ExperimentConfig, store: StageStore, data: Data) -> "_Planner":
+        """Return the planner of an experiment with one backbone."""
+        weights = config.backbone.weights
+        return cls(config, store, data, sha256_of(weights) if weights else None)
 
     def of(self, leaf: Leaf) -> "_Planner":
         """Return the leaf's planner: a control is the dense row of an experiment with other settings."""
@@ -140,7 +98,12 @@ class _Planner:
         config = (
             self.config.with_longer_training() if is_control else on_terms(self.config, leaf.ordering, leaf.pruning)
         )
-        return replace(self, config=config, pruning=leaf.pruning)
+        return replace(self, config=config, pruning=leaf.pruning and self._at_limit(leaf.pruning))
+
+    def _at_limit(self, pruning: Pruning) -> Pruning:
+        backbone = self.config.backbone
+        arch = Architecture(backbone.name, len(self.data.image_classes), backbone.base_channels)
+        return at_limit(pruning, arch, self.config.classification.image_size)
 
     def grown(self, leaf: Leaf) -> Leaf:
         """Return the leaf with its stages."""
@@ -160,20 +123,6 @@ class _Planner:
         untrained = () if self.config.classification.finetune else ("finetune_classifier",)
         named = tuple(step for step in steps(ordering) if step not in untrained)
         return named if self.config.detection else named[: named.index("transfer")]
-
-    def latency(self, leaves: tuple[Leaf, ...]) -> Stage:
-        """Return the stage that times every exported detector, the first one being the reference."""
-        exports = {leaf.name: leaf.export for leaf in leaves if leaf.export}
-        folders = {name: self.store.folder(stage) for name, stage in exports.items()}
-        settings = self.config.latency
-
-        def work(folder: Path, progress: Report) -> Figures:
-            return measure_latency(folders, settings, folder, progress)
-
-        stages = tuple(exports.values())
-        conditions = {"cpu": cpu_model(), "onnxruntime": installed_versions()["onnxruntime"]}
-        described = {**settings.model_dump(), **conditions, "names": list(exports)}
-        return Stage("latency", described, stages, work, cost=5.0)
 
     def _step(self, step: str, leaf: Leaf, parent: Stage | None) -> Stage:
         source = self.store.folder(parent) if parent else None
@@ -267,7 +216,7 @@ class _Planner:
                 "classes": self.data.image_classes,
                 "seed": leaf.seed,
                 "backbone": config.backbone.model_dump(exclude={"weights"}),
-                "weights": self._weights_sha256,
+                "weights": self.weights_sha256,
                 "image_size": config.classification.image_size,
                 "schedule": None if weights else config.classification.train.effective(),
                 **({} if weights else augmentation),
@@ -307,7 +256,8 @@ class _Planner:
         if self.pruning is None:
             return {}
         settings: dict[str, Any] = to_jsonable_python(self.pruning)
-        del settings["prune_ratios"], settings["preset"]  # the preset's widths are there
+        for name in ("prune_ratios", "preset", "kept_macs", "kept_params", "kept"):  # their widths are there
+            del settings[name]
         for name in ("ratios", "widths"):  # the first pattern that matches counts, and hashes sort keys
             settings[name] = list(settings[name].items())
         if not self.pruning.is_calibrated:

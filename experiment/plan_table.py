@@ -12,9 +12,9 @@ from rich.text import Text
 
 from command.errors import RequestError
 from deploy.text import printable
+from experiment.checks import check_experiment
 from experiment.config import ExperimentConfig
 from experiment.pipeline import make_plan
-from experiment.run import check_experiment
 from experiment.stages import Stage, StageRecord, StageStore, record_of
 
 __all__ = ["plan_figures", "plan_table"]

@@ -142,9 +142,12 @@ def comparison_plot(compared: Comparison) -> Markup:
         axes.errorbar(
             means, places, None, spreads, marker, color=colour, markersize=6, capsize=2, label=drawable(way, 48)
         )
-    if compared.dense:
-        axes.axvline(statistics.fmean(compared.dense), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="dense")
-    axes.set_yticks(range(len(lines)), [drawable(f"{line.method}, {line.ratio_text}", 48) for line in lines])
+    for place, scores in enumerate(compared.dense.values()):
+        dashes = (0, (4, 3)) if len(compared.dense) == 1 else (place * 2, (4, 3))
+        axes.axvline(
+            statistics.fmean(scores), color=INK, linewidth=1, linestyle=dashes, label="dense" if not place else None
+        )
+    axes.set_yticks(range(len(lines)), [drawable(f"{compared.name(line)}, {line.ratio_text}", 48) for line in lines])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     for y in range(1, len(lines)):

@@ -274,7 +274,7 @@ def _architectures(lines: list[Line]) -> list[Line]:
     """Return the first line of each network: classifiers of one method and ratio differ by their weights alone."""
     if lines[0].score == "map":
         return lines
-    return list({(line.first("method"), line.first("prune_ratio")): line for line in reversed(lines)}.values())[::-1]
+    return list({(line.family, line.cut): line for line in reversed(lines)}.values())[::-1]
 
 
 def _score_name(lines: list[Line]) -> list[str]:

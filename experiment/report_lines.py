@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiment.comparison import UNCUT, score_of
+from experiment.comparison import CUT, FAMILY, UNCUT, cut_of, family_of, score_of
 
 __all__ = ["Line", "Row", "differing", "lines_of"]
 
@@ -34,6 +34,16 @@ class Line:
     def first(self, key: str) -> Any:
         """Return the value of the key in the first row."""
         return self.rows[0][key]
+
+    @property
+    def family(self) -> tuple[str | None, ...]:
+        """What it has in common with the lines that it is compared with."""
+        return family_of(self.rows[0])
+
+    @property
+    def cut(self) -> tuple[Any, ...]:
+        """What was cut."""
+        return cut_of(self.rows[0])
 
     @property
     def is_slim(self) -> bool:
@@ -84,19 +94,27 @@ def lines_of(rows: list[Row]) -> list[Line]:
     """Gather rows that differ only by seed, dense first, then its controls."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in ("ordering", "budget", "method", "prune_ratio")), []).append(row)
+        groups.setdefault((family_of(row), row["ordering"], row["budget"], *cut_of(row)), []).append(row)
     lines = [Line(_label(group[0], rows), group) for group in groups.values()]
-    return sorted(lines, key=lambda line: line.place)
+    families = list(dict.fromkeys(line.family for line in lines))
+    return sorted(lines, key=lambda line: (families.index(line.family), line.place))
 
 
 def differing(rows: list[Row]) -> list[str]:
     """Return what tells the slim rows apart, besides their seeds: keys of rows."""
     slim = [row for row in rows if row["ordering"] not in UNCUT]
     first = "ordering" if score_of(rows) == "map" else "method"
-    some = [key for key in ("method", "prune_ratio") if len({row[key] for row in slim}) > 1]
-    return list(dict.fromkeys((first, "budget", *some)))
+    return list(dict.fromkeys((first, "budget", *_several(FAMILY, rows), *_several(CUT, slim))))
+
+
+def _several(keys: Sequence[str], rows: list[Row]) -> list[str]:
+    """Return the keys that have several values."""
+    return [key for key in keys if len({row.get(key) for row in rows}) > 1]
 
 
 def _label(row: Row, rows: list[Row]) -> str:
     first, *rest = differing(rows)
-    return row["ordering"] if row["ordering"] in UNCUT else f"{row[first]} ({', '.join(str(row[key]) for key in rest)})"
+    if row["ordering"] in UNCUT:
+        first, rest = "ordering", _several(FAMILY, rows)
+    more = [str(row[key]) for key in rest if row.get(key) is not None]
+    return f"{row[first]} ({', '.join(more)})" if more else str(row[first])

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from command.errors import RequestError
 from command.files import model_from_json
+from experiment.comparison import family_of
 
 __all__ = ["RESULTS", "Results", "read_results"]
 
@@ -50,9 +51,13 @@ class _Row(_Checked):
     name: str
     ordering: Literal["dense", "dense_longer", "prune_transfer", "transfer_prune", "scratch_transfer"]
     budget: Literal["finetune", "untrained", "scratch_e", "scratch_b"] | None
+    backbone: str | None = None
+    """None in earlier versions, which had one."""
     method: str | None
     prune_ratio: Annotated[float, Field(ge=0, lt=1)] | None
     """None where there is a preset."""
+    limit: str | None = None
+    """Share of a cost that was kept, as "macs 0.5", in place of a ratio; earlier versions had none."""
     preset: str | None = None
     """Name of a slim network of the literature; earlier versions had none."""
     seed: _Count
@@ -160,8 +165,9 @@ class Results(_Checked):
     @field_validator("rows")
     @classmethod
     def _compared_with_dense(cls, rows: list[_Row]) -> list[_Row]:
-        kinds = {(row.budget, row.prune_ratio) for row in rows if row.ordering == "dense"}
-        if kinds != {(None, 0.0)}:
+        dense = [row for row in rows if row.ordering == "dense"]
+        families = [{family_of(row.model_dump()) for row in some} for some in (rows, dense)]
+        if {(row.budget, row.prune_ratio) for row in dense} != {(None, 0.0)} or families[0] != families[1]:
             raise RequestError("no dense row with budget null and prune_ratio 0, which all others are compared with")
         return rows
 

@@ -4,24 +4,16 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, JsonValue
 from rich.console import Console
-from torch import nn
 
-from classify.backbones import Architecture, build_classifier, heads_of
-from classify.checkpoint import load_weights, read_weights
 from classify.curve import CURVE
 from classify.image_data import GivenImages
-from classify.learning import check_schedule
-from classify.train import check_batch_size
 from command.errors import RequestError, WorkError
 from command.files import model_from_json, write_json
 from command.folders import locked
@@ -31,28 +23,22 @@ from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
 from detect.config import GivenBoxes
 from detect.evaluate import metric_of
-from detect.fixed_shape import FixedShapeDetector
-from detect.given_training import check_given_detector
-from detect.model import new_detector
-from experiment.config import LEARNT_PARTS, ExperimentConfig
-from experiment.cuts import RANK, Pruning
-from experiment.cutting import method_on
-from experiment.data import Data, check_data
+from experiment.checks import check_experiment
+from experiment.config import ExperimentConfig
+from experiment.data import Data
+from experiment.leaves import Leaf
 from experiment.measuring import DETECTIONS, RECORD
-from experiment.pipeline import Leaf, Plan, make_plan
+from experiment.pipeline import Plan, make_plan
 from experiment.report import write_report
 from experiment.results import RESULTS, read_results
 from experiment.running import FailedStages, parent_process, run_stages, with_workers
 from experiment.stages import StageStore
 from experiment.steps import MODEL
-from prune.pruning import prune_model
-from prune.recalibration import check_has_statistics
 
-__all__ = ["check_experiment", "join_experiment", "run_experiment"]
+__all__ = ["join_experiment", "run_experiment"]
 
 RUN = "run.json"
 """What a run writes first: its command and settings."""
-_MIN_FREE_BYTES = 1_000_000_000
 _NUM_PICTURES = 4
 
 
@@ -60,22 +46,6 @@ class _Begun(BaseModel):
     """What of `run.json` a process reads that joins the run."""
 
     config: dict[str, JsonValue]
-
-
-def check_experiment(config: ExperimentConfig, folder: Path) -> None:
-    """Find anything that would fail later, before any work.
-
-    Raises:
-        MissingFileError: If data or weights are missing.
-        RequestError: If data, weights or pruning do not fit, or the disk is nearly full.
-    """
-    check_data(config)
-    _check_backbone(config)
-    _check_detector(config)
-    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < _MIN_FREE_BYTES:
-        raise RequestError(f"{folder}: {free / 1e9:.1f} GB free on its disk; expected at least 1 GB")
 
 
 def run_experiment(
@@ -111,8 +81,7 @@ def run_experiment(
         failed = FailedStages(store.root)
         failed.clear()
         is_done = _finish(plan, config, store, console, with_workers(jobs - 1, folder))
-        if reasons := {leaf.name: reason for leaf in plan.leaves if (reason := _why_failed(leaf, failed))}:
-            _check_references(plan, reasons)
+        if reasons := _why_failed(plan, failed):
             plan = make_plan(config, store, without=reasons)
             _finish(plan, config, store, console)
         if reason := failed.reason(plan.latency):
@@ -165,15 +134,18 @@ def _finish(
     return not left
 
 
-def _why_failed(leaf: Leaf, failed: FailedStages) -> str | None:
-    return next(filter(None, map(failed.reason, leaf.stages)), None)
+def _why_failed(plan: Plan, failed: FailedStages) -> dict[str, str]:
+    """Return why rows are missing, by their names: a stage failed, or their dense reference did.
 
-
-def _check_references(plan: Plan, reasons: Mapping[str, str]) -> None:
-    """Raise WorkError if a dense reference failed, which all others are compared with."""
-    for leaf in plan.leaves:
-        if leaf.ordering == "dense" and leaf.name in reasons:
-            raise WorkError(reasons[leaf.name])
+    Raises:
+        WorkError: If no backbone has its dense references.
+    """
+    own = {leaf.name: next(filter(None, map(failed.reason, leaf.stages)), None) for leaf in plan.leaves}
+    dense = {leaf.backbone: reason for leaf in plan.leaves if leaf.ordering == "dense" and (reason := own[leaf.name])}
+    if dense.keys() == {leaf.backbone for leaf in plan.leaves}:
+        raise WorkError(next(iter(dense.values())))
+    reasons = {leaf.name: own[leaf.name] or dense.get(leaf.backbone) for leaf in plan.leaves}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _about(config: ExperimentConfig, command: str) -> dict[str, Any]:
@@ -187,48 +159,6 @@ def _about(config: ExperimentConfig, command: str) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "num_threads": config.num_threads,
     }
-
-
-def _check_backbone(config: ExperimentConfig) -> None:
-    """Build and prune the network once with random weights, so that bad patterns and ratios fail before training."""
-    net = build_classifier(Architecture(config.backbone.name, 2, config.backbone.base_channels))
-    weights = config.backbone.weights
-    if weights:
-        load_weights(net, read_weights(weights), str(weights), optional=heads_of(config.backbone.name))
-    side = config.classification.image_size
-    for schedule in filter(None, (config.classification.train, config.classification.finetune)):
-        check_batch_size(net, side, schedule.batch_size)
-    for pruning in config.prunings.values():
-        for part in LEARNT_PARTS:
-            if learning := config.learning_of(part, pruning):
-                check_schedule(pruning.method, learning)
-        _check_pruning(net, pruning, (torch.zeros(1, 3, side, side),))
-
-
-def _check_pruning(net: nn.Module, pruning: Pruning, example: tuple[torch.Tensor]) -> None:
-    recipe = pruning
-    if pruning.is_calibrated or pruning.is_learned:  # no data is there yet
-        recipe = replace(pruning, criterion="l1", method=RANK, epochs_per_layer=0)
-    if pruning.recalibrate:
-        check_has_statistics(net)
-    for one, cut in zip(recipe.recipes, pruning.recipes, strict=True):
-        if pruning.method != "structure_selection":
-            prune_model(net, example, one)
-        if pruning.is_learned:
-            method_on(net, example, cut, pruning)
-
-
-def _check_detector(config: ExperimentConfig) -> None:
-    """Build and export-check the detector once: a setting that only the last step refuses would waste all before it."""
-    if not config.detection:
-        return
-    backbone = Architecture(config.backbone.name, 1, config.backbone.base_channels)
-    if config.detection.given:
-        check_given_detector(config.detection.given, backbone, config.detection.finetune)
-    else:
-        assert config.detection.model is not None
-        detector, _ = new_detector(backbone, ("any",), config.detection.model, seed=0)
-        FixedShapeDetector(detector, config.detection.model.image_size_hw)
 
 
 def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Path) -> dict[str, Any]:
@@ -282,8 +212,10 @@ def _row(
         "name": leaf.name,
         "ordering": leaf.ordering,
         "budget": leaf.budget,
+        "backbone": leaf.backbone,
         "method": leaf.method,
         "prune_ratio": leaf.prune_ratio,
+        "limit": leaf.limit,
         "preset": leaf.pruning and leaf.pruning.preset,
         "seed": leaf.seed,
         "map": exported.get("map"),

@@ -97,11 +97,16 @@ def judged_lines(lines: Sequence[Line], draws: Draws) -> list[Judged]:
 
 
 def _pairs(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
+    for family in dict.fromkeys(line.family for line in lines):
+        yield from _pairs_of([line for line in lines if line.family == family])
+
+
+def _pairs_of(lines: Sequence[Line]) -> Iterator[tuple[Line, Line]]:
     uncut = [line for line in lines if not line.is_slim]
     yield from ((line, other) for other, line in combinations(uncut, 2))
     yield from ((line, other) for other in uncut for line in lines if line.is_slim)
     for other, line in combinations([line for line in lines if line.is_slim], 2):
-        if all(line.first(key) == other.first(key) for key in ("method", "prune_ratio")):
+        if line.cut == other.cut:
             yield line, other
 
 
@@ -111,10 +116,11 @@ def judged_speeds(lines: Sequence[Line]) -> list[Speed]:
     It is decided where the intervals of all seeds lie outside of those of the dense network's other seeds and of the
     controls: these are the same graph as dense, and their speedups differ from 1 by the noise of the clock alone.
     """
-    same = [bound for line in lines if not line.is_slim for bound in _bounds(line)]
-    least, most = min([1.0, *same]), max([1.0, *same])
     speeds = []
     for line in (line for line in lines if line.is_slim and _bounds(line)):
+        uncut = [other for other in lines if not other.is_slim and other.family == line.family]
+        same = [1.0, *(bound for other in uncut for bound in _bounds(other))]
+        least, most = min(same), max(same)
         low, high = min(_bounds(line)), max(_bounds(line))
         verdict: SpeedVerdict = "faster" if low > most else "slower" if high < least else "not decided"
         speeds.append(Speed(line, low, high, verdict))

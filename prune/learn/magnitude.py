@@ -196,7 +196,7 @@ class HeldMasks(Method):
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:
         self.masks = dict(masks)
-        self._gone: list[Tensor] = []
+        self._kept: list[Tensor] = []
         self._apply(model)
 
     def after_step(self, model: nn.Module, lr: float) -> None:
@@ -204,13 +204,13 @@ class HeldMasks(Method):
         self._apply(model)
 
     def _apply(self, model: nn.Module) -> None:
-        if len(self._gone) < len(self.masks):
+        if len(self._kept) < len(self.masks):
             check_masks(model, self.masks)
-        weights = [model.get_parameter(name).data for name in self.masks]
-        if [gone.device for gone in self._gone] != [weight.device for weight in weights]:
-            self._gone = [~mask.to(weight.device) for mask, weight in zip(self.masks.values(), weights, strict=True)]
-        for weight, gone in zip(weights, self._gone, strict=True):
-            weight.masked_fill_(gone, 0)  # a product with zero would leave inf and NaN
+        bits = [_bits_of(model.get_parameter(name).data) for name in self.masks]
+        if [kept.device for kept in self._kept] != [weight.device for weight in bits]:
+            self._kept = [-mask.to(weight) for mask, weight in zip(self.masks.values(), bits, strict=True)]
+        for weight, kept in zip(bits, self._kept, strict=True):
+            weight.bitwise_and_(kept)  # all bits or none: a product with zero would leave inf and NaN
 
     def state_dict(self) -> dict[str, Any]:
         """Return the masks."""
@@ -219,7 +219,12 @@ class HeldMasks(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the masks."""
         super().load_state_dict(state)
-        self.masks, self._gone = {name: mask.clone() for name, mask in state["masks"].items()}, []
+        self.masks, self._kept = {name: mask.clone() for name, mask in state["masks"].items()}, []
+
+
+def _bits_of(weight: Tensor) -> Tensor:
+    """Return the same memory as integers: they are masked many times as fast as by `masked_fill_`."""
+    return weight.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()])
 
 
 def redraw(model: nn.Module, masks: Masks, scale: Scale = "sparse", seed: int = 0) -> None:

@@ -12,9 +12,9 @@ from command.config import read_config
 from command.errors import WorkError
 from detect import DetectorSettings, new_detector, save_detector
 from detect.synthetic import write_scenes
+from experiment.checks import check_experiment
 from experiment.config import ExperimentConfig
 from experiment.pipeline import make_plan
-from experiment.run import check_experiment
 from experiment.stages import Stage, StageStore
 from experiment.steps import MODEL, STEPS, Job
 

@@ -1,0 +1,89 @@
+"""The rows of an experiment: which there are, and what they are called."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from detect.orderings import ORDERINGS
+from experiment.config import ExperimentConfig
+from experiment.cuts import Pruning
+from experiment.stages import Stage
+
+__all__ = ["Leaf", "bare_leaves"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One row of the result: a detector and the stages that lead to it."""
+
+    name: str
+    ordering: str
+    budget: str | None
+    seed: int
+    method: str | None = None
+    """Name of the method among those that are compared; None in the dense references, like `pruning`."""
+    pruning: Pruning | None = None
+    chain: tuple[Stage, ...] = ()
+    """Stages of its ordering, in order; the last one's model is exported."""
+    evaluations: tuple[Stage, ...] = ()
+    """Of its last classifier and of its detector, in PyTorch."""
+    export: Stage | None = None
+    backbone: str = ""
+    """Its name among those that are compared."""
+
+    @property
+    def prune_ratio(self) -> float | None:
+        """Share of channels removed from every group; None for a preset or a limit."""
+        if self.pruning is None:
+            return 0.0
+        return None if self.pruning.preset or self.pruning.kept else self.pruning.prune_ratio
+
+    @property
+    def limit(self) -> str | None:
+        """The share of a cost that is kept, in place of a ratio."""
+        kept = self.pruning and self.pruning.kept
+        return f"{kept[0]} {kept[1]:g}" if kept else None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All of them, in an order in which they can run."""
+        return (*self.chain, *self.evaluations, *((self.export,) if self.export else ()))
+
+
+def bare_leaves(config: ExperimentConfig) -> Iterator[Leaf]:
+    """Yield the planned rows: of each backbone the dense references first, then their controls."""
+    for backbone, one in config.by_backbone.items():
+        prunings = one.prunings
+        amounts = {recipe.amount for pruning in prunings.values() for recipe in pruning.recipes}
+        for leaf in _leaves_of(one):
+            parts = [
+                backbone if config.backbones else None,
+                leaf.ordering,
+                leaf.budget,
+                leaf.method if len(prunings) > 1 else None,
+                leaf.pruning.amount if len(amounts) > 1 and leaf.pruning else None,
+                f"seed{leaf.seed}" if len(config.seeds) > 1 else None,
+            ]
+            yield replace(leaf, backbone=backbone, name="-".join(filter(None, parts)))
+
+
+def _leaves_of(config: ExperimentConfig) -> Iterator[Leaf]:
+    """Yield the rows of one backbone, without names."""
+    for ordering, seed in itertools.product(("dense", *config.controls), config.seeds):
+        yield Leaf(ordering, ordering, None, seed)
+    orderings = [name for name in ORDERINGS if name in config.orderings and _is_possible(name, config)]
+    for seed, (method, pruning) in itertools.product(config.seeds, config.prunings.items()):
+        for recipe, ordering in itertools.product(pruning.recipes, orderings):
+            for budget in _budgets(ordering, config):
+                yield Leaf(ordering, ordering, budget, seed, method, recipe)
+
+
+def _budgets(ordering: str, config: ExperimentConfig) -> tuple[str, ...]:
+    if ordering == "scratch_transfer":
+        return config.budgets
+    return ("untrained",) if ordering == "prune_transfer" and not config.classification.finetune else ("finetune",)
+
+
+def _is_possible(ordering: str, config: ExperimentConfig) -> bool:
+    needs = {"dense": False, "transfer_prune": config.detection, "scratch_transfer": config.classification.finetune}
+    return bool(needs.get(ordering, True))
