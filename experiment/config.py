@@ -306,7 +306,7 @@ class ExperimentConfig(Part):
         changed = dict(self.backbones[name])
         methods = changed.pop("methods", tuple(self.methods))
         for method in methods:
-            check_name(method, self.methods, f"backbones.{name}.methods")
+            check_name(method, self.methods or ["none, without methods"], f"backbones.{name}.methods")
         settings: dict[str, Any] = {one: getattr(self, one) for one in self.model_fields_set - {"backbones"}}
         settings["backbone"] = {**self.backbone.model_dump(exclude_unset=True), **changed}
         settings["methods"] = {method: self.methods[method] for method in methods}

@@ -35,7 +35,7 @@ from experiment.running import FailedStages, parent_process, run_stages, with_wo
 from experiment.stages import StageStore
 from experiment.steps import MODEL
 
-__all__ = ["join_experiment", "run_experiment"]
+__all__ = ["join_experiment", "run_experiment", "why_failed"]
 
 RUN = "run.json"
 """What a run writes first: its command and settings."""
@@ -81,7 +81,7 @@ def run_experiment(
         failed = FailedStages(store.root)
         failed.clear()
         is_done = _finish(plan, config, store, console, with_workers(jobs - 1, folder))
-        if reasons := _why_failed(plan, failed):
+        if reasons := why_failed(plan, failed):
             plan = make_plan(config, store, without=reasons)
             _finish(plan, config, store, console)
         if reason := failed.reason(plan.latency):
@@ -134,7 +134,7 @@ def _finish(
     return not left
 
 
-def _why_failed(plan: Plan, failed: FailedStages) -> dict[str, str]:
+def why_failed(plan: Plan, failed: FailedStages) -> dict[str, str]:
     """Return why rows are missing, by their names: a stage failed, or their dense reference did.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The experiment coco_resnet50 with mmdet's 2x schedule: ResNet-50, half of every group removed.
+"""The experiment coco_resnet50 with mmdet's 2x schedule: ResNet-50, half of every group or of the MACs.
 
 Run:     as coco_resnet50
 Needs:   as coco_resnet50
