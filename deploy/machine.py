@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -93,13 +94,15 @@ def num_cores() -> int:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the installed libraries that affect results and times."""
-    installed = {}
-    for name in VERSIONED:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
+    return {name: version for name in VERSIONED if (version := _version(name))}
+
+
+@cache  # a plan asks for every stage
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

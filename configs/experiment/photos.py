@@ -40,11 +40,11 @@ detection = dict(
         roi_samples=64,
         anchor_scale=4,
     ),
-    train=dict(epochs=8, batch_size=4, lr=1.5e-3),
-    finetune=dict(epochs=4, batch_size=4, lr=1e-3),
+    train=dict(epochs=6, batch_size=4, lr=1.5e-3),
+    finetune=dict(epochs=3, batch_size=4, lr=1e-3),
 )
 
-terms = "equal_iterations"  # every detector is trained for as many epochs as transfer_prune: 8 + 4
+terms = "equal_iterations"  # every detector is trained for as many epochs as transfer_prune: 6 + 3
 
 pruning = dict(prune_ratios=(0.5,), criterion="l1", round_to=8)
 
