@@ -139,7 +139,7 @@ def table_text(results: dict[str, Any]) -> rich.table.Table:
     below = (EPOCHS, TRAIN_MACS) if is_detection else (EPOCHS, TRAIN_MACS, SEEDS)  # 80 columns are full
     columns = [column for column in columns_of(lines) if column.header.partition(" (")[0] not in below]
     caption = content.finding
-    if is_detection:
+    if is_detection and len(lines) <= _MOST_SENTENCES:
         epochs = "; ".join(f"{line.label} {line.both_epochs()}" for line in lines)
         caption += f" Epochs of classification and detection: {epochs}."
     title = Text(printable(finding.device(results)))

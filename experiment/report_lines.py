@@ -104,7 +104,15 @@ def differing(rows: list[Row]) -> list[str]:
     """Return what tells the slim rows apart, besides their seeds: keys of rows."""
     slim = [row for row in rows if row["ordering"] not in UNCUT]
     first = "ordering" if score_of(rows) == "map" else "method"
-    return list(dict.fromkeys((first, "budget", *_several(FAMILY, rows), *_several(CUT, slim))))
+    return list(dict.fromkeys((first, "budget", *_several(FAMILY, rows), *_differing_cuts(slim))))
+
+
+def _differing_cuts(slim: list[Row]) -> list[str]:
+    """Return what tells cuts apart; how much was cut is left out where the method's name tells."""
+    keys = _several(CUT, slim)
+    if "method" in keys and len({row["method"] for row in slim}) == len({cut_of(row) for row in slim}):
+        return ["method"]
+    return keys
 
 
 def _several(keys: Sequence[str], rows: list[Row]) -> list[str]:

@@ -186,3 +186,13 @@ def test_methods_stand_below_the_dense_network_of_their_backbone():
         ["resnet", "dense", "0"],
         ["resnet", "l1", "0.5"],
     ]
+
+
+def test_how_much_was_cut_is_left_out_where_the_method_tells():
+    told = [row(DENSE, "vgg"), row(SLIM, "vgg"), row(SLIM, "vgg", method="macs", prune_ratio=None, limit="macs 0.5")]
+    assert [line.label for line in lines_of(told)][1:] == [
+        "prune_transfer (finetune, l1)",
+        "prune_transfer (finetune, macs)",
+    ]
+    untold = [*told, row(SLIM, "vgg", prune_ratio=0.7, name="more")]
+    assert lines_of(untold)[-1].label == "prune_transfer (finetune, l1, 0.7)"
