@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
@@ -18,10 +19,12 @@ from classify.curve import Curve, Epoch, Iteration
 from classify.tracking import Tracker
 from command.errors import WorkError
 
-__all__ = ["CurveKeeper", "EpochSeed", "LaterStart", "Progress", "SharedStatistics", "StepAverage"]
+__all__ = ["CurveKeeper", "EpochSeed", "LaterStart", "Progress", "SharedStatistics", "StepAverage", "check_outputs"]
 
 _CURVE, _KEPT_PER_EPOCH = "curve", 20
 """The curve's name in a checkpoint; how many iterations of an epoch it has, at most."""
+_CHECKED_IMAGES = 2
+"""Of the training's, on which its model is tried once it is over."""
 _READ_EVERY = 20
 """Iterations after which a GPU is waited for to read its losses; on a CPU, each time."""
 
@@ -213,6 +216,26 @@ def _check_weights(runner: Runner) -> None:
     if not torch.stack([tensor.isfinite().all() for tensor in floats]).all():
         lr = runner.optim_wrapper.param_groups[0]["lr"]
         raise WorkError(f"{runner.work_dir}: weights are not finite after epoch {runner.epoch + 1}, {_remedy(lr)}")
+
+
+def check_outputs(runner: Runner, model: BaseModel, lr: float) -> None:
+    """Raise WorkError if a trained model's loss is not finite: nothing else reads what the last step left.
+
+    Args:
+        runner: Of the training, which is over.
+        model: In eval mode: as whoever reads it will use it.
+        lr: Named in the error.
+    """
+    loader = runner.train_dataloader
+    few = loader.collate_fn([loader.dataset[i] for i in range(min(_CHECKED_IMAGES, len(loader.dataset)))])
+    with torch.no_grad():
+        losses = model(**model.data_preprocessor(few, training=True), mode="loss")
+    loss, _ = model.parse_losses(losses)
+    if not loss.isfinite():
+        raise WorkError(
+            f"{runner.work_dir}: the trained model's loss is {loss.item()}, after epoch {runner.epoch}, iteration "
+            f"{runner.iter} in all, {_remedy(lr)}"
+        )
 
 
 def _remedy(lr: float) -> str:

@@ -22,7 +22,15 @@ from torch.utils.data import Dataset
 
 from classify.classifier_model import ClassifierModel, collate
 from classify.curve import Curve
-from classify.hooks import CurveKeeper, EpochSeed, LaterStart, Progress, SharedStatistics, StepAverage
+from classify.hooks import (
+    CurveKeeper,
+    EpochSeed,
+    LaterStart,
+    Progress,
+    SharedStatistics,
+    StepAverage,
+    check_outputs,
+)
 from classify.learning import MethodHook
 from classify.mmengine_runner import make_runner, silent
 from classify.optimization import optim_wrapper, param_scheduler
@@ -180,7 +188,10 @@ def run_training(model: BaseModel, schedule: Schedule, work_dir: Path, seed: int
     for hook in runner.hooks:
         if isinstance(hook, EMAHook) and hook._ema_started(runner):
             hook._swap_ema_parameters()
-    model.cpu().eval()
+    model.eval()
+    with silent(), _numbers_of(seed):
+        check_outputs(runner, model, schedule.lr)
+    model.cpu()
 
 
 @contextlib.contextmanager

@@ -155,6 +155,19 @@ def test_no_checkpoint_holds_weights_that_are_not_finite(pairs, tmp_path):
     assert not list(tmp_path.glob("*.pth"))
 
 
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_training_that_diverges_in_its_last_step_is_named(pairs, tmp_path, is_resumed):
+    """Weights of 1e6 and more are finite, and so is the loss before the step; their product is not."""
+    data = pairs(torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), [0, 1, 0, 1])
+    schedule = Schedule(1, 4, 1e10, "SGD", warmup_iters=0, max_grad_norm=None)
+    for _ in range(1 + is_resumed):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), *(nn.Linear(8, 8) for _ in range(8)))
+        with pytest.raises(
+            WorkError, match=r"loss is (nan|inf), after epoch 1, iteration 1 in all, .*1e\+10; lower it"
+        ):
+            train_classifier(net, data, schedule, tmp_path, 0)
+
+
 def test_parts_left_over_at_the_end_of_an_epoch_make_a_step(pairs, tmp_path):
     # 6 images in parts of two, four to a batch: a whole batch and a half one
     data = pairs(torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), [0, 1] * 3)
