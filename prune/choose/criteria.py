@@ -5,13 +5,14 @@ O output channels, K weights of one filter, L layers.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from command.errors import RequestError
+from command.errors import RequestError, WorkError, is_of_the_machine
 from command.own_code import failure, is_own_code, own_code
 from prune.choose.measured import Losses, by_filter, filter_effects, input_means
 from prune.follow.groups import Group, Member
@@ -70,7 +71,8 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
     the group, a norm of filters is that of the weights that read the channel.
 
     Raises:
-        RequestError: If the reduction is unknown, a score is not finite, or a channel is covered by no scored layer.
+        RequestError: If the reduction is unknown, a score is not finite, a channel is covered by no scored layer, or a
+            criterion of the user's own fails.
     """
     if reduction not in _REDUCE:
         raise RequestError(f"reduction: unknown, got {reduction!r}; expected one of {list(REDUCTIONS)}")
@@ -80,7 +82,8 @@ def group_scores(criterion: Criterion, model: nn.Module, group: Group, reduction
     if isinstance(criterion, _FilterNorm) and _is_selected(model, group):
         scores_of = criterion.reader_scores
     for member in group.members:
-        layer_scores = scores_of(model, member)
+        with _named(criterion, f"fails on {member.layer}"):
+            layer_scores = scores_of(model, member)
         if layer_scores is not None:
             scores = _checked(layer_scores, criterion, member)[member.channels].float()
             if not scores.isfinite().all():
@@ -340,7 +343,23 @@ def make_criterion(name: str, model: nn.Module, losses: Losses | None = None, se
         return Random(seed) if kind is Random else _own_criterion(name, kind)
     if losses is None:
         raise RequestError(f"criterion: {name} measures on data, got none; expected losses, a loss for each batch")
-    return kind(model, losses)
+    with _named(kind, "cannot be measured"):
+        return kind(model, losses)
+
+
+@contextmanager
+def _named(code: object, fault: str) -> Iterator[None]:
+    """Raise RequestError that names a criterion of the user's own, whatever it raises in the block."""
+    kind = code if isinstance(code, type) else type(code)
+    try:
+        yield
+    except Exception as error:
+        is_told = isinstance(error, RequestError | WorkError) or is_of_the_machine(error)
+        if is_told or kind in CRITERIA.values():
+            raise
+        raise RequestError(
+            f"criterion: {kind.__module__}:{kind.__qualname__} {fault}, got {failure(error)}; correct your code"
+        ) from error
 
 
 def _own_criterion(name: str, kind: Callable[..., Criterion]) -> Criterion:

@@ -36,6 +36,14 @@ class Wanting(Bias):
     def __init__(self, more):
         self.more = more
 
+class Broken(Bias):
+    def member_scores(self, model, member):
+        return 1 / 0
+
+class Unmeasured(Gradient):
+    def _measure(self, model, losses):
+        return model["0"]
+
 class Mute:
     comparable = True
 
@@ -83,6 +91,7 @@ def test_channels_are_kept_by_the_scores_of_own_code(mine, net, name):
         ("own_criteria:Wanting", r"^criterion: own_criteria:Wanting cannot be made, got TypeError: "),
         ("own_criteria:Listed", r"^0: Listed does not score its channels, got list; expected a tensor of one score"),
         ("own_criteria:Short", r"^0: Short does not score its channels, got \(3,\); expected .* at least 4 channels"),
+        ("own_criteria:Broken", r"^criterion: own_criteria:Broken fails on 0, got ZeroDivisionError: .*; correct your"),
         ("own_criteria:Gradient", r"^criterion: own_criteria:Gradient measures on data, got none"),
     ],
 )
@@ -90,6 +99,13 @@ def test_code_that_is_no_criterion_is_refused_in_a_line(mine, net, name, message
     with pytest.raises(RequestError, match=message) as raised:
         prune_model(net, IMAGES, 0.5, criterion=name)
     assert "\n" not in str(raised.value)
+
+
+def test_own_code_that_cannot_be_measured_is_named(mine, net):
+    from prune.choose.criteria import make_criterion
+
+    with pytest.raises(RequestError, match=r"^criterion: own_criteria:Unmeasured cannot be measured, got TypeError"):
+        make_criterion("own_criteria:Unmeasured", net, lambda model: iter([model(IMAGES[0]).sum()]))
 
 
 def test_own_code_is_measured_on_data(mine, net):
