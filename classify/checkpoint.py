@@ -254,6 +254,8 @@ def load_weights(
     for name, tensor in fits.items():
         if own[name].is_floating_point() and not tensor.is_floating_point():
             raise RequestError(f"{subject}: weight {name} has no fractions, got {tensor.dtype}; expected real numbers")
+        if tensor.is_floating_point() and not own[name].is_floating_point() and not tensor.equal(tensor.round()):
+            raise RequestError(f"{subject}: weight {name} has fractions, got {tensor.dtype}; expected whole numbers")
         if name.endswith("running_var") and (tensor < 0).any():
             raise RequestError(f"{subject}: weight {name} is no variance, got numbers below 0; expected none")
     fits = {name: tensor.to(own[name].dtype) for name, tensor in fits.items()}

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from command.errors import RequestError
 from command.files import shown
 from prune.follow.groups import Group
-from prune.follow.layers import cut_dims, is_producer, own_widths
+from prune.follow.layers import cut_dims, is_layer, is_producer, own_widths
 from prune.held_tensors import modules_of
 from prune.selection import ChannelSelection
 
@@ -200,8 +200,11 @@ def layer_of(model: nn.Module, name: str) -> Layer:
     owner, _, key = name.rpartition(".")
     found = _held(model, owner).get(key)
     if found is None and key.isdecimal() and len(key) < _MOST_DIGITS:
-        listed = _held(model, owner.rpartition(".")[0]).get(owner.rpartition(".")[2])
-        found = dict(enumerate(listed)).get(int(key)) if isinstance(listed, list | tuple) else None
+        owner, _, key = owner.rpartition(".")
+        listed = _held(model, owner).get(key)
+        found = dict(enumerate(listed)).get(int(name.rpartition(".")[2])) if isinstance(listed, list | tuple) else None
+    if type(found) is int and key != "groups" and is_layer(_module(model, owner)):
+        found = None  # its stride, say: its widths follow from those of its weight
     if not isinstance(found, nn.Module | Tensor) and type(found) is not int:
         raise RequestError(f"{shown(name)}: the spec is for another model; {type(model).__name__} has no such layer")
     return found
@@ -209,10 +212,16 @@ def layer_of(model: nn.Module, name: str) -> Layer:
 
 def _held(model: nn.Module, name: str) -> dict[str, object]:
     """Return what the module of that name holds, by its key; nothing if there is no such module."""
+    module = _module(model, name)
+    return {**vars(module), **module._modules, **module._parameters, **module._buffers} if module is not None else {}
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    """Return the module of that name, None where there is none."""
     module: nn.Module | None = model
     for key in name.split(".") if name else ():
         module = None if module is None else module._modules.get(key)
-    return {**vars(module), **module._modules, **module._parameters, **module._buffers} if module is not None else {}
+    return module
 
 
 def layer_widths(layer: Layer) -> tuple[int, int]:

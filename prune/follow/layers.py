@@ -25,7 +25,7 @@ def is_producer(module: object) -> TypeGuard[nn.Module]:
     return _is_convolution(module)
 
 
-def is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module | None) -> bool:
     """Return whether surgery knows the module as a whole."""
     return is_producer(module) or isinstance(module, _BatchNorm | ChannelSelection)
 

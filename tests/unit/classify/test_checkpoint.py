@@ -22,6 +22,7 @@ from classify.checkpoint import (
 )
 from command.errors import RequestError
 from prune import prune_model
+from prune.selection import ChannelSelection
 
 REAL = Path(__file__).parents[3].parent / "shared/data/cifar_resnet/resnet20-12fca82f.th"
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -309,3 +310,19 @@ def test_published_cifar_resnet20_opens():
     assert sum(w.numel() for name, w in weights.items() if not name.endswith(buffers)) == 269_722
     assert weights["conv1.weight"].shape == (16, 3, 3, 3)
     assert not any(name.startswith("module.") for name in weights)
+
+
+@pytest.mark.parametrize("name", ["conv1.stride.0", "conv1.groups.0", "layer1.0.conv1.kernel_size.1", "bn1.eps"])
+def test_a_card_sets_no_attribute_of_a_layer(tmp_path, name):
+    arch = replace(ARCH, widths={name: (1, 1)})
+    save_model(tmp_path / "m.safetensors", build_classifier(ARCH), replace(CARD, backbone=arch))
+    with pytest.raises(RequestError, match=rf"{name}: the spec is for another model; .* has no such layer"):
+        load_classifier(tmp_path / "m.safetensors")
+
+
+def test_an_index_between_two_channels_is_refused(tmp_path):
+    net = nn.Sequential(ChannelSelection(4))
+    with pytest.raises(RequestError, match=r"^file: weight 0.index has fractions, got torch.float32; expected whole"):
+        load_weights(net, {"0.index": torch.tensor([0.0, 1.5, 2.0, 3.0])}, "file")
+    load_weights(net, {"0.index": torch.tensor([0.0, 1.0, 2.0, 3.0])}, "file")
+    assert net[0].index.tolist() == [0, 1, 2, 3]
