@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from command.errors import MissingFileError, RequestError
 
 __all__ = [
+    "check_folder",
     "existing_file",
     "flush",
     "flush_entry",
@@ -112,9 +113,21 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        file = next(place for place in (folder, *folder.parents) if place.exists())
-        raise RequestError(f"{file}: is a file; expected a folder, or a new name") from error
+    except (FileExistsError, NotADirectoryError):
+        check_folder(folder)
+        raise
+
+
+def check_folder(folder: Path) -> Path:
+    """Return what exists of a folder that may be made: itself, or the nearest above it.
+
+    Raises:
+        RequestError: If one of them is a file.
+    """
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise RequestError(f"{there}: is a file; expected a folder, or a new name")
+    return there
 
 
 def _prefix(path: Path) -> str:

@@ -29,7 +29,7 @@ class RunProgress:
         self._clock = clock
         self._started = self._now()
         self._shown = -math.inf
-        self._index = -1
+        self._index, self._number = -1, 0
         self._done: set[int] = set()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -51,6 +51,7 @@ class RunProgress:
             place: Its place among the costs; None = the one after the last.
         """
         self._index = self._index + 1 if place is None else place
+        self._number = max(self._number, len(self._done)) + 1  # others may have done stages that come after this one
         self._name = name
         began = self._now()
         self._shown = -math.inf if self._console.is_terminal else began
@@ -92,7 +93,7 @@ class RunProgress:
         return elapsed / done * (sum(self._costs) - done)
 
     def _position(self) -> str:
-        return f"[{self._index + 1}/{len(self._costs)}]".replace("[", "\\[")
+        return f"[{self._number}/{len(self._costs)}]".replace("[", "\\[")
 
     def _now(self) -> float:
         return self._clock()

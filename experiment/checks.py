@@ -12,6 +12,7 @@ from classify.checkpoint import load_weights, read_weights
 from classify.learning import check_schedule
 from classify.train import check_batch_size
 from command.errors import RequestError
+from command.files import check_folder
 from detect.fixed_shape import FixedShapeDetector
 from detect.given_training import check_given_detector
 from detect.model import new_detector
@@ -20,6 +21,7 @@ from experiment.cuts import RANK, Pruning
 from experiment.cutting import method_on
 from experiment.data import check_data
 from experiment.limits import at_limit
+from experiment.running import FailedStages
 from prune.pruning import prune_model
 from prune.recalibration import check_has_statistics
 
@@ -33,12 +35,13 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
 
     Raises:
         MissingFileError: If data or weights are missing.
-        RequestError: If data, weights or pruning do not fit, or the disk is nearly full.
+        RequestError: If data, weights or pruning do not fit, the folder or what belongs into it is something else, or
+            the disk is nearly full.
     """
+    FailedStages(folder / "stages").check()
     check_data(config)
     _check_backbones(config)
-    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(check_folder(folder)).free
     if free < _MIN_FREE_BYTES:
         raise RequestError(f"{folder}: {free / 1e9:.1f} GB free on its disk; expected at least 1 GB")
 

@@ -122,6 +122,9 @@ def run(
         from experiment.plan_table import plan_figures, plan_table
         from experiment.report import table_text
         from experiment.run import join_experiment, run_experiment
+        from experiment.running import parent_process
+    _check_together("--plan", plan, jobs=jobs > 1, join=join)
+    _check_together("--join", join and parent_process() is None, jobs=jobs > 1, json=as_json)
     settings = read_config(config, overrides or (), ExperimentConfig)
     folder = out or Path("runs") / settings.name
     if plan:
@@ -144,6 +147,12 @@ def run(
             f"{len(failed)} of {len(failed) + len(results['rows'])} rows failed, {failed[0]['name']} first; "
             "give the same command again, or see the report"
         )
+
+
+def _check_together(option: str, is_given: bool, **others: bool) -> None:
+    """Raise RequestError if an option is given with others that would do nothing beside it."""
+    if is_given and (found := [f"--{name.replace('_', '-')}" for name, is_there in others.items() if is_there]):
+        raise RequestError(f"{' '.join(found)}: not used with {option}; give one of them")
 
 
 @app.command()

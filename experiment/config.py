@@ -29,7 +29,7 @@ from detect.config import AnyBoxes, CocoData, ScenesData
 from detect.foreign import given_step, preprocessing_of
 from detect.given_training import GivenSchedule, from_mmdet
 from detect.model import DetectorSettings
-from detect.orderings import ORDERINGS
+from detect.orderings import CONTROLS, ORDERINGS
 from experiment.cuts import Pruning, check_once, varied
 from prune.choose.presets import PRESETS
 
@@ -50,7 +50,9 @@ __all__ = [
     "Timing",
 ]
 
-MethodName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+_LONGEST_NAME = 60
+"""Letters of a name: four bytes each, with what is added, make a file name still."""
+MethodName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=_LONGEST_NAME)]
 """Part of a row's name."""
 
 Control = Literal["dense_longer"]
@@ -142,7 +144,7 @@ class Timing(Part):
 class ExperimentConfig(Part):
     """Orderings x budgets x ratios x seeds on one backbone and one detection set."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=_LONGEST_NAME)
     """Also the name of the run's folder."""
     backbone: Backbone
     classification: Classification
@@ -198,6 +200,15 @@ class ExperimentConfig(Part):
                 "expected none, or transfer_prune among orderings"
             )
         return controls
+
+    @model_validator(mode="after")
+    def _names_no_method_as_the_reference(self) -> "ExperimentConfig":
+        for name in self.prunings:
+            if name in (taken := ("dense", *CONTROLS)):
+                raise RequestError(
+                    f"methods: a row of what is not cut has that name, got {name}; expected none of {taken}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _needs_detection(self) -> "ExperimentConfig":

@@ -38,7 +38,7 @@ from experiment.report_tables import (
     is_voc,
     method_table,
 )
-from experiment.results import RESULTS, read_results
+from experiment.results import REPORT, RESULTS, read_results
 from experiment.verdicts import Judged, Speed, judged_lines, judged_speeds, speed_counts, verdict_counts
 
 __all__ = ["methods_markdown", "read_results", "table_latex", "table_markdown", "table_text", "write_report"]
@@ -125,7 +125,10 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     content = _Content(results)
     page = _page(content, folder)  # first: it finds what is damaged
     tables = {f"{name}.csv": _csv_text(table.headers, table.cells) for name, table in content.tables().items()}
-    for name, text in {"results.csv": _csv_of_rows(content.rows), **tables, "report.html": page}.items():
+    texts = {"results.csv": _csv_of_rows(content.rows), **tables, "report.html": page}
+    for name in set(REPORT) - texts.keys():  # a table of other results
+        (folder / name).unlink(missing_ok=True)
+    for name, text in texts.items():
         with written_atomically(folder / name) as partial:
             # a file name of other bytes than UTF-8 may be in the command
             partial.write_text(text, encoding="utf-8", errors="replace", newline="")
@@ -238,6 +241,7 @@ def _page(content: _Content, folder: Path) -> str:
     source = Path(__file__).with_suffix(".html").read_text("utf-8")
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         results=results,
+        printable=printable,
         device_sentence=finding.device(results),
         clocks=finding.clocks(results),
         finding=content.finding,

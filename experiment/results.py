@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
 from command.errors import RequestError
-from command.files import model_from_json
+from command.files import make_folder, model_from_json
 from experiment.comparison import family_of
 
-__all__ = ["RESULTS", "Results", "read_results"]
+__all__ = ["REPORT", "RESULTS", "Results", "read_results", "set_aside"]
 
 RESULTS = "results.json"
+REPORT = ("report.html", "results.csv", "methods.csv", "differences.csv", "classes.csv")
+"""What is written of the results."""
+_EARLIER = "earlier"
 
 
 def _relative(path: str) -> str:
@@ -188,6 +191,18 @@ class Results(_Checked):
                 if box.label >= num:
                     raise RequestError(f"label {box.label} has no class, there are {num}")
         return pictures
+
+
+def set_aside(folder: Path) -> None:
+    """Move what an earlier run reported into the folder `earlier` in its own: it is no result of the one that begins.
+
+    Raises:
+        RequestError: If `earlier` is a file.
+    """
+    for name in (RESULTS, *REPORT):
+        if (folder / name).is_file():
+            make_folder(folder / _EARLIER)
+            (folder / name).replace(folder / _EARLIER / name)
 
 
 def read_results(path: Path) -> dict[str, Any]:

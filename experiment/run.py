@@ -30,7 +30,7 @@ from experiment.leaves import Leaf
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Plan, make_plan
 from experiment.report import write_report
-from experiment.results import RESULTS, read_results
+from experiment.results import RESULTS, read_results, set_aside
 from experiment.running import FailedStages, parent_process, run_stages, with_workers
 from experiment.stages import StageStore
 from experiment.steps import MODEL
@@ -77,6 +77,8 @@ def run_experiment(
             plan = make_plan(config, store)
             store.check(plan.stages, is_quick)
         about = _about(config, command)
+        if not all(map(store.is_finished, plan.stages)):
+            set_aside(folder)
         write_json(folder / RUN, about)
         failed = FailedStages(store.root)
         failed.clear()

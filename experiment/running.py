@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from classify.mmengine_runner import using_threads
-from command.errors import WorkError, is_lack_of_memory
-from command.files import make_folder, model_from_json, shown, write_json
+from command.errors import RequestError, WorkError, is_lack_of_memory
+from command.files import check_folder, make_folder, model_from_json, shown, write_json
 from command.progress import RunProgress
 from experiment.stages import Stage, StageStore
 
@@ -42,6 +42,13 @@ class FailedStages:
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "claims"
+
+    def check(self) -> None:
+        """Raise RequestError if there is something else where a run puts these files, and its locks."""
+        check_folder(self._folder)
+        for path in self._folder.glob("*.*"):
+            if path.suffix in (".failed", ".lock") and (path.is_symlink() or not path.is_file()):
+                raise RequestError(f"{path}: not a file that a run made; delete it and give the same command again")
 
     def clear(self) -> None:
         """Forget them: a run that is given again tries again."""

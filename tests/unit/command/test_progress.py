@@ -80,3 +80,18 @@ def test_durations_are_human_readable(output, seconds, text):
     with progress.stage("only"):
         clock.now = float(seconds)
     assert f"done in {text}" in output.getvalue()
+
+
+def test_the_number_of_a_stage_never_falls(output):
+    """Others do the second stage while this process does the third, fails in it, and takes the first."""
+    progress = run_progress(output, [1.0] * 4, Clock())
+    progress.finished([1])
+    with pytest.raises(RuntimeError), progress.stage("third", 2):
+        raise RuntimeError
+    progress.finished([1, 2])
+    with progress.stage("first", 0):
+        pass
+    with progress.stage("fourth", 3):
+        pass
+    begun = [line for line in output.getvalue().splitlines() if line.endswith("...")]
+    assert begun == ["[2/4] third ...", "[3/4] first ...", "[4/4] fourth ..."]

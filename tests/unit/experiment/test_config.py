@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from command.config import read_config
+from command.errors import RequestError
 from detect.orderings import ORDERINGS
 from experiment.config import ExperimentConfig
 from experiment.cuts import PruneConfig, Pruning
@@ -269,3 +270,18 @@ def test_a_method_with_unknown_settings_is_refused(methods, message):
 )
 def test_each_method_has_the_penalty_of_its_paper(method, given, penalty):
     assert Pruning(method=method, penalty=given).effective_penalty == penalty
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"dense": {}}}, "methods: a row of what is not cut has that name, got dense; expected none of"),
+        ({"methods": {"l1": {}, "dense_longer": {}}}, "has that name, got dense_longer; expected none of"),
+        ({"methods": {"l" * 61: {}}}, "at most 60 characters"),
+        ({"name": "n" * 400}, "name: String should have at most 60 characters"),
+    ],
+)
+def test_a_name_that_cannot_be_told_apart_or_written_is_refused(changes, message):
+    texts = [f"{key}={value!r}" for key, value in changes.items()]
+    with pytest.raises(RequestError, match=message):
+        read_config(QUICKSTART, texts, ExperimentConfig)

@@ -345,3 +345,17 @@ def test_the_next_command_times_the_files_of_one_seed_the_dense_one_first(comman
 def test_same_results_give_the_same_page(tmp_path: Path) -> None:
     first, second = (report.write_report(make_results([DENSE, SLIM]), tmp_path).read_bytes() for _ in range(2))
     assert first == second
+
+
+def test_the_reason_of_a_failure_turns_no_text_around(tmp_path: Path) -> None:
+    failed = [{"name": "slim\u202e", "reason": "loss\u202e\x1b[31m: nan"}]
+    page = report.write_report(make_results([DENSE]) | {"failed": failed}, tmp_path).read_text("utf-8")
+    assert r"slim\u202e: loss\u202e\x1b[31m: nan" in page
+    assert "\u202e" not in page
+
+
+def test_a_table_of_earlier_results_is_deleted(tmp_path: Path) -> None:
+    report.write_report(make_results([DENSE, SLIM, SLIM | {"method": "l2"}]), tmp_path)
+    assert (tmp_path / "methods.csv").is_file()
+    report.write_report(make_results([DENSE, SLIM]), tmp_path)
+    assert not (tmp_path / "methods.csv").exists()
