@@ -113,9 +113,20 @@ def run(
     join: Annotated[
         bool, typer.Option("--join", help="Share the work of a run that was begun in the folder, on any machine.")
     ] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Do changed stages again, and what was made from them; they are listed.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune-folder", help="List the stages that the run does not need; --force deletes them.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete what --prune-folder lists.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole experiment, or the unfinished rest of it."""
+    _check_together("--plan", plan, jobs=jobs > 1, join=join, redo=redo, prune_folder=prune)
+    _check_together("--prune-folder", prune, jobs=jobs > 1, join=join, redo=redo, quick=quick)
+    if force and not prune:
+        raise RequestError("--force: not used without --prune-folder; give both")
     with loading("torch and mmdet"):
         from command.config import read_config
         from experiment.config import ExperimentConfig
@@ -123,20 +134,26 @@ def run(
         from experiment.report import table_text
         from experiment.run import join_experiment, run_experiment
         from experiment.running import parent_process
-    _check_together("--plan", plan, jobs=jobs > 1, join=join)
-    _check_together("--join", join and parent_process() is None, jobs=jobs > 1, json=as_json)
+        from experiment.unneeded import lines_of, prune_folder
+    _check_together("--join", join and parent_process() is None, jobs=jobs > 1, redo=redo, json=as_json)
     settings = read_config(config, overrides or (), ExperimentConfig)
     folder = out or Path("runs") / settings.name
     if plan:
         figures = plan_figures(settings, folder)
         print(json.dumps(figures, indent=1)) if as_json else Console().print(plan_table(figures))
         return
+    if prune:
+        figures = prune_folder(settings, folder, force)
+        print(json.dumps(figures, indent=1) if as_json else "\n".join(lines_of(figures)))
+        if not force and figures["stages"]:
+            closing("nothing was deleted", ["espalier", *sys.argv[1:], "--force"])
+        return
     if join:
         join_experiment(settings, folder, Console(stderr=True))
         return
     # arguments that are not UTF-8 hold lone surrogates, which no file can
     command = shlex.join(["espalier", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
-    results = run_experiment(settings, folder, command, Console(stderr=True), quick, jobs)
+    results = run_experiment(settings, folder, command, Console(stderr=True), quick, jobs, redo)
     if as_json:
         print(json.dumps(results["rows"], indent=1))
     else:
@@ -157,16 +174,35 @@ def _check_together(option: str, is_given: bool, **others: bool) -> None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Run folder, as runs/quickstart.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Run folder, as runs/quickstart; of several, all are compared with the first.")
+    ],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Unite the stages of several folders of one experiment in --out.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder that --merge makes.", show_default="none")] = None,
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_latex: AsLatex = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print only the table, as CSV.")] = False,
 ) -> None:
-    """Write a run's report again from its results, and print the table of results."""
-    check_one_form(json=as_json, markdown=markdown, latex=as_latex)
+    """Write a run's report again from its results, and print the table of results; or compare several runs."""
+    forms = {"json": as_json, "markdown": markdown, "latex": as_latex, "csv": as_csv}
+    check_one_form(**forms)
+    _check_together("--merge", merge, **forms)
+    if out and not merge:
+        raise RequestError(f"--out {out}: not used without --merge; give both")
     with loading("the report"):
-        from experiment.report import table_latex, table_markdown, table_text, write_report
+        from experiment import folders_cli
+        from experiment.report import csv_of_rows, table_latex, table_markdown, table_text, write_report
         from experiment.results import RESULTS, read_results
+    if merge:
+        folders_cli.merge(folders, out)
+        return
+    if len(folders) > 1:
+        folders_cli.print_side_by_side(folders, next((form for form, is_asked in forms.items() if is_asked), "text"))
+        return
+    (folder,) = folders
     results = read_results(folder / RESULTS)
     written = write_report(results, folder)
     if as_json:
@@ -175,6 +211,8 @@ def report(
         print(table_markdown(results))
     elif as_latex:
         print(table_latex(results), end="")
+    elif as_csv:
+        print(csv_of_rows(results["rows"]), end="")
     else:
         Console().print(table_text(results))
     closing(f"wrote {written}", _bench(results["rows"], folder))

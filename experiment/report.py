@@ -41,7 +41,17 @@ from experiment.report_tables import (
 from experiment.results import REPORT, RESULTS, read_results
 from experiment.verdicts import Judged, Speed, judged_lines, judged_speeds, speed_counts, verdict_counts
 
-__all__ = ["methods_markdown", "read_results", "table_latex", "table_markdown", "table_text", "write_report"]
+__all__ = [
+    "csv_of_rows",
+    "csv_text",
+    "methods_markdown",
+    "read_results",
+    "table_as_markdown",
+    "table_latex",
+    "table_markdown",
+    "table_text",
+    "write_report",
+]
 
 # So that the table fits a terminal of 80 columns; every word has its own line there.
 SHORT_HEADERS = {"prune_ratio": "prune ratio", "speedup (x)": "speed up (x)", "MAC reduction (x)": "MACs cut (x)"}
@@ -124,8 +134,8 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     """
     content = _Content(results)
     page = _page(content, folder)  # first: it finds what is damaged
-    tables = {f"{name}.csv": _csv_text(table.headers, table.cells) for name, table in content.tables().items()}
-    texts = {"results.csv": _csv_of_rows(content.rows), **tables, "report.html": page}
+    tables = {f"{name}.csv": csv_text(table.headers, table.cells) for name, table in content.tables().items()}
+    texts = {"results.csv": csv_of_rows(content.rows), **tables, "report.html": page}
     for name in set(REPORT) - texts.keys():  # a table of other results
         (folder / name).unlink(missing_ok=True)
     for name, text in texts.items():
@@ -170,7 +180,7 @@ def table_markdown(results: dict[str, Any]) -> str:
         _piped([column.header for column in columns], rows, "".join("lr"[column.is_number] for column in columns)),
         "\n".join(f"- {markdown(sentence)}" for sentence in [*content.verdicts(), *content.times()]),
         markdown(finding.how_judged(content.judged)) if content.judged else "",
-        *map(_markdown_of, content.tables().values()),
+        *map(table_as_markdown, content.tables().values()),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -178,12 +188,13 @@ def table_markdown(results: dict[str, Any]) -> str:
 def methods_markdown(results: dict[str, Any]) -> str:
     """Return the methods side by side in GitHub's Markdown, and how many verdicts there are of each kind."""
     content = _Content(results)
-    table = _markdown_of(method_table(comparison(content.rows)))
+    table = table_as_markdown(method_table(comparison(content.rows)))
     counts = "\n".join(f"- {markdown(sentence)}" for sentence in verdict_counts(content.judged))
     return "\n\n".join(filter(None, [table, counts, markdown(finding.how_judged(content.judged))])) + "\n"
 
 
-def _markdown_of(table: Table) -> str:
+def table_as_markdown(table: Table) -> str:
+    """Return a table in GitHub's Markdown."""
     return _piped(list(map(markdown, table.headers)), table.texts(), table.alignment)
 
 
@@ -206,17 +217,19 @@ def table_latex(results: dict[str, Any]) -> str:
     return "\n".join([first, *others])
 
 
-def _csv_of_rows(rows: list[Row]) -> str:
+def csv_of_rows(rows: list[Row]) -> str:
+    """Return rows of results as CSV, with a column for each training's figures."""
     trainings = [
         {f"{key}.{stage}": num for key in _BY_TRAINING for stage, num in row.get(key, {}).items()} for row in rows
     ]
     stages = sorted({name for row in trainings for name in row})
     columns = [*dict.fromkeys(key for row in rows for key in row if key not in _BY_TRAINING), *stages]
     flat = [{**row, **training} for row, training in zip(rows, trainings, strict=True)]
-    return _csv_text(columns, [[row.get(column) for column in columns] for row in flat])
+    return csv_text(columns, [[row.get(column) for column in columns] for row in flat])
 
 
-def _csv_text(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return cells as CSV that no spreadsheet runs."""
     text = io.StringIO()
     csv.writer(text).writerows([_csv_cell(cell) for cell in row] for row in (headers, *rows))
     return text.getvalue()

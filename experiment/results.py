@@ -118,6 +118,8 @@ class _Dataset(_Checked):
     num_train: _Count
     num_val: _Count
     classes: list[str]
+    val: str | None = None
+    """Hash of the validation images and what is known of them; earlier versions had none."""
 
 
 class _Latency(_Checked):

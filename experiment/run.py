@@ -9,13 +9,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, JsonValue
 from rich.console import Console
 
 from classify.curve import CURVE
 from classify.image_data import GivenImages
 from command.errors import RequestError, WorkError
-from command.files import model_from_json, write_json
+from command.files import write_json
 from command.folders import locked
 from command.progress import RunProgress
 from deploy.deployment import ONNX_NAME
@@ -23,12 +22,15 @@ from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
 from detect.config import GivenBoxes
 from detect.evaluate import metric_of
+from experiment.begun import RUN, check_begun
 from experiment.checks import check_experiment
 from experiment.config import ExperimentConfig
 from experiment.data import Data
 from experiment.leaves import Leaf
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Plan, make_plan
+from experiment.planned import check_disk
+from experiment.redoing import check_or_redo
 from experiment.report import write_report
 from experiment.results import RESULTS, read_results, set_aside
 from experiment.running import FailedStages, parent_process, run_stages, with_workers
@@ -37,19 +39,17 @@ from experiment.steps import MODEL
 
 __all__ = ["join_experiment", "run_experiment", "why_failed"]
 
-RUN = "run.json"
-"""What a run writes first: its command and settings."""
 _NUM_PICTURES = 4
 
 
-class _Begun(BaseModel):
-    """What of `run.json` a process reads that joins the run."""
-
-    config: dict[str, JsonValue]
-
-
 def run_experiment(
-    config: ExperimentConfig, folder: Path, command: str, console: Console, is_quick: bool = False, jobs: int = 1
+    config: ExperimentConfig,
+    folder: Path,
+    command: str,
+    console: Console,
+    is_quick: bool = False,
+    jobs: int = 1,
+    is_redone: bool = False,
 ) -> dict[str, Any]:
     """Run the unfinished stages, write results and report into `folder`, and return the results.
 
@@ -63,10 +63,11 @@ def run_experiment(
         console: Shows progress.
         is_quick: As for `StageStore.check`.
         jobs: Processes that share the stages.
+        is_redone: Whether finished stages that were changed are done again, and what was made from them.
 
     Raises:
-        RequestError: If another run holds the folder, something that `check_experiment` finds is wrong, or a finished
-            stage was changed.
+        RequestError: If another run holds the folder, something that `check_experiment` finds is wrong, a finished
+            stage was changed, or the disk is too small for what is left.
         WorkError: If a dense reference failed, or the measurement of times.
     """
     with console.status("Checking data and settings ..."):
@@ -75,7 +76,8 @@ def run_experiment(
         store = StageStore(folder / "stages")
         with console.status("Checking data and finished stages ..."):
             plan = make_plan(config, store)
-            store.check(plan.stages, is_quick)
+            check_or_redo(plan.stages, store, console, is_quick, is_redone)
+            check_disk(plan.stages, store)
         about = _about(config, command)
         if not all(map(store.is_finished, plan.stages)):
             set_aside(folder)
@@ -108,13 +110,7 @@ def join_experiment(config: ExperimentConfig, folder: Path, console: Console) ->
     Raises:
         RequestError: If no run of this experiment was begun there, or something that `check_experiment` finds is wrong.
     """
-    if not (folder / RUN).is_file():
-        raise RequestError(f"{folder}: no run was begun there; give the command without --join first")
-    begun = model_from_json(_Begun, folder / RUN, "give the command without --join again")
-    if begun.config != json.loads(json.dumps(config.model_dump(mode="json"))):
-        raise RequestError(
-            f"{folder}: begun with another config; give the config and options of its run, or another --out"
-        )
+    check_begun(config, folder, "--join")
     check_experiment(config, folder)
     store = StageStore(folder / "stages")
     _finish(make_plan(config, store), config, store, console, parent=parent_process())
@@ -189,13 +185,20 @@ def _dataset(config: ExperimentConfig, data: Data) -> dict[str, Any]:
     if data.boxes is None:
         images: Any = data.val_images.place.images("val", config.classification.image_size)
         name = _name_of(config.classification.data, "generated shapes")
-        return {"name": name, "num_train": data.num_images, "num_val": len(images), "classes": list(data.image_classes)}
+        return {
+            "name": name,
+            "num_train": data.num_images,
+            "num_val": len(images),
+            "classes": list(data.image_classes),
+            "val": data.val_images.key,
+        }
     val = read_annotations(data.boxes.val.place.annotations)
     return {
         "name": _name_of(config.detecting.data, "generated scenes"),
         "num_train": data.boxes.num_scenes,
         "num_val": len(val["images"]),
         "classes": [category["name"] for category in val["categories"]],
+        "val": data.boxes.val.key,
     }
 
 

@@ -57,21 +57,25 @@ class FailedStages:
 
     def add(self, stage: Stage, reason: str) -> None:
         """Keep why a stage failed."""
-        write_json(self._path(stage, "failed"), {"reason": reason})
+        write_json(self._path(_name(stage), "failed"), {"reason": reason})
 
     def reason(self, stage: Stage) -> str | None:
         """Return why a stage failed, or one that it needs; None if none did."""
-        path = self._path(stage, "failed")
+        return self.own_reason(stage) or next(filter(None, map(self.reason, stage.inputs)), None)
+
+    def own_reason(self, stage: Stage) -> str | None:
+        """Return why the stage itself failed; None if it did not."""
+        path = self._path(_name(stage), "failed")
         if path.is_file():
             with contextlib.suppress(FileNotFoundError):  # a run that is given again has just deleted it
                 return model_from_json(_Failure, path, "delete it and give the same command again").reason
-        return next(filter(None, map(self.reason, stage.inputs)), None)
+        return None
 
     @contextmanager
-    def claimed(self, stage: Stage) -> Iterator[bool]:
-        """Yield whether this process alone may work on the stage; nobody else does until the block ends."""
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Yield whether this process alone may work on the stage whose folder has that name, until the block ends."""
         make_folder(self._folder)
-        lock = FileLock(self._path(stage, "lock"))
+        lock = FileLock(self._path(name, "lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -82,8 +86,16 @@ class FailedStages:
         finally:
             lock.release()
 
-    def _path(self, stage: Stage, ending: str) -> Path:
-        return self._folder / f"{stage.name}-{stage.hash}.{ending}"
+    def was_claimed(self, name: str) -> bool:
+        """Return whether a process of the run ever worked on the stage whose folder has that name."""
+        return self._path(name, "lock").is_file()
+
+    def _path(self, name: str, ending: str) -> Path:
+        return self._folder / f"{name}.{ending}"
+
+
+def _name(stage: Stage) -> str:
+    return f"{stage.name}-{stage.hash}"
 
 
 def run_stages(
@@ -102,7 +114,7 @@ def run_stages(
     while left := [stage for stage in stages if not store.is_finished(stage) and not failed.reason(stage)]:
         for place, stage in enumerate(stages):
             if stage in left and _can_run(stage, left, store):
-                with failed.claimed(stage) as is_ours:
+                with failed.claimed(store.folder(stage).name) as is_ours:
                     if is_ours and not store.is_finished(stage) and not failed.reason(stage):
                         progress.finished(i for i, one in enumerate(stages) if store.is_finished(one))
                         _run(stage, place, store, failed, progress, num_threads)

@@ -21,7 +21,18 @@ from command.errors import MissingFileError, RequestError, WorkError
 from command.files import flush, flush_entry, model_from_json, sha256_of, write_json
 from deploy.deployment import DEPLOYMENT
 
-__all__ = ["CHECKPOINTS", "Figures", "Report", "Stage", "StageRecord", "StageStore", "figures_in", "record_of"]
+__all__ = [
+    "CHECKPOINTS",
+    "Figures",
+    "Report",
+    "Stage",
+    "StageRecord",
+    "StageStore",
+    "as_written",
+    "figures_in",
+    "record_of",
+    "stage_folders",
+]
 
 Figures = dict[str, Any]
 """Results of a stage; plain JSON."""
@@ -33,7 +44,7 @@ _VERSION = 4  # raise it when a stage's result would change for the same inputs
 CHECKPOINTS = "checkpoints"
 """Folder inside a stage for logs, and for what only a resumed stage needs; deleted when the stage is finished."""
 
-_RECORD = "stage.json"
+_RECORD, _PARTIAL = "stage.json", ".partial"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,21 +148,38 @@ class StageStore:
         """
         for stage in stages:
             for place in (self.folder(stage), self._partial(stage)):
-                if place.is_symlink() or (place.exists() and not place.is_dir()):
-                    raise RequestError(f"{place}: not a folder that a run made; {_remedy(place)}")
+                _check_place(place)
             if self.is_finished(stage):
                 self._check_folder(self.folder(stage), stage, is_quick)
 
+    def fault(self, stage: Stage, is_quick: bool = False) -> str | None:
+        """Return what of a finished stage `check` would refuse, None where nothing is."""
+        try:
+            self.check([stage], is_quick)
+        except RequestError as error:
+            return str(error).partition("; delete ")[0]
+        return None
+
+    def delete(self, name: str) -> None:
+        """Delete a stage by the name of its folder, finished or begun; a kill in between leaves it begun.
+
+        Raises:
+            RequestError: If there is something else in its place.
+        """
+        folder, partial = self.root / name, self.root / f"{name}{_PARTIAL}"
+        for place in (folder, partial):
+            _check_place(place)
+        if partial.exists():
+            shutil.rmtree(partial)
+        if folder.exists():
+            folder.rename(partial)
+            (partial / _RECORD).unlink(missing_ok=True)  # first: without it the rest is nothing that was finished
+            shutil.rmtree(partial)
+
     def _check_folder(self, folder: Path, stage: Stage, is_quick: bool = False) -> None:
-        record = record_of(folder)
+        record = as_written(folder, is_quick)
         if record.hash != stage.hash:
             raise RequestError(f"{folder / _RECORD}: of another stage, got {record.hash}; {_remedy(folder)}")
-        for name, written in record.files.items():
-            _check_file(folder, name, written, is_quick)
-        files, folders = _paths_in(folder)
-        added = sorted({*files} - {*record.files} | {*folders} ^ {*record.folders})
-        if added:
-            raise RequestError(f"{folder / added[0]}: not as the stage wrote it, added or missing; {_remedy(folder)}")
         for parent in filter(self.is_finished, stage.inputs):
             if record.inputs.get(self.folder(parent).name) != record_of(self.folder(parent)).content:
                 raise RequestError(f"{folder}: made from another {self.folder(parent).name}; {_remedy(folder)}")
@@ -177,7 +205,7 @@ class StageStore:
         flush_entry(self.root)
 
     def _partial(self, stage: Stage) -> Path:
-        return self.root / f"{self.folder(stage).name}.partial"
+        return self.root / f"{self.folder(stage).name}{_PARTIAL}"
 
     def _work(self, stage: Stage, folder: Path, progress: Report) -> None:
         started = time.monotonic()
@@ -220,6 +248,36 @@ def record_of(folder: Path) -> StageRecord:
     if record.sealed() != record:
         raise RequestError(f"{folder / _RECORD}: changed since it was written, got another sha256; {_remedy(folder)}")
     return record
+
+
+def stage_folders(root: Path) -> list[Path]:
+    """Return the folders below `root` that are named as finished stages are; what is in them may be anything."""
+    return [path for path in sorted(root.glob("*-" + "[0-9a-f]" * 12)) if path.is_dir() and not path.is_symlink()]
+
+
+def as_written(folder: Path, is_quick: bool = False) -> StageRecord:
+    """Return the record of a finished stage's folder once all in it is found as it was written.
+
+    Args:
+        folder: Of the stage.
+        is_quick: As for `StageStore.check`.
+
+    Raises:
+        RequestError: If something was added, changed or is missing; the message says which folder to delete.
+    """
+    record = record_of(folder)
+    for name, written in record.files.items():
+        _check_file(folder, name, written, is_quick)
+    files, folders = _paths_in(folder)
+    added = sorted({*files} - {*record.files} | {*folders} ^ {*record.folders})
+    if added:
+        raise RequestError(f"{folder / added[0]}: not as the stage wrote it, added or missing; {_remedy(folder)}")
+    return record
+
+
+def _check_place(place: Path) -> None:
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise RequestError(f"{place}: not a folder that a run made; {_remedy(place)}")
 
 
 def _paths_in(folder: Path) -> tuple[list[str], list[str]]:

@@ -12,8 +12,9 @@ from rich.console import Console
 from command.errors import RequestError, WorkError
 from command.progress import RunProgress
 from experiment import running
+from experiment.begun import RUN
 from experiment.config import ExperimentConfig
-from experiment.run import RUN, join_experiment
+from experiment.run import join_experiment
 from experiment.running import FailedStages, run_stages, with_workers
 from experiment.stages import Stage, StageStore
 
@@ -85,9 +86,10 @@ def test_times_are_taken_when_nothing_else_is_left(store):
 def test_a_stage_that_another_process_holds_is_left_to_it(store):
     stage = Stage("held", {}, (), lambda *_: {})
     failed = FailedStages(store.root)
-    with failed.claimed(stage) as first, failed.claimed(stage) as second:
+    name = store.folder(stage).name
+    with failed.claimed(name) as first, failed.claimed(name) as second:
         assert (first, second) == (True, False)
-    with failed.claimed(stage) as again:
+    with failed.claimed(name) as again:
         assert again
 
 
