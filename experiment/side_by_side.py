@@ -18,8 +18,10 @@ from experiment.verdicts import Judged
 
 __all__ = ["SideBySide", "side_by_side"]
 
-_DETECTOR = ("ordering", "budget", "method", "prune_ratio", "preset", "backbone", "target")
-"""What makes a row that of one detector, whatever its seed; some versions have not all."""
+_DETECTOR = ("ordering", "budget", "method", "prune_ratio", "limit", "preset", "backbone", "target")
+"""What makes a row that of one detector, whatever its seed."""
+_LATER = ("backbone", "target")
+"""Those of them that rows of earlier versions do not have, which had one."""
 _MOST_CHANGES = 8
 """Settings that are named."""
 
@@ -29,13 +31,15 @@ class _Run:
     name: str
     """Its folder, as the user gave it."""
     results: Mapping[str, Any]
+    keys: Sequence[str]
+    """Those of `_DETECTOR` that tell its rows from those of the others."""
 
     @cached_property
     def lines(self) -> dict[str, Line]:
         """The rows by detector."""
         rows: dict[str, list[Row]] = {}
         for row in self.results["rows"]:
-            detector = [f"{row[key]}" for key in _DETECTOR if row.get(key) is not None]
+            detector = [f"{row[key]}" for key in self.keys if row.get(key) is not None]
             if row["ordering"].startswith("dense"):
                 detector.remove(str(row["prune_ratio"]))
             rows.setdefault(", ".join(detector), []).append(row)
@@ -163,10 +167,18 @@ def side_by_side(folders: Sequence[Path]) -> SideBySide:
     names = [str(folder) for folder in folders]
     if twice := [name for name in names if names.count(name) > 1]:
         raise RequestError(f"{twice[0]}: given twice; expected folders of different runs")
-    runs = [_Run(name, read_results(folder / RESULTS)) for name, folder in zip(names, folders, strict=True)]
+    results = [read_results(folder / RESULTS) for folder in folders]
+    keys = [key for key in _DETECTOR if key not in _LATER or _tells(key, results)]
+    runs = [_Run(*one, keys) for one in zip(names, results, strict=True)]
     for run in runs[1:]:
         _check_comparable(runs[0], run)
     return SideBySide(runs)
+
+
+def _tells(key: str, results: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether all results have the key, or one has several values of it."""
+    values = [{row.get(key) for row in one["rows"]} for one in results]
+    return not any(None in found for found in values) or any(len(found) > 1 for found in values)
 
 
 def _check_comparable(first: _Run, other: _Run) -> None:

@@ -69,6 +69,17 @@ def test_without_a_seed_in_common_there_is_no_interval(write):
     assert found["difference"] == pytest.approx(0.2)
 
 
+def test_rows_of_another_backbone_are_no_partners(write, results):
+    """Where earlier versions did not write it down, each of their runs had one."""
+
+    def rows(backbone):
+        return [{**row, **({"backbone": backbone} if backbone else {})} for row in results["rows"]]
+
+    old, new, other = (write(str(one), {}, rows=rows(one)) for one in (None, "resnet18", "resnet50"))
+    assert len(side_by_side([old, new]).table().cells) == len(results["rows"])
+    assert side_by_side([new, other]).table().cells == []
+
+
 def test_what_has_no_partner_is_named(write, results):
     a = write("a", {0: (0.5, 0.4)})
     b = write("b", {0: (0.5, 0.4)}, rows=[*results["rows"]])
