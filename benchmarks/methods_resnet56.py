@@ -62,6 +62,15 @@ def methods(net: nn.Module, card: ModelCard, images: NpzData) -> dict[str, list[
     return {**found, "lasso, residual": [partial(refitted, "lasso", residual=True)], "single weights": [masked]}
 
 
+def batches_of(card: ModelCard, file: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return all images of an `.npz` file as the network reads them, and their labels."""
+    images = NpzData(type="npz", train=file, val=file)
+    labels = torch.from_numpy(images.arrays("train").labels)
+    pictures = torch.cat(list(classifier_inputs(card, images, batch_size=len(labels), num_batches=1)()))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return list(zip(pictures.split(250), labels[order].split(250), strict=True))
+
+
 @torch.no_grad()
 def top1(net: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """Return the per cent of images that are classified right."""
@@ -78,11 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     net, card = import_classifier("resnet56_cifar", options.weights)
     images = NpzData(type="npz", train=options.train, val=options.val)
-    labels = torch.from_numpy(images.arrays("val").labels)
-    val = NpzData(type="npz", train=options.val, val=options.val)
-    pictures = torch.cat(list(classifier_inputs(card, val, batch_size=len(labels), num_batches=1)()))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    batches = list(zip(pictures.split(250), labels[order].split(250), strict=True))
+    batches = batches_of(card, options.val)
     dense = top1(net, batches)
     table: list[list[str]] = []
     for name, cuts in methods(net, card, images).items():
