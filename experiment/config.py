@@ -86,7 +86,8 @@ class Classification(Part):
     """Of the pruned network in `prune_transfer`. None, with `backbone.weights`: it is transferred as it was cut, and
     neither are images of classes read nor networks trained from scratch."""
     learning: Schedule | None = None
-    """Of the training in which a method such as slimming acts, from the dense network's weights; None = `train`."""
+    """Of the training in which a method such as slimming acts, from the dense network's weights, or for early_bird from
+    random ones; None = `train`."""
 
 
 class Detection(Part):
@@ -280,6 +281,23 @@ class ExperimentConfig(Part):
         return self
 
     @model_validator(mode="after")
+    def _draws_tickets_of_classifiers(self) -> "ExperimentConfig":
+        tickets = [pruning for pruning in self.prunings.values() if pruning.is_ticket]
+        if tickets and self.detection and "transfer_prune" in self.orderings:
+            raise RequestError(
+                f"pruning.method: {tickets[0].method} begins with random weights, and a detector that is pruned with "
+                "those of a classifier, got transfer_prune among orderings; expected orderings without it"
+            )
+        for pruning in tickets:
+            schedule = self.learning_of("classification", pruning)
+            if schedule and schedule.epochs < pruning.window:
+                raise RequestError(
+                    f"pruning.window: more masks than epochs to draw them in, got {pruning.window} for "
+                    f"{schedule.epochs} epochs; expected a smaller one, or a longer classification.learning"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _trains_by_mmdet_once(self) -> "ExperimentConfig":
         """Raise RequestError for what changes the length of a training, which a config of mmdet sets."""
         stepped = [name for name, one in self.prunings.items() if one.steps > 1 and "transfer_prune" in self.orderings]
@@ -344,6 +362,8 @@ class ExperimentConfig(Part):
 
     def learning_of(self, part: LearntPart, pruning: Pruning | None) -> Schedule | None:
         """Return the schedule of the training in which the method acts; None where it acts in none."""
+        if pruning and pruning.is_ticket and part == "detection":
+            return None
         settings = self.classification if part == "classification" else self.detection
         return (settings.learning or settings.train) if settings and pruning and pruning.is_learned else None
 

@@ -62,9 +62,10 @@ RANK = "rank"
 METHODS = (RANK, *REFITS)
 """How channels are chosen in a trained network."""
 STEP_SCHEDULES = ("linear", "exponential")
-LEARNED = ("slimming", "soft_filters", "structure_selection")
+EARLY = "early_bird"
+LEARNED = ("slimming", "soft_filters", "structure_selection", EARLY)
 """How channels are chosen in a training."""
-_PENALTIES = {"slimming": 1e-4, "structure_selection": 0.01}
+_PENALTIES = {"slimming": 1e-4, EARLY: 1e-4, "structure_selection": 0.01}
 """Those of the papers, unless told otherwise."""
 
 
@@ -144,12 +145,17 @@ class Pruning(Cut):
     """Of one of `recipes`: the cost that is limited, and the share."""
     method: Annotated[str, AfterValidator(_check_method)] = RANK
     """As in `Cut`, or `slimming`, `soft_filters` or `structure_selection`: the dense network is trained on with the
-    method and then cut, and the ordering goes on. See `prune.learn`."""
+    method and then cut, and the ordering goes on. `early_bird`: the same from random weights, until its choice of
+    channels has settled; of classifiers alone. See `prune.learn`."""
     penalty: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Of slimming: weight of the BatchNorm scales' sum in the loss, None = 1e-4. Of structure_selection: of the
-    factors' sum, None = 0.01."""
+    """Of slimming and early_bird: weight of the BatchNorm scales' sum in the loss, None = 1e-4. Of structure_selection:
+    of the factors' sum, None = 0.01."""
     shift: Shift = "zeroed"
     """Of slimming: what becomes of the shifts of cut channels."""
+    window: Annotated[int, Field(ge=2, le=1000)] = 5
+    """Of early_bird: masks of as many epochs are compared."""
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Of early_bird: largest share of channels in which the newest mask may differ from each of the others."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 1
     """Cuts in which a ratio is reached: the network is cut a little, trained on, cut again, and so on."""
     step_schedule: Annotated[str, AfterValidator(lambda name: check_name(name, STEP_SCHEDULES))] = "linear"
@@ -214,6 +220,11 @@ class Pruning(Cut):
     def is_learned(self) -> bool:
         """Whether the method acts in a training of its own."""
         return self.method in LEARNED
+
+    @property
+    def is_ticket(self) -> bool:
+        """Whether that training begins with random weights, and ends when it is known what is cut."""
+        return self.method == EARLY
 
     @property
     def needs_data(self) -> bool:

@@ -13,7 +13,7 @@ from classify.image_data import AnyImages, GivenImages, ImageData
 from classify.losses import classifier_inputs, classifier_losses
 from classify.pruning import example_of, prune_classifier, with_card
 from classify.synthetic import SHAPES
-from command.errors import RequestError
+from command.errors import RequestError, WorkError
 from detect.config import AnyBoxes, GivenBoxes
 from detect.data import CocoSet, check_coco, fingerprint
 from detect.losses import detector_inputs, detector_losses
@@ -23,6 +23,8 @@ from experiment.cuts import RANK, Cut, PruneConfig, Pruning
 from prune.choose.criteria import make_criterion
 from prune.choose.measured import Losses
 from prune.choose.recipe import Recipe
+from prune.learn.early_bird import EarlyBird
+from prune.learn.method import Method
 from prune.learn.slimming import NetworkSlimming
 from prune.learn.soft_filters import SoftFilterPruning
 from prune.learn.structure_selection import StructureSelection
@@ -36,6 +38,7 @@ __all__ = [
     "Train",
     "TrainingImages",
     "check_data_kind",
+    "check_settled",
     "cut_by_config",
     "cut_in_steps",
     "cut_model",
@@ -180,10 +183,24 @@ def method_on(
     """
     if pruning.effective_penalty is None:
         return SoftFilterPruning(model, example, recipe)
+    if pruning.is_ticket:
+        watched = (recipe.prune_ratio or 0.0,)
+        return EarlyBird(model, example, recipe, watched, pruning.window, pruning.tolerance, pruning.effective_penalty)
     if pruning.method == "slimming":
         return NetworkSlimming(model, example, recipe, pruning.effective_penalty, pruning.shift)
     ratio, penalty = recipe.prune_ratio or 0.0, pruning.effective_penalty
     return StructureSelection(model, example, penalty=penalty, prune_ratio=ratio, skip=tuple(recipe.skip))
+
+
+def check_settled(method: Method, num_epochs: int) -> None:
+    """Raise WorkError if the method had to settle in a training of so many epochs, and has not."""
+    if isinstance(method, EarlyBird) and not method.is_settled:
+        (ratio,) = method.ratios
+        raise WorkError(
+            f"early_bird: no ticket of {ratio:g} after {num_epochs} epochs, the last of {method.window} masks differs "
+            f"from another in {method.distance(ratio):.3g} of all channels; expected at most {method.tolerance:g}: "
+            "give classification.learning more epochs, or pruning.tolerance a larger share"
+        )
 
 
 def cut_by_config(

@@ -279,6 +279,8 @@ class _Planner:
             del settings["penalty"]
         if self.pruning.method != "slimming":
             del settings["shift"]
+        if not self.pruning.is_ticket:
+            del settings["window"], settings["tolerance"]
         if self.pruning.needs_data or self.pruning.criterion == "random":
             settings["seed"] = seed
         return settings

@@ -36,7 +36,7 @@ from detect.traced import TracedDetector, example_images
 from detect.train import train_detector
 from experiment.config import ExperimentConfig
 from experiment.cuts import Pruning
-from experiment.cutting import TrainingImages, cut_in_steps, method_on, recalibrate
+from experiment.cutting import TrainingImages, check_settled, cut_in_steps, method_on, recalibrate
 from experiment.data import Data, Part
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
 from experiment.train_macs import affordable, classifier_macs, counted, detector_macs, macs_before, train_macs
@@ -125,9 +125,13 @@ def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     pruning = job.cut
     data = TrainingImages.of_classifier(card, job.data.train_images.place)
     if schedule := job.config.learning_of("classification", pruning):
+        if pruning.is_ticket:
+            torch.manual_seed(job.seed)
+            initialize(net)
         macs = job.classifier_macs(net, 1)
         method = method_on(net, example_of(card), pruning, pruning)
         curve = _learn_to_classify(job, folder, net, schedule, progress, method=method)
+        check_settled(method, len(curve.epochs))
         slim, card, pruned = with_card(card, method.slim(net))
         recalibrate(slim, pruning, data, job.seed)
         untouched, added = pruned.untouched, macs * len(curve.epochs)
@@ -140,7 +144,7 @@ def _prune_classifier(job: Job, folder: Path, progress: Report) -> Figures:
     return {
         **figures,
         **_epochs(curve, folder),
-        **job.counted(added),
+        **counted(0 if pruning.is_ticket else macs_before(job.source), added),  # a ticket has none of dense's weights
         "dense_macs": job.source_figures()["macs"],
         "untouched": [asdict(d) for d in untouched],
     }

@@ -70,6 +70,10 @@ class EarlyBird(NetworkSlimming):
         """Whether the ticket of the recipe's ratio is drawn."""
         return self.recipe.prune_ratio in self.drawn
 
+    def distance(self, ratio: float) -> float:
+        """Return in what share of places the newest mask of a watched ratio differs most from one before it."""
+        return mask_distances(self._masks_RKC[self.ratios.index(ratio)]).max().item()
+
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         """Draw this epoch's masks, and compare them with those of the last epochs."""
         scales_C = torch.cat([scale.detach().abs() for scale in self.scales(model)]).cpu()
