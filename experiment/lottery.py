@@ -95,6 +95,10 @@ def _check(config: LotteryConfig) -> tuple[str, ...]:
     check_batch_size(net, side, config.schedule.batch_size)
     for cut in config.channels:
         cut_model(net, card, cut.recipe, None, 0)
+    for one in config.channel_rounds:
+        slim, slim_card = net, card
+        for _ in range(max(one.rounds)):
+            slim, slim_card, _ = cut_model(slim, slim_card, one.cut.recipe, None, 0)
     config.check_rewinding(data.num_train if isinstance(data, ShapesData) else _num_images(data, side))
     return classes
 

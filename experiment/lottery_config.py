@@ -13,7 +13,18 @@ from command.config import Part, Seed, Threads
 from command.errors import RequestError
 from experiment.cuts import PruneConfig, Ratio, check_once
 
-__all__ = ["Iterative", "LotteryConfig"]
+__all__ = ["ChannelRounds", "Iterative", "LotteryConfig"]
+
+Rounds = Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(check_once)]
+
+
+def _without_data(cut: PruneConfig) -> PruneConfig:
+    if cut.needs_data:
+        raise RequestError(f"{cut.chosen_by} needs data, got it; expected criteria that need none, as l1")
+    return cut
+
+
+ChannelCut = Annotated[PruneConfig, AfterValidator(_without_data)]
 
 
 class Iterative(Part):
@@ -21,9 +32,7 @@ class Iterative(Part):
 
     share: Ratio = 0.2
     """Share of the weights left that goes in each round."""
-    rounds: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], AfterValidator(check_once)] = Field(
-        min_length=1
-    )
+    rounds: Rounds = Field(min_length=1)
     """Rounds whose tickets are compared with their controls; n of them leave (1 - share)^n of the weights."""
 
     @field_validator("share")
@@ -32,6 +41,24 @@ class Iterative(Part):
         if not share:
             raise RequestError("removes nothing, got 0; expected a share above 0, below 1")
         return share
+
+
+class ChannelRounds(Part):
+    """Whole channels in rounds: train, cut what is left once more, rewind, and again."""
+
+    cut: ChannelCut
+    """What each round cuts of the slim network that the round before left, by a ratio."""
+    rounds: Rounds = Field(min_length=1)
+    """Rounds whose tickets are compared with their controls."""
+
+    @field_validator("cut")
+    @classmethod
+    def _is_a_share(cls, cut: PruneConfig) -> PruneConfig:
+        if cut.preset or cut.limit or cut.widths or not (cut.prune_ratio or cut.ratios):
+            raise RequestError(
+                f"not to be cut in rounds, got {cut.label}; expected a prune_ratio or ratios, above 0, of what is left"
+            )
+        return cut
 
 
 class LotteryConfig(Part):
@@ -54,8 +81,10 @@ class LotteryConfig(Part):
     """Shares of the convolutions' weights that go at once, the smallest of all layers together."""
     iterative: Iterative | None = None
     """The same in rounds."""
-    channels: tuple[PruneConfig, ...] = ()
+    channels: tuple[ChannelCut, ...] = ()
     """What is cut, as for `espalier prune`: slim networks, by criteria that need no data."""
+    channel_rounds: tuple[ChannelRounds, ...] = ()
+    """The same in rounds."""
     rewind_iterations: int = Field(0, ge=0, le=10**9)
     """Steps of the dense training after which tickets take their weights; 0 = those it began with."""
     rewind_epochs: int = Field(0, ge=0, le=100_000)
@@ -73,12 +102,15 @@ class LotteryConfig(Part):
 
     @field_validator("channels")
     @classmethod
-    def _without_data(cls, cuts: tuple[PruneConfig, ...]) -> tuple[PruneConfig, ...]:
-        for cut in cuts:
-            if cut.needs_data:
-                raise RequestError(f"{cut.chosen_by} needs data, got it; expected criteria that need none, as l1")
+    def _differ(cls, cuts: tuple[PruneConfig, ...]) -> tuple[PruneConfig, ...]:
         check_once(tuple(cut.label for cut in cuts))
         return cuts
+
+    @field_validator("channel_rounds")
+    @classmethod
+    def _rounds_differ(cls, rounds: tuple[ChannelRounds, ...]) -> tuple[ChannelRounds, ...]:
+        check_once(tuple(one.cut.label for one in rounds))
+        return rounds
 
     @field_validator("rewind_epochs")
     @classmethod
@@ -89,8 +121,10 @@ class LotteryConfig(Part):
 
     @model_validator(mode="after")
     def _compares(self) -> "LotteryConfig":
-        if not (self.one_shot or self.iterative or self.channels):
-            raise RequestError("nothing is cut, got no one_shot, iterative or channels; expected one or more")
+        if not (self.one_shot or self.iterative or self.channels or self.channel_rounds):
+            raise RequestError(
+                "nothing is cut, got no one_shot, iterative, channels or channel_rounds; expected one or more"
+            )
         return self
 
     @property

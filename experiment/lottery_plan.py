@@ -52,7 +52,7 @@ class Row:
     """A training whose accuracy is compared."""
 
     pruning: str
-    """`dense`, `one_shot`, `iterative` or `channels`."""
+    """`dense`, `one_shot`, `iterative`, `channels` or `channel_rounds`."""
     cut: str
     """How much of it, in words; empty for the dense network."""
     start: str | None
@@ -119,6 +119,8 @@ class _Branch:
             yield from self._rounds(dense, config.iterative.share, config.iterative.rounds)
         for cut in config.channels:
             yield from self._compared("channels", cut.label, dense, self._channels(cut, dense))
+        for one in config.channel_rounds:
+            yield from self._rounds_of_channels(dense, one.cut, one.rounds)
 
     def _rounds(self, dense: Stage, share: float, compared: tuple[int, ...]) -> Iterator[Row]:
         trained, masks = dense, None
@@ -127,6 +129,14 @@ class _Branch:
             trained = self._start(dense, masks, "ticket", "dense")
             if number in compared:
                 yield from self._compared("iterative", f"{number} x {share:g}", dense, masks)
+
+    def _rounds_of_channels(self, dense: Stage, cut: PruneConfig, compared: tuple[int, ...]) -> Iterator[Row]:
+        trained = dense
+        for number in range(1, max(compared) + 1):
+            cutting = self._channels(cut, trained, number)
+            trained = self._start(dense, cutting, "ticket", "dense")
+            if number in compared:
+                yield from self._compared("channel_rounds", f"{number} x {cut.label}", dense, cutting)
 
     def _compared(self, pruning: str, cut: str, dense: Stage, cutting: Stage) -> Iterator[Row]:
         for start, scale in _STARTS:
@@ -170,17 +180,21 @@ class _Branch:
 
         return self._stage(f"masks-{removed:.4g}", {"prune_ratio": ratio}, inputs, work)
 
-    def _channels(self, cut: PruneConfig, dense: Stage) -> Stage:
-        source = self.study.store.folder(dense)
+    def _channels(self, cut: PruneConfig, trained: Stage, number: int = 1) -> Stage:
+        """Return the stage that cuts what the rounds before have left; its specification counts from dense."""
+        source = self.study.store.folder(trained)
 
         def work(folder: Path, progress: Report) -> Figures:
             net, card = load_classifier(source / MODEL)
-            slim, _, pruned = cut_model(net, card, cut.recipe, None, self.seed)
-            (folder / SPEC).write_text(pruned.spec.to_json())
-            return {"removed": 1 - _num_weights(slim) / _num_weights(net)}
+            slim, card, _ = cut_model(net, card, cut.recipe, None, self.seed)
+            assert card.prune_spec is not None
+            (folder / SPEC).write_text(card.prune_spec.to_json())
+            dense, _ = new_classifier(self.study.config, self.study.classes, self.seed)
+            return {"removed": 1 - _num_weights(slim) / _num_weights(dense)}
 
         settings = {"cut": json.dumps(to_jsonable_python(cut))}  # as text: of patterns the first that matches counts
-        return self._stage(f"channels-{cut.label}", settings, (dense,), work)
+        rounds = f"{number}x" if number > 1 else ""  # the first is a single cut, which is done once
+        return self._stage(f"channels-{rounds}{cut.label}", settings, (trained,), work)
 
     def _start(self, dense: Stage, cutting: Stage, start: str, scale: Scale) -> Stage:
         """Return the training of a ticket or a control."""

@@ -1,4 +1,4 @@
-"""Lottery tickets of a narrow ResNet-18 on generated shapes: every part of the study, in two minutes.
+"""Lottery tickets of a narrow ResNet-18 on generated shapes: every part of the study, in three minutes.
 
 Run:     espalier prune lottery lottery_shapes
 Needs:   no download, no GPU
@@ -15,3 +15,4 @@ lrs = (0.05, 0.005)
 one_shot = (0.36,)
 iterative = dict(share=0.2, rounds=(2,))
 channels = (dict(prune_ratio=0.5, criterion="l1", round_to=1),)
+channel_rounds = (dict(cut=dict(prune_ratio=0.3, criterion="l1", round_to=1), rounds=(2,)),)

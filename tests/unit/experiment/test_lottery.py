@@ -204,6 +204,34 @@ def test_a_changed_model_is_refused_by_name(finished, tmp_path):
         run_lottery(config_of(tmp_path, WEIGHTS + CHANNELS), copy, QUIET)
 
 
+def test_a_second_round_cuts_channels_of_the_trained_ticket_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(lottery_plan, "_STARTS", (("ticket", "dense"),))
+    starts = first_weights(monkeypatch)
+    text = "channel_rounds = (dict(cut=dict(prune_ratio=0.5, round_to=1), rounds=(2,)),)\n"
+    figures, folder = run_lottery(config_of(tmp_path, CHANNELS + text), tmp_path / "out", QUIET), tmp_path / "out"
+    first, second = (
+        PruneSpec.from_json((the_folder(folder, f"channels-{name}") / "spec.json").read_bytes()).layers[
+            "layer1.0.conv1"
+        ]
+        for name in ("l1-0.5", "2xl1-0.5")
+    )
+    ticket = read_weights(the_folder(folder, "ticket-dense_scale-channels-l1-0.5") / "model.safetensors")
+    largest = ticket["layer1.0.conv1.weight"].abs().sum((1, 2, 3)).topk(2).indices.tolist()
+    assert second.num_out == first.num_out == 8  # both count from the dense network
+    assert sorted(second.kept_out) == sorted(first.kept_out[place] for place in largest)
+    start = read_weights(the_folder(folder, "dense") / "start.safetensors")["layer1.0.conv1.weight"]
+    (rewound,) = starts["ticket-dense_scale-channels-2xl1-0.5"]
+    assert torch.equal(rewound["layer1.0.conv1.weight"], start[[*second.kept_out]][:, [*second.kept_in]])
+    dense, once, twice = figures["rows"]  # the single cut is the first round
+    assert [(row["pruning"], row["cut"]) for row in (once, twice)] == [
+        ("channels", "l1-0.5"),
+        ("channel_rounds", "2 x l1-0.5"),
+    ]
+    assert len(starts) == 3
+    assert dense["removed"] == 0 < once["removed"] < twice["removed"]
+    assert dense["macs"] > once["macs"] > twice["macs"]
+
+
 def bytes_of(folder):
     """Return all that a study writes, but what says how long stages took and when their files were written."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("stage.json", ".lock"))
@@ -311,7 +339,7 @@ def test_figures_of_seeds_become_their_mean_and_sample_deviation():
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("one_shot=()", "nothing is cut, got no one_shot, iterative or channels"),
+        ("one_shot=()", "nothing is cut, got no one_shot, iterative, channels or channel_rounds"),
         ("one_shot=(1.0,)", "would remove all channels or more, got 1.0"),
         ("one_shot=(0.5, 0.5)", "repeats a value, got (0.5, 0.5)"),
         ("one_shot=(0.5, 0.50000001)", "repeats a value, got (0.5, 0.50000001)"),  # alike in the table
@@ -319,6 +347,11 @@ def test_figures_of_seeds_become_their_mean_and_sample_deviation():
         ("iterative={'share': 0.0, 'rounds': (1,)}", "removes nothing, got 0"),
         ("iterative={'rounds': (0,)}", "greater than or equal to 1"),
         ("channels=({'criterion': 'taylor', 'prune_ratio': 0.5},)", "taylor measures on training images"),
+        (
+            "channel_rounds=({'cut': {'max_macs': 1000}, 'rounds': (2,)},)",
+            "not to be cut in rounds, got l1-max_macs-1000",
+        ),
+        ("channel_rounds=({'cut': {'prune_ratio': 0.5}, 'rounds': ()},)", "at least 1 item"),
         ("channels=({'preset': 'resnet56-A'},)", "layer1.2.conv1: no layer of the model matches"),
         ("backbone.weights='a.pth'", "expected none, it begins with random ones"),
         ("rewind_iterations=2", "not before the end of the training, got 2; expected fewer than 2"),
