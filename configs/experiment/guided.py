@@ -4,11 +4,11 @@ Run:     espalier run guided --set classification.data.train=FILE --set classifi
 Needs:   two .npz files of CIFAR-10 images: `images` (N, 32, 32, 3) and `labels` (N,); better a GPU
 Result:  not measured by us yet
 
-Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, section 5. All rows are ResNet-20s with 55 % of the
-dense MACs (22.2 to 22.3 million), trained from random weights as long as the dense one. `guided` has the shares that a
-trained ResNet-20 keeps when half of all its channels go, `transferred` those of a trained ResNet-56 without 47 %, both
-by the scales of BatchNorm, as `espalier prune guide` gives them for resnet20_cifar; `uniform` and `random` are its
-baselines. Every layer that can be cut has its own width or ratio here: `prune_ratios` only names the rows.
+Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, section 5. All rows are ResNet-20s with 55 % of
+the dense MACs (22.2 to 22.3 million), trained from random weights as long as the dense one. `guided` has the shares
+that a trained ResNet-20 keeps when half of all its channels go, `transferred` those of a trained ResNet-56 without
+47 %, both by the scales of BatchNorm, as `espalier prune guide` gives them for resnet20_cifar; `uniform` and `random`
+are its baselines. Every layer that can be cut has its own width or ratio here: `prune_ratios` only names the rows.
 """
 
 name = "guided"
@@ -43,7 +43,7 @@ pruning = dict(prune_ratios=(0.45,), round_to=1)
 def blocks(*widths):
     """Return the widths between the two convolutions of each block."""
     names = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)]
-    return dict(zip(names, widths))
+    return dict(zip(names, widths, strict=True))
 
 
 methods = dict(

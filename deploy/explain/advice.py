@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deploy.explain.causes import CAUSES, MEANS, SHORT, Cause, MeasuredLayer
+from deploy.explain.causes import CAUSES, MEANS, SHORT, Cause, MeasuredLayer, type_of
 from deploy.explain.explained import Explained, StageTimes
 from deploy.explain.profiled import measured_on
 from deploy.text import printable
@@ -84,6 +84,7 @@ def explained_text(explained: Explained) -> RenderableType:
     return Group(
         *_head(explained),
         *causes,
+        *(_removed(explained) if explained.removed else ()),
         "",
         _layers(explained, marks),
         "",
@@ -121,6 +122,19 @@ def _cause(explained: Explained, cause: Cause, mark: str) -> Iterator[Renderable
         grid.add_row(Text(_display(layer, explained)), Text(text, "dim"))
     if len(layers) > _MAX_LINES:
         grid.add_row(Text(f"and {len(layers) - _MAX_LINES} more", "dim"))
+    yield Padding(grid, (0, 0, 0, 2))
+
+
+def _removed(explained: Explained) -> Iterator[RenderableType]:
+    """Yield what is gone, with its time and MACs in the dense file."""
+    ms, macs = sum(one.dense.ms for one in explained.removed), sum(one.layer.macs for one in explained.removed)
+    title = f"removed, {_count(explained.removed)}"
+    yield Text.assemble("\n", (title, "bold"), f": {ms:.2f} ms and {macs / 1e6:.3g} MMACs of the dense file")
+    grid = Table.grid(padding=(0, 1))
+    for one in explained.removed:
+        about = "" if one.dense.is_alone else "~"
+        name, figures = printable(one.layer.name), f"{about}{one.dense.ms:.3f} ms, {one.layer.macs / 1e6:.3g} MMACs"
+        grid.add_row(Text(name), Text(f"{type_of(one.layer)}, {figures}", "dim"))
     yield Padding(grid, (0, 0, 0, 2))
 
 
@@ -214,7 +228,7 @@ def _share(ms: float, total_ms: float) -> str:
     return f"{ms:.2f} ms ({_percent(ms / total_ms)})"
 
 
-def _count(layers: Sequence[MeasuredLayer]) -> str:
+def _count(layers: Sequence[object]) -> str:
     return f"{len(layers)} layer" + "s" * (len(layers) != 1)
 
 

@@ -25,12 +25,14 @@ __all__ = [
     "LayerMs",
     "MeasuredLayer",
     "Reason",
+    "RemovedLayer",
     "Split",
     "is_memory_bound",
     "is_short",
     "lags",
     "paired_layers",
     "reasons",
+    "removed_layers",
     "row_of",
     "split_of",
     "stages_of",
@@ -160,12 +162,28 @@ class MeasuredLayer:
         return {**row, **measured, **derived}
 
 
+@dataclass(frozen=True)
+class RemovedLayer:
+    """A layer that only the dense file has, and what it costs there."""
+
+    layer: OnnxLayer
+    stage: str
+    dense: LayerMs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its figures as JSON values."""
+        layer = self.layer
+        shape = {"channels_in": layer.channels_in, "channels_out": layer.channels_out}
+        about = {"name": layer.name, "type": type_of(layer), "stage": self.stage, **shape}
+        return {**about, "dense_macs": layer.macs, "dense": asdict(self.dense)}
+
+
 def paired_layers(dense: OnnxGraph, slim: OnnxGraph, subject: str) -> list[tuple[OnnxLayer, OnnxLayer]]:
     """Return the layers of both files, matched by name, or by order if they have no name in common.
 
     Args:
         dense: The file before pruning.
-        slim: The same layers, some of them narrower.
+        slim: The same layers, some of them narrower, or without some; see `removed_layers`.
         subject: Begins the error message.
 
     Raises:
@@ -175,17 +193,25 @@ def paired_layers(dense: OnnxGraph, slim: OnnxGraph, subject: str) -> list[tuple
         raise RequestError(f"{subject}: nothing to explain, got no layers with weights; {_EXPECTED}")
     by_order = not dense.layers.keys() & slim.layers.keys()
     partners = dict(zip(dense.layers, slim.layers.values(), strict=False)) if by_order else slim.layers
-    odd = sorted(dense.layers.keys() ^ partners.keys())
-    if odd or len(dense.layers) != len(slim.layers):
+    removed = {layer.name for layer in removed_layers(dense, slim)}
+    odd = sorted((dense.layers.keys() ^ partners.keys()) - removed)
+    if odd or len(dense.layers) - len(removed) != len(slim.layers):
         nums = f"{len(dense.layers)} and {len(slim.layers)} layers"
         got = f"{nums}, {odd[0]} in only one of them" if odd else nums
         raise RequestError(f"{subject}: different networks, got {got}; {_EXPECTED}")
-    pairs = [(layer, partners[name]) for name, layer in dense.layers.items()]
+    pairs = [(layer, partners[name]) for name, layer in dense.layers.items() if name not in removed]
     for before, after in pairs:
         if not _could_be_cut(before, after):
             got = " and ".join(f"{type_of(one)} {one.channels_in} to {one.channels_out}" for one in (before, after))
             raise RequestError(f"{subject}: different networks, got {before.name} as {got}; {_EXPECTED}")
     return pairs
+
+
+def removed_layers(dense: OnnxGraph, slim: OnnxGraph) -> list[OnnxLayer]:
+    """Return the layers that the slim file does not have, as those of removed blocks; the last one is always there."""
+    if [*dense.layers][-1] not in slim.layers:
+        return []
+    return [layer for name, layer in dense.layers.items() if name not in slim.layers]
 
 
 def _could_be_cut(dense: OnnxLayer, slim: OnnxLayer) -> bool:

@@ -17,9 +17,11 @@ from deploy.explain.causes import (
     Cause,
     Ceilings,
     MeasuredLayer,
+    RemovedLayer,
     Split,
     paired_layers,
     reasons,
+    removed_layers,
     row_of,
 )
 from deploy.explain.onnx_layers import OnnxLayer
@@ -57,6 +59,9 @@ class Explained:
     peak_of: str
     """What reached the most MACs per second: the matrix product of the roofline, or a layer."""
     layers: tuple[MeasuredLayer, ...]
+    """Those that both files have."""
+    removed: tuple[RemovedLayer, ...]
+    """Those that the dense file alone has, in its order."""
     stages: tuple[StageTimes, ...]
     """Without the layout changes that the runtime inserted."""
     splits: tuple[Split, Split]
@@ -64,8 +69,8 @@ class Explained:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether any layer is narrower."""
-        return any(layer.row.sides_cut for layer in self.layers)
+        """Whether any layer is narrower, or gone."""
+        return bool(self.removed) or any(layer.row.sides_cut for layer in self.layers)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -105,6 +110,7 @@ class Explained:
                 {**layer.to_dict(), "peak_share": dict(zip(NAMES, self.peak_shares(layer), strict=True))}
                 for layer in self.layers
             ],
+            "removed": [layer.to_dict() for layer in self.removed],
             "causes": {
                 cause: {
                     "layers": [layer.row.name for layer in found],
@@ -146,10 +152,13 @@ def explain_deployed(
         )
     pairs = paired_layers(first.graph, second.graph, f"{dense} and {slim}")
     subjects = dict(zip(NAMES, (first, second), strict=True))
-    return _explained(profile(subjects, num_threads, rounds, shapes or {}, console), pairs)
+    removed = removed_layers(first.graph, second.graph)
+    return _explained(profile(subjects, num_threads, rounds, shapes or {}, console), pairs, removed)
 
 
-def _explained(profiled: Profiled, pairs: Sequence[tuple[OnnxLayer, OnnxLayer]]) -> Explained:
+def _explained(
+    profiled: Profiled, pairs: Sequence[tuple[OnnxLayer, OnnxLayer]], removed: Sequence[OnnxLayer]
+) -> Explained:
     dense, slim = profiled.splits
     layers = [
         MeasuredLayer(
@@ -164,9 +173,10 @@ def _explained(profiled: Profiled, pairs: Sequence[tuple[OnnxLayer, OnnxLayer]])
     ceilings, peak_of = ceilings_of(profiled, dict(_rates(layers)))
     if any(layer.row.sides_cut for layer in layers):
         layers = [replace(layer, reasons=tuple(reasons(layer, ceilings))) for layer in layers]
-    found = _stage_times(layers, (dense, slim))
+    gone = tuple(RemovedLayer(one, profiled.stages[0][one.nodes[0]], dense.layers[one.name]) for one in removed)
+    found = tuple(_stage_times(layers, gone, (dense, slim)))
     record, roofline = profiled.record, profiled.roofline
-    return Explained(record, roofline, ceilings, peak_of, tuple(layers), tuple(found), (dense, slim))
+    return Explained(record, roofline, ceilings, peak_of, tuple(layers), gone, found, (dense, slim))
 
 
 def _rates(layers: Sequence[MeasuredLayer]) -> Iterator[tuple[str, float]]:
@@ -177,18 +187,21 @@ def _rates(layers: Sequence[MeasuredLayer]) -> Iterator[tuple[str, float]]:
                 yield f"{layer.row.name}, {name}", macs / part.ms
 
 
-def _stage_times(layers: Sequence[MeasuredLayer], splits: tuple[Split, Split]) -> Iterator[StageTimes]:
+def _stage_times(
+    layers: Sequence[MeasuredLayer], removed: Sequence[RemovedLayer], splits: tuple[Split, Split]
+) -> Iterator[StageTimes]:
     rests = [split.rest_ms for split in splits]
     stages = [stage for stage in STAGES if stage in rests[0]] or list(rests[0])
     for stage in stages:
         inside = [layer for layer in layers if layer.stage == stage]
-        dense_ms, slim_ms = sum(layer.dense.ms for layer in inside), sum(layer.slim.ms for layer in inside)
+        gone = [layer for layer in removed if layer.stage == stage]
+        dense_ms, slim_ms = sum(layer.dense.ms for layer in (*inside, *gone)), sum(layer.slim.ms for layer in inside)
         yield StageTimes(
             stage=stage,
             dense_ms=dense_ms + rests[0][stage],
             slim_ms=slim_ms + rests[1].get(stage, 0.0),
             dense_layers_ms=dense_ms,
             slim_layers_ms=slim_ms,
-            dense_macs=sum(layer.row.dense_macs for layer in inside),
+            dense_macs=sum(layer.row.dense_macs for layer in inside) + sum(one.layer.macs for one in gone),
             macs=sum(layer.row.macs for layer in inside),
         )

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 from typer.testing import CliRunner
 
-from classify.backbones import Architecture
+from classify.backbones import Architecture, build_classifier
 from classify.synthetic import SHAPES
 from command.errors import RequestError
 from deploy import engine_from_onnx, onnx_from_module
@@ -19,7 +19,7 @@ from detect import DetectorSettings, new_detector
 from detect.fixed_shape import FixedShapeDetector
 from detect.pruning import prune_detector
 from experiment.cli import app
-from prune import cost_of
+from prune import PruneSpec, cost_of, slim_model
 
 SIZE_HW = (64, 64)
 SETTINGS = DetectorSettings(
@@ -140,6 +140,46 @@ def test_a_file_beside_itself_was_not_pruned(pair, tmp_path):
     figures = figures_of(pair[0], shutil.copy(pair[0], tmp_path / "same.onnx"))
     assert figures["advice"] == ["prune it: both files have the same channels"]
     assert figures["causes"] == {}
+
+
+@pytest.fixture
+def without_a_block(tmp_path):
+    """A ResNet-20, and one without the branch of a block that has 32 channels on 16 x 16 places."""
+    dense = build_classifier(Architecture("resnet20_cifar", 10)).eval()
+    slim = slim_model(dense, PruneSpec({}, {"layer2.1": ("conv1", "bn1", "conv2", "bn2")}))
+    files = []
+    for name, net in (("dense", dense), ("slim", slim)):
+        files.append(tmp_path / f"{name}.onnx")
+        onnx_from_module(net, {"image": torch.zeros(1, 3, 32, 32)}, files[-1], ("scores",), tolerance=None)
+    return files
+
+
+def test_layers_of_removed_blocks_are_listed_with_what_they_took(without_a_block):
+    figures = figures_of(*without_a_block)
+    removed = figures["removed"]
+    assert [layer["name"] for layer in removed] == ["layer2.1.conv1", "layer2.1.conv2"]
+    assert all(layer["dense_macs"] == 32 * 32 * 9 * 16 * 16 and layer["dense"]["ms"] > 0 for layer in removed)
+    assert not {layer["name"] for layer in removed} & {layer["name"] for layer in figures["layers"]}
+    (stage,) = figures["stages"]
+    assert stage["dense_macs"] - stage["macs"] == 2 * 32 * 32 * 9 * 16 * 16
+    gone_ms = sum(layer["dense"]["ms"] for layer in removed)
+    left_ms = sum(layer["dense"]["ms"] for layer in figures["layers"])
+    assert stage["dense_layers_ms"] == pytest.approx(gone_ms + left_ms)
+    assert not figures["advice"][0].startswith("prune it")
+    lines = invoke("deploy", "explain", *without_a_block, "--rounds", 3).stdout.splitlines()
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("removed, 2 layers: "))
+    assert lines[place].endswith(" ms and 4.72 MMACs of the dense file")
+    assert [line.split()[:3] for line in lines[place + 1 : place + 3]] == [
+        ["layer2.1.conv1", "conv", "3x3,"],
+        ["layer2.1.conv2", "conv", "3x3,"],
+    ]
+
+
+def test_the_slim_network_comes_second_without_blocks_too(without_a_block, refusal):
+    dense, slim = without_a_block
+    code, line = refusal(slim, dense)
+    assert code == 2
+    assert "different networks, got 18 and 20 layers, layer2.1.conv1 in only one of them" in line
 
 
 def test_folders_of_deploy_export_are_taken(pair, tmp_path):
