@@ -160,6 +160,7 @@ BACKBONES: dict[str, Family] = {
     "preresnet110_cifar": _cifar(partial(CifarPreResNet, 110), "fc"),
     "preresnet164_cifar": _cifar(partial(CifarPreResNet, 164), "fc"),
     "densenet40_cifar": _cifar(partial(CifarDenseNet, 40), "fc"),
+    "densenet_bc100_cifar": _cifar(partial(CifarDenseNet, 100, is_bc=True), "fc"),
 }
 """Name in a config -> how to build it.
 

@@ -1,9 +1,11 @@
-"""Networks for the 32 x 32 images of CIFAR that normalise before they convolve: ResNet-164 and DenseNet-40.
+"""Networks for the 32 x 32 images of CIFAR that normalise before they convolve: ResNet-164, DenseNet-40 and -BC-100.
 
 Every norm that reads a sum or a concatenation is behind a channel selection, so that Network Slimming can cut what
 each of them reads. Layers have the names of Eric-mingjie/rethinking-network-pruning, cifar/network-slimming, of which
 `select` is before its norm here.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,23 +48,29 @@ class CifarDenseNet(nn.Module):
     """DenseNet of three dense blocks; each layer is one convolution of 3 x 3, and transitions keep the width.
 
     Args:
-        depth: 3n + 4, with n layers per block: 40, ...
+        depth: 3n + 4, with n layers per block: 40, ...; 6n + 4 of a DenseNet-BC: 100, ...
         num_classes: Outputs.
         growth: Channels that each layer adds; the stem has twice as many.
+        is_bc: DenseNet-BC: a 1 x 1 convolution to 4 x `growth` channels before each of 3 x 3, and transitions halve
+            the width.
 
     Source: Huang et al., Densely Connected Convolutional Networks, CVPR 2017; the stem is that of Liu et al. (2019).
     """
 
-    def __init__(self, depth: int, num_classes: int, growth: int = 12) -> None:
+    def __init__(self, depth: int, num_classes: int, growth: int = 12, is_bc: bool = False) -> None:
         super().__init__()
-        num_layers = (depth - 4) // 3
-        first, second, third, last = (2 * growth + i * num_layers * growth for i in range(4))
+        layer, per_layer, divisor = (_BottleneckLayer, 2, 2) if is_bc else (_DenseLayer, 1, 1)
+        num_layers = (depth - 4) // (3 * per_layer)
+        first, added = 2 * growth, num_layers * growth
+        second = (first + added) // divisor
+        third = (second + added) // divisor
+        last = third + added
         self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
-        self.dense1 = _dense_block(first, growth, num_layers)
-        self.trans1 = _Transition(second)
-        self.dense2 = _dense_block(second, growth, num_layers)
-        self.trans2 = _Transition(third)
-        self.dense3 = _dense_block(third, growth, num_layers)
+        self.dense1 = _dense_block(layer, first, growth, num_layers)
+        self.trans1 = _Transition(first + added, second)
+        self.dense2 = _dense_block(layer, second, growth, num_layers)
+        self.trans2 = _Transition(second + added, third)
+        self.dense3 = _dense_block(layer, third, growth, num_layers)
         self.select = ChannelSelection(last)
         self.bn = nn.BatchNorm2d(last)
         self.fc = nn.Linear(last, num_classes)
@@ -107,12 +115,27 @@ class _DenseLayer(nn.Module):
         return torch.cat((features, new), 1)
 
 
-class _Transition(nn.Module):
-    def __init__(self, num_in: int) -> None:
+class _BottleneckLayer(nn.Module):
+    def __init__(self, num_in: int, growth: int) -> None:
         super().__init__()
         self.select = ChannelSelection(num_in)
         self.bn1 = nn.BatchNorm2d(num_in)
-        self.conv1 = nn.Conv2d(num_in, num_in, 1, bias=False)
+        self.conv1 = nn.Conv2d(num_in, 4 * growth, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        new = self.conv1(torch.relu(self.bn1(self.select(features))))
+        new = self.conv2(torch.relu(self.bn2(new)))
+        return torch.cat((features, new), 1)
+
+
+class _Transition(nn.Module):
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.select = ChannelSelection(num_in)
+        self.bn1 = nn.BatchNorm2d(num_in)
+        self.conv1 = nn.Conv2d(num_in, num_out, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         return avg_pool2d(self.conv1(torch.relu(self.bn1(self.select(features)))), 2)
@@ -123,5 +146,5 @@ def _stage(num_in: int, width: int, num_blocks: int, stride: int) -> nn.Sequenti
     return nn.Sequential(_Bottleneck(num_in, width, stride), *rest)
 
 
-def _dense_block(num_in: int, growth: int, num_layers: int) -> nn.Sequential:
-    return nn.Sequential(*(_DenseLayer(num_in + i * growth, growth) for i in range(num_layers)))
+def _dense_block(layer: Callable[[int, int], nn.Module], num_in: int, growth: int, num_layers: int) -> nn.Sequential:
+    return nn.Sequential(*(layer(num_in + i * growth, growth) for i in range(num_layers)))

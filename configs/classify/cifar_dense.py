@@ -2,7 +2,7 @@
 
 Run:     espalier classify train cifar_dense --set data.root=FOLDER
          Others than ResNet-56: --set start.name=resnet20_cifar, resnet110_cifar, vgg16_cifar, vgg19_cifar,
-         preresnet110_cifar, preresnet164_cifar or densenet40_cifar
+         preresnet110_cifar, preresnet164_cifar, densenet40_cifar or densenet_bc100_cifar
 Needs:   CIFAR-10 or CIFAR-100 as images, train/<class>/* and val/<class>/*; better a GPU
 Result:  not measured by us. Expected top-1 on CIFAR-10: ResNet-56 93.14, ResNet-110 93.14, VGG-16 93.63 % (table 1 of
          Liu et al., means of five), VGG-19 93.53, PreResNet-164 95.04, DenseNet-40 94.10 % (table 4), ResNet-20

@@ -23,6 +23,7 @@ MODELS = {
     "preresnet110_cifar": (1_146_842, 0.1674),
     "preresnet164_cifar": (1_703_258, 0.2476),
     "densenet40_cifar": (1_059_298, 0.2829),
+    "densenet_bc100_cifar": (769_162, 0.2879),
 }
 IN_TABLE = {
     # of Network Slimming's code: millions of parameters, with one more per channel before each selection
@@ -91,7 +92,22 @@ def test_densenet_has_the_cost_counted_by_hand():
     assert (params + 2 * num_normed + 457 * 10, round((macs + 4560) / 1e9, 4)) == MODELS["densenet40_cifar"]
 
 
-@pytest.mark.parametrize("name", ["preresnet110_cifar", "densenet40_cifar"])
+def test_densenet_with_bottlenecks_has_the_cost_counted_by_hand():
+    convs, num_normed, num_in = [(3, 3, 24, 32)], 342, 24
+    for side in (32, 16, 8):
+        for _ in range(16):
+            convs += [(1, num_in, 48, side), (3, 48, 12, side)]
+            num_normed += num_in + 48
+            num_in += 12
+        if side > 8:
+            convs.append((1, num_in, num_in // 2, side))
+            num_normed += num_in
+            num_in //= 2
+    params, macs = of_convs(*convs)
+    assert (params + 2 * num_normed + 343 * 10, round((macs + 3420) / 1e9, 4)) == MODELS["densenet_bc100_cifar"]
+
+
+@pytest.mark.parametrize("name", ["preresnet110_cifar", "densenet40_cifar", "densenet_bc100_cifar"])
 def test_weights_without_selections_load_into_a_dense_network(name):
     torch.manual_seed(0)
     net, other = (build_classifier(Architecture(name, 10)).eval() for _ in range(2))
