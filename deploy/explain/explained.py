@@ -195,7 +195,8 @@ def _stage_times(
     for stage in stages:
         inside = [layer for layer in layers if layer.stage == stage]
         gone = [layer for layer in removed if layer.stage == stage]
-        dense_ms, slim_ms = sum(layer.dense.ms for layer in (*inside, *gone)), sum(layer.slim.ms for layer in inside)
+        dense_ms = sum(layer.dense.ms for layer in inside) + sum(layer.dense.ms for layer in gone)
+        slim_ms = sum(layer.slim.ms for layer in inside)
         yield StageTimes(
             stage=stage,
             dense_ms=dense_ms + rests[0][stage],
