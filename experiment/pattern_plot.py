@@ -9,10 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from deploy.text import drawable
-from experiment.patterns import LayerShare, LayerWeights, Pattern
+from experiment.histogram_plot import draw_histogram
+from experiment.histograms import LayerWeights, histogram_of, widest_of
+from experiment.patterns import LayerShare, Pattern
 
 __all__ = ["pattern_plot", "weights_plot"]
 
@@ -21,7 +23,6 @@ COLOURS = ("#0080c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, BAND = "#202020", "#f3f3f0"
 WHOLE = 0.3
 """How opaque the bars of layers are that keep all they have."""
-NUM_BINS = 60
 NAMED = 24
 """Layers of which each is named below its bar."""
 
@@ -110,29 +111,14 @@ def weights_plot(models: Mapping[str, Mapping[str, LayerWeights]], layers: Seque
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.06)
     grid = figure.subplots(len(layers), len(models), squeeze=False, sharex="row", sharey="row")
     for row, layer in zip(grid, layers, strict=True):
-        widest = max(float(np.quantile(np.abs(one[layer].values), 0.999)) for one in models.values())
+        widest = max(widest_of(one[layer]) for one in models.values())
         for axes, found, colour in zip(row, models.values(), _cycled(len(models)), strict=True):
-            _draw_histogram(axes, found[layer], widest, colour)
+            draw_histogram(axes, histogram_of(found[layer], widest), colour)
         row[0].set_ylabel(drawable(layer, 24), fontsize=9, parse_math=False)
     for axes, label in zip(grid[0], models, strict=True):
         axes.set_title(drawable(label, 34), fontsize=11, loc="left", parse_math=False)
     figure.supxlabel("weight", fontsize=10)
     return figure
-
-
-def _draw_histogram(axes: Axes, layer: LayerWeights, widest: float, colour: str) -> None:
-    bins = np.linspace(-widest, widest, NUM_BINS + 1).tolist()
-    axes.hist(layer.values, bins=bins, density=True, color=colour, alpha=0.9)
-    axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
-    num = len(layer.values) + layer.num_zeros
-    notes = [f"std {layer.values.std():.3g}", f"{num:,} weights"]
-    if layer.num_zeros:
-        notes.append(f"{layer.num_zeros / num:.0%} zeros")
-    axes.text(0.98, 0.94, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)
-    axes.set_yticks([])
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _cycled(num: int) -> list[str]:

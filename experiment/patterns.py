@@ -10,12 +10,22 @@ from numpy.typing import NDArray
 
 from classify.checkpoint import read_card, read_weights
 from command.errors import RequestError
+from experiment.histograms import LayerWeights
 from experiment.prune_show import PruningReport, report_of
 from prune.layer_rows import LayerRow
 
-__all__ = ["LayerShare", "LayerWeights", "Pattern", "drawn_layers", "pattern_of", "weights_of"]
+__all__ = [
+    "BACKBONE",
+    "LayerShare",
+    "Pattern",
+    "drawn_layers",
+    "pattern_of",
+    "spread_over",
+    "weights_of",
+]
 
-_BACKBONE = "backbone.net."
+BACKBONE = "backbone.net."
+"""Begins the names of a detector's layers that a classifier has, too."""
 _NUM_DRAWN = 6
 _FEWEST_ZEROS = 1e-3
 """Share of a model's weights from which they count as cut one by one: a few are zero by chance or by training."""
@@ -41,15 +51,6 @@ class Pattern:
     layers: tuple[LayerShare, ...]
     kernels: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     """Size of a feature map -> share of weights kept at each place of the 3 x 3 kernels there; of `weights` alone."""
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """The weights of one layer of a model file that are not zero."""
-
-    name: str
-    values: NDArray[np.float64]
-    num_zeros: int
 
 
 def pattern_of(subject: str, mmdet: Path | None = None) -> Pattern:
@@ -98,9 +99,8 @@ def weights_of(file: Path) -> dict[str, LayerWeights]:
     found = {}
     for name, tensor in read_weights(file).items():
         if name.endswith(".weight") and tensor.ndim == 4:
-            values = tensor.double().flatten().numpy()
-            layer = name.removesuffix(".weight").removeprefix(_BACKBONE)
-            found[layer] = LayerWeights(layer, values[values != 0], int((values == 0).sum()))
+            layer = name.removesuffix(".weight").removeprefix(BACKBONE)
+            found[layer] = LayerWeights.of(layer, tensor.double().numpy())
     if not found:
         raise RequestError(f"{file}: has no convolution; expected a model file of a classifier or detector")
     return found
@@ -111,7 +111,7 @@ def _size(row: LayerRow) -> int:
 
 
 def _short(row: LayerRow) -> str:
-    return row.name.removeprefix(_BACKBONE)
+    return row.name.removeprefix(BACKBONE)
 
 
 def drawn_layers(models: Mapping[str, Mapping[str, LayerWeights]], given: Sequence[str] | None = None) -> list[str]:
@@ -129,6 +129,10 @@ def drawn_layers(models: Mapping[str, Mapping[str, LayerWeights]], given: Sequen
             raise RequestError(f"--layer {name}: not a convolution of every model; nearest names: {near}")
     if not common:
         raise RequestError(f"{', '.join(models)}: have no convolution in common; expected models of one network")
-    last = len(common) - 1
-    spread = sorted({i * last // (_NUM_DRAWN - 1) for i in range(_NUM_DRAWN)})
-    return list(given or (common[i] for i in spread))
+    return list(given or spread_over(common))
+
+
+def spread_over(layers: Sequence[str]) -> list[str]:
+    """Return a few of these layers, evenly spread; all where there are few."""
+    last = len(layers) - 1
+    return [layers[i] for i in sorted({i * last // (_NUM_DRAWN - 1) for i in range(_NUM_DRAWN)})] if layers else []

@@ -15,16 +15,27 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from classify.curve_plot import over_epochs
 from deploy.text import drawable
 from experiment.comparison import SCORES, Comparison
+from experiment.pareto import pareto_front
 
-__all__ = ["FIGURES", "LossCurve", "Point", "accuracy_plot", "comparison_plot", "loss_plot", "speedup_plot"]
+__all__ = [
+    "FIGURES",
+    "INK",
+    "LossCurve",
+    "Point",
+    "accuracy_plot",
+    "comparison_plot",
+    "loss_plot",
+    "macs_plot",
+    "speedup_plot",
+    "svg",
+]
 
-FIGURES = ("latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction")
+FIGURES = ("latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high", "mac_reduction", "macs")
 
 # Drawn in this colour, then named `currentColor`: the page's text colour, light or dark.
 INK = "#010203"
@@ -40,6 +51,7 @@ STYLE = {
 WAY_STYLE = (("#0080c8", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))
 # Of lines that have a colour in common.
 DASHES = ("-", "--", ":", "-.")
+COCO_MAP = "mAP (mean over IoU 0.50 to 0.95)"
 MOST_NAMES = 10
 """Points of one plot that all have room for their names."""
 # Possible places of a label around its marker: beside it first, which is easiest to read.
@@ -60,6 +72,16 @@ class Point:
     speedup_low: float
     speedup_high: float
     mac_reduction: float
+    macs: float
+
+
+_Places = Mapping[Point, tuple[float, float]]
+_Tails = Mapping[Point, tuple[float, float]]
+"""How far whiskers reach to the left and right of a point."""
+_Pixels = tuple[float, float, float, float]
+"""Left, bottom, right and top of what is drawn."""
+_Reach = Mapping[Point, tuple[tuple[float, float], tuple[float, float]]]
+"""The lower left and upper right ends of a point's whiskers."""
 
 
 @dataclass(frozen=True)
@@ -72,59 +94,94 @@ class LossCurve:
     losses: tuple[float, ...]
 
 
-def accuracy_plot(points: list[Point], score: str = "mAP (mean over IoU 0.50 to 0.95)") -> Markup:
+def accuracy_plot(points: list[Point], score: str = COCO_MAP) -> Markup:
     """Return a score, as it is named, against latency as SVG.
 
-    Whiskers reach from the median to the 90th percentile, and one standard deviation over seeds up and down. Of many
-    points, only those are named that no other one beats in both, and the dense ones.
+    Whiskers reach from the median to the 90th percentile, and one standard deviation over seeds up and down.
     """
-    figure, axes = _figure(height_inches=3.4 + 0.2 * len(points))
-    for point in points:
+    places = {point: (point.latency_ms, point.score) for point in points}
+    tails = {point: (0.0, _length(point.latency_ms, point.latency_p90_ms)) for point in points}
+    return _trade_off(places, tails, "median latency (ms), whisker to the 90th percentile", score)
+
+
+def macs_plot(points: list[Point], score: str = COCO_MAP) -> Markup:
+    """Return a score against multiply-adds as SVG."""
+    unit, name = (1e9, "G") if max(point.macs for point in points) >= 1e9 else (1e6, "M")
+    places = {point: (point.macs / unit, point.score) for point in points}
+    return _trade_off(places, {}, f"MACs ({name})", score)
+
+
+def _trade_off(places: _Places, tails: _Tails, cost: str, score: str) -> Markup:
+    """Draw a score against a cost, and a line through the front; of many points, dense and some of these have names."""
+    points = list(places)
+    figure, axes = _figure(height_inches=min(5.2, 3.4 + 0.2 * len(points)))
+    front = [points[i] for i in pareto_front(*zip(*places.values(), strict=True))]
+    axes.plot(*zip(*(places[p] for p in front), strict=True), color=INK, alpha=0.45, linewidth=1.2, zorder=1)
+    for point, (x, y) in places.items():
         colour, marker = STYLE[point.ordering]
-        tail = [[0.0], [_length(point.latency_ms, point.latency_p90_ms)]]
-        axes.errorbar(point.latency_ms, point.score, point.spread, tail, marker, color=colour, markersize=8)
+        tail = [[side] for side in tails.get(point, (0.0, 0.0))]
+        face = colour if point in front else "none"
+        axes.errorbar(x, y, point.spread, tail, marker, color=colour, markersize=7, markerfacecolor=face, elinewidth=1)
     axes.margins(0.25, 0.2)
-    axes.set_xlabel("median latency (ms), whisker to the 90th percentile")
+    axes.set_xlabel(cost)
     axes.set_ylabel(score)
     axes.grid(color=INK, alpha=0.12)
-    # Labels are placed in pixels, so the layout is fixed first.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    drawn, labels = {point: _covered(axes, point) for point in points}, list[Bbox]()
-    named = points if len(points) <= MOST_NAMES else [p for p in points if p.ordering == "dense" or _is_best(p, points)]
-    for point in sorted(named, key=lambda point: -point.score):
-        labels += _place_label(axes, point, drawn, labels)
-    return _svg(figure)
-
-
-def _is_best(point: Point, points: list[Point]) -> bool:
-    """Return whether no other point is at least as fast and as good, and better in one."""
-    return not any(
-        (other.latency_ms, -other.score) != (point.latency_ms, -point.score)
-        and other.latency_ms <= point.latency_ms
-        and other.score >= point.score
-        for other in points
-    )
+    some = front[:: -(-len(front) // (MOST_NAMES // 2)) or 1]
+    named = points if len(points) <= MOST_NAMES else [p for p in points if p.ordering == "dense" or p in some]
+    right = {point: x + tails.get(point, (0.0, 0.0))[1] for point, (x, _) in places.items()}
+    reach = {p: ((x, y - p.spread), (right[p], y + p.spread)) for p, (x, y) in places.items()}
+    _name_points(figure, axes, places, reach, named)
+    return svg(figure)
 
 
 def speedup_plot(points: list[Point]) -> Markup:
-    """Return measured speedup and MAC reduction of each detector but dense as SVG, empty where there is none."""
+    """Return measured speedup against MAC reduction of each model but dense as SVG, empty where there is none.
+
+    On the diagonal a model would be as many times faster as it has fewer MACs.
+    """
     others = [point for point in points if point.ordering != "dense"]
     if not others:
         return Markup("")
-    figure, axes = _figure(height_inches=1.2 + 0.55 * len(others))
-    for y, point in enumerate(others):
-        _draw_pair(axes, y, point)
-    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.margins(x=0.15)
-    axes.set_ylim(len(others) - 0.5, -0.7)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("times better than dense (x); the dashed line is dense")
-    axes.plot([], [], "o", color=INK, label="measured speedup")
-    axes.plot([], [], "o", color=INK, markerfacecolor="none", label="MAC reduction")
+    figure, axes = _figure(height_inches=min(5.2, 3.4 + 0.2 * len(others)))
+    places = {point: (point.mac_reduction, point.speedup) for point in others}
+    for point, (x, y) in places.items():
+        colour, marker = STYLE[point.ordering]
+        down, up = _length(point.speedup_low, y), _length(y, point.speedup_high)
+        axes.errorbar(x, y, [[down], [up]], None, marker, color=colour, markersize=7, elinewidth=1)
+    axes.plot(1, 1, "D", color=INK, markerfacecolor="none")  # dense
+    axes.axline((1, 1), slope=1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.margins(0.25, 0.2)
+    axes.set_xlabel("MAC reduction (x)")
+    axes.set_ylabel("measured speedup (x)")
+    axes.grid(color=INK, alpha=0.12)
+    reach = {p: ((x, min(y, p.speedup_low)), (x, max(y, p.speedup_high))) for p, (x, y) in places.items()}
+    _name_points(figure, axes, places, reach, others if len(others) <= MOST_NAMES else [])
+    return svg(figure)
+
+
+def _name_points(figure: Figure, axes: Axes, places: _Places, reach: _Reach, named: list[Point]) -> None:
+    """Write names beside their points, and the orderings' colours above where some have none."""
+    if len(named) < len(places):
+        _add_orderings(axes, list(places))
+    # Labels are placed in pixels, so the layout is fixed first.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    drawn = {point: _pixels(axes, ends) for point, ends in reach.items()}
+    at_place: dict[tuple[float, float], list[Point]] = {}
+    for point in named:
+        at_place.setdefault(places[point], []).append(point)
+    labels: list[_Pixels] = []
+    for place, points in sorted(at_place.items(), key=lambda item: -item[0][1]):
+        more = f" and {len(points) - 1} more" if len(points) > 1 else ""
+        own, others = ([box for p, box in drawn.items() if (p in points) is is_own] for is_own in (True, False))
+        labels += _place_label(axes, points[0].label + more, place, labels, own, others)
+
+
+def _add_orderings(axes: Axes, points: list[Point]) -> None:
+    for ordering in dict.fromkeys(point.ordering for point in points):
+        colour, marker = STYLE[ordering]
+        axes.plot([], [], marker, color=colour, label=ordering)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, handletextpad=0.2)
-    return _svg(figure)
 
 
 def comparison_plot(compared: Comparison) -> Markup:
@@ -160,7 +217,7 @@ def comparison_plot(compared: Comparison) -> Markup:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def loss_plot(curves: list[LossCurve], unit: str) -> Markup:
@@ -177,53 +234,73 @@ def loss_plot(curves: list[LossCurve], unit: str) -> Markup:
     legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return _svg(figure)
+    return svg(figure)
 
 
-def _draw_pair(axes: Axes, y: int, point: Point) -> None:
-    colour, marker = STYLE[point.ordering]
-    down, up = _length(point.speedup_low, point.speedup), _length(point.speedup, point.speedup_high)
-    axes.plot([point.speedup, point.mac_reduction], [y, y], color=colour, alpha=0.4)
-    axes.errorbar(point.speedup, y, None, [[down], [up]], marker, color=colour, markersize=8, capsize=3)
-    axes.plot(point.mac_reduction, y, marker, markersize=8, color=colour, markerfacecolor="none")
-    side = 1 if point.speedup > point.mac_reduction else -1
-    ends = [point.speedup - down, point.speedup + up]
-    _annotate(axes, f"{point.speedup:.2f}", (ends[side > 0], y), (side, 0), 9)
-    beyond = max(point.mac_reduction, ends[1]) if side < 0 else min(point.mac_reduction, ends[0])
-    _annotate(axes, f"{point.mac_reduction:.2f}", (beyond, y), (-side, 0), 9)
-    _annotate(axes, point.label, (1, y - 0.4), (1, 0), 6)
+def _place_label(
+    axes: Axes, text: str, at: tuple[float, float], labels: list[_Pixels], own: list[_Pixels], others: list[_Pixels]
+) -> list[_Pixels]:
+    """Write a label at the nearest place around its marker that covers nothing, with a line to it from further away.
 
+    The line crosses nothing either. Where there is no such place, it covers no label; in the end it is written beside
+    its marker all the same.
 
-def _place_label(axes: Axes, point: Point, drawn: Mapping[Point, Bbox], labels: list[Bbox]) -> list[Bbox]:
-    """Write the label at the nearest place around its marker that covers nothing, with a line to it from further away.
-
-    The line crosses nothing either. If every place is taken, the label is written beside its marker all the same.
+    Args:
+        axes: Of the marker.
+        text: The label.
+        at: The marker's place.
+        labels: Pixels of labels and lines.
+        own: Of the marker.
+        others: Of all other markers.
 
     Returns:
         The pixels that label and line take.
     """
-    at = (point.latency_ms, point.score)
-    others = [*labels, *(box for other, box in drawn.items() if other != point)]
-    label = _annotate(axes, point.label, at, (1, 0), 8)
-    for distance, direction in itertools.product(range(8, 240, 8), DIRECTIONS):
-        _move(label, direction, distance)
-        box = label.get_window_extent().padded(2)
-        is_inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
-        line = _leader(axes.transData.transform(at), direction, distance)
-        if is_inside and not box.overlaps(drawn[point]) and not any(b.count_overlaps(others) for b in (box, *line)):
+    label = _annotate(axes, text, at, (1, 0), 8)
+    place, size = axes.transData.transform(at), np.array(label.get_window_extent().padded(2).size)
+    left, bottom, right, top = axes.bbox.extents
+    tries = itertools.product(([*labels, *others], labels), range(8, 240, 8), DIRECTIONS)
+    for taken, distance, direction in tries:
+        box = _box_beside(place, size, direction, distance)
+        is_inside = left <= box[0] and box[2] <= right and bottom <= box[1] and box[3] <= top
+        if not is_inside or _overlap([box], own):
+            continue
+        line = _leader(place, direction, distance)
+        if not _overlap([box, *line], taken):
+            _move(label, direction, distance)
             if line:
                 leader = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "shrinkA": 0, "shrinkB": 4}
                 axes.annotate("", at, label.xyann, textcoords="offset points", arrowprops=leader)
             return [box, *line]
-    _move(label, (1, 1), 8)
-    return [label.get_window_extent()]
+    side = 1 if place[0] < (left + right) / 2 else -1
+    _move(label, (side, 1), 8)
+    return [_box_beside(place, size, (side, 1), 8)]
 
 
-def _leader(at: NDArray[np.float64], direction: tuple[int, int], distance: int) -> list[Bbox]:
-    """Return pixels along a line from a marker's edge to a label, none to one beside it; a point is a pixel here."""
-    return [
-        Bbox([place, place]).padded(1) for place in (at + np.multiply(direction, d) for d in range(10, distance, 3))
-    ]
+def _pixels(axes: Axes, ends: tuple[tuple[float, float], tuple[float, float]]) -> _Pixels:
+    """Return what whiskers and marker take, from two corners in the units of the axes."""
+    (left, bottom), (right, top) = axes.transData.transform(ends)
+    return left - 4, bottom - 4, right + 4, top + 4
+
+
+def _box_beside(place: NDArray[np.float64], size: NDArray[np.float64], direction: tuple[int, int], far: int) -> _Pixels:
+    """Return the box of that size at a distance from a place, as `_move` aligns a label; a point is a pixel here."""
+    (x, y), (width, height) = place + np.multiply(direction, far), size
+    left, bottom = x + (direction[0] - 1) / 2 * width, y + (direction[1] - 1) / 2 * height
+    return left, bottom, left + width, bottom + height
+
+
+def _overlap(boxes: list[_Pixels], others: list[_Pixels]) -> bool:
+    if not others:
+        return False
+    one, other = np.array(boxes)[:, None], np.array(others)[None]
+    return bool(((one[..., :2] < other[..., 2:]) & (other[..., :2] < one[..., 2:])).all(-1).any())
+
+
+def _leader(at: NDArray[np.float64], direction: tuple[int, int], distance: int) -> list[_Pixels]:
+    """Return pixels along a line from a marker's edge to a label, none to one beside it."""
+    places = (at + np.multiply(direction, far) for far in range(10, distance, 3))
+    return [(x - 1, y - 1, x + 1, y + 1) for x, y in places]
 
 
 def _annotate(axes: Axes, text: str, at: tuple[float, float], direction: tuple[int, int], points: float) -> Annotation:
@@ -242,13 +319,6 @@ def _move(label: Annotation, direction: tuple[int, int], points: float) -> None:
     label.set_verticalalignment("bottom" if up > 0 else "top" if up < 0 else "center")
 
 
-def _covered(axes: Axes, point: Point) -> Bbox:
-    """Return the pixels of the point's marker and whiskers."""
-    right = point.latency_ms + _length(point.latency_ms, point.latency_p90_ms)
-    corners = [(point.latency_ms, point.score - point.spread), (right, point.score + point.spread)]
-    return Bbox(axes.transData.transform(corners)).padded(4)
-
-
 def _figure(height_inches: float) -> tuple[Figure, Axes]:
     # At 72 points an inch this is as wide as a phone, so the text is readable there.
     figure = Figure((5.2, height_inches), dpi=72, layout="constrained", facecolor="none")
@@ -261,7 +331,8 @@ def _figure(height_inches: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> Markup:
+def svg(figure: Figure) -> Markup:
+    """Return a figure as SVG for a page; what is drawn in `INK` gets the page's colour of text."""
     file = io.StringIO()
     # Text stays text: small, searchable, in the page's font. Without a date the same results give the same bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "espalier"}):

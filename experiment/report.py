@@ -6,17 +6,20 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import rich.table
+from markupsafe import Markup
 from rich import box
 from rich.text import Text
 
@@ -24,7 +27,10 @@ from command.errors import RequestError
 from command.files import written_atomically
 from deploy.text import latex_table, markdown, printable
 from experiment import finding, plots, report_pictures
+from experiment.architectures import SlimArchitecture, architectures_of, width_table
 from experiment.comparison import Comparison, comparison, score_of
+from experiment.histograms import Histogram
+from experiment.layer_plots import MOST_DRAWN, weight_plots, width_plot
 from experiment.loss_curves import Drawn, loss_curves
 from experiment.report_lines import Line, Row, lines_of
 from experiment.report_tables import (
@@ -37,6 +43,7 @@ from experiment.report_tables import (
     difference_table,
     is_voc,
     method_table,
+    spread_table,
 )
 from experiment.results import REPORT, RESULTS, read_results
 from experiment.verdicts import Judged, Speed, judged_lines, judged_speeds, speed_counts, verdict_counts
@@ -92,6 +99,18 @@ class _Content:
         is_shown = score_of(self.rows) == "top1" or len({row["method"] for row in self.rows if row["method"]}) > 1
         return comparison(self.rows) if is_shown else None
 
+    @cached_property
+    def architectures(self) -> list[SlimArchitecture]:
+        return architectures_of(self.lines, self.results.get("widths", {}))
+
+    @cached_property
+    def summary(self) -> Table:
+        """The table of results, as it is shown."""
+        columns = columns_of(self.lines)
+        cells = [[column.cell(line) for column in columns] for line in self.lines]
+        num_texts = [column.is_number for column in columns].index(True)
+        return Table("results", "Results", [column.header for column in columns], cells, num_texts)
+
     @property
     def finding(self) -> str:
         return finding.finding(self.results, self.lines, self.judged, self.speeds)
@@ -120,6 +139,7 @@ class _Content:
             method_table(self.compared) if self.compared else None,
             difference_table(self.judged) if self._is_judged else None,
             class_table(self.lines, self.results.get("per_class", {})),
+            width_table(self.architectures),
         ]
         return {table.name: table for table in tables if table}
 
@@ -134,7 +154,8 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     """
     content = _Content(results)
     page = _page(content, folder)  # first: it finds what is damaged
-    tables = {f"{name}.csv": csv_text(table.headers, table.cells) for name, table in content.tables().items()}
+    others = {"summary": spread_table(content.lines), **content.tables()}
+    tables = {f"{name}.csv": csv_text(table.headers, table.cells) for name, table in others.items()}
     texts = {"results.csv": csv_of_rows(content.rows), **tables, "report.html": page}
     for name in set(REPORT) - texts.keys():  # a table of other results
         (folder / name).unlink(missing_ok=True)
@@ -173,11 +194,9 @@ def table_text(results: dict[str, Any]) -> rich.table.Table:
 def table_markdown(results: dict[str, Any]) -> str:
     """Return the tables for a document, in GitHub's Markdown: device, results, verdicts, and the other tables."""
     content = _Content(results)
-    columns = columns_of(content.lines)
-    rows = [[column.cell(line) for column in columns] for line in content.lines]
     parts = [
         markdown(finding.device(results)),
-        _piped([column.header for column in columns], rows, "".join("lr"[column.is_number] for column in columns)),
+        _piped(content.summary.headers, content.summary.texts(), content.summary.alignment),
         "\n".join(f"- {markdown(sentence)}" for sentence in [*content.verdicts(), *content.times()]),
         markdown(finding.how_judged(content.judged)) if content.judged else "",
         *map(table_as_markdown, content.tables().values()),
@@ -206,11 +225,8 @@ def _piped(headers: Sequence[str], rows: Iterable[Sequence[str]], alignment: str
 def table_latex(results: dict[str, Any]) -> str:
     """Return the same tables for LaTeX, with the device and the finding as comments."""
     content = _Content(results)
-    columns = columns_of(content.lines)
-    cells = [[column.cell(line) for column in columns] for line in content.lines]
-    alignment = "".join("lr"[column.is_number] for column in columns)
-    notes = finding.device(results), content.finding
-    first = latex_table([column.header for column in columns], alignment, cells, notes)
+    table, notes = content.summary, (finding.device(results), content.finding)
+    first = latex_table(table.headers, table.alignment, table.texts(), notes)
     others = (
         latex_table(table.headers, table.alignment, table.texts(), [table.title]) for table in content.tables().values()
     )
@@ -237,6 +253,8 @@ def csv_text(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _csv_cell(value: Any) -> Any:
     """Return a text so that spreadsheets show it instead of running it; a number is none, even a negative one."""
+    if isinstance(value, list):
+        value = " ".join(value)
     if not isinstance(value, str):
         return value
     text = value.replace("\0", "\ufffd")  # which some readers of CSV refuse
@@ -251,17 +269,23 @@ def _page(content: _Content, folder: Path) -> str:
     losses = partial(
         loss_curves, lines=[_drawn(line) for line in lines], files=results.get("curves", {}), folder=folder
     )
-    source = Path(__file__).with_suffix(".html").read_text("utf-8")
+    source, style, script = (
+        Path(__file__).with_suffix(ending).read_text("utf-8") for ending in (".html", ".css", ".js")
+    )
     return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         results=results,
         printable=printable,
+        style=Markup(style),  # ours
+        script=Markup(script),  # ours
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         device_sentence=finding.device(results),
         clocks=finding.clocks(results),
         finding=content.finding,
         verdicts=content.verdicts(),
         speeds=content.times(),
         how_judged=finding.how_judged(content.judged) if content.judged else "",
-        columns=columns_of(lines),
+        summary=content.summary,
+        dense_places=[i for i, line in enumerate(lines) if line.is_dense],
         is_one_seed=len({row["seed"] for row in content.rows}) == 1,
         lines=lines,
         score=lines[0].score,
@@ -269,6 +293,10 @@ def _page(content: _Content, folder: Path) -> str:
         comparison_plot=plots.comparison_plot(content.compared) if content.compared else "",
         is_voc=is_voc(content.rows),
         accuracy_plot=plots.accuracy_plot(points, *_score_name(lines)),
+        macs_plot=plots.macs_plot(points, *_score_name(lines)),
+        width_plot=width_plot(content.architectures),
+        num_hidden=max(0, len(content.architectures) - MOST_DRAWN),
+        weight_plots=weight_plots(_weights_of_best(content)),
         speedup_plot=plots.speedup_plot([_point(line) for line in _architectures(lines)]),
         classifier_plot=plots.loss_plot(losses("classifier"), "nats"),
         detector_plot=plots.loss_plot(losses("detector"), "no unit"),
@@ -292,6 +320,24 @@ def _architectures(lines: list[Line]) -> list[Line]:
     if lines[0].score == "map":
         return lines
     return list({(line.family, line.cut): line for line in reversed(lines)}.values())[::-1]
+
+
+def _weights_of_best(content: _Content) -> dict[str, dict[str, Histogram]]:
+    """Return the weights of the dense network, and of all ways to those of the architecture with the highest score."""
+    known, lines = content.results.get("weights", {}), content.lines
+    slim = [line for line in lines if line.is_slim and line.first("name") in known]
+    if not slim:
+        return {}
+    best = max(slim, key=lambda line: line.mean(line.score))
+    alike = [line for line in slim if (line.family, line.cut) == (best.family, best.cut)]
+    dense = [line for line in lines if line.is_dense and line.family == best.family]
+    names = [field.name for field in fields(Histogram)]
+    return {
+        line.label: {layer: Histogram(*(one[name] for name in names)) for layer, one in known[row["name"]].items()}
+        for line in (*dense, *alike)
+        for row in line.rows
+        if row["name"] in known
+    }
 
 
 def _score_name(lines: list[Line]) -> list[str]:

@@ -1,6 +1,7 @@
 """The tables of a report: what is in their cells, whatever they become."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,10 +22,14 @@ __all__ = [
     "interval_text",
     "is_voc",
     "method_table",
+    "spread_table",
 ]
 
 EPOCHS, SEEDS, TRAIN_MACS = "epochs", "seeds", "training MACs"
 UNITS = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "ms": 1.0}
+_FIGURES = ("map", "map50", "top1", "train_macs", "macs", "params", "latency_ms", "speedup", "mac_reduction")
+MOST_COLUMNS = 10
+"""Of a table whose columns are lines or architectures, so that a page has room for it."""
 Cell = str | int | float | None
 
 
@@ -46,6 +51,8 @@ class Table(NamedTuple):
     cells: Sequence[Sequence[Cell]]
     num_texts: int = 1
     """Columns that hold no numbers, from the left."""
+    most: int = 0
+    """Columns for which a page has room; 0 where it has for all. CSV, Markdown and LaTeX have all."""
 
     def texts(self) -> list[list[str]]:
         """Return the cells as they are shown; in the CSV they are unrounded."""
@@ -88,6 +95,26 @@ def _images(one: Judged) -> str:
     return "no" if one.difference.image_error is None else "yes"
 
 
+def spread_table(lines: Sequence[Line]) -> Table:
+    """Return mean and sample standard deviation over seeds of every line's figures, for a CSV."""
+    labels = differing([row for line in lines for row in line.rows])
+    figures = [key for key in _FIGURES if any(line.values(key) for line in lines)]
+    headers = [*labels, "seeds", *(f"{key}.{what}" for key in figures for what in ("mean", "sd"))]
+    cells: list[list[Cell]] = [
+        [
+            *(line.rows[0].get(key) for key in labels),
+            len(line.rows),
+            *(cell for key in figures for cell in _mean_and_sd(line.values(key))),
+        ]
+        for line in lines
+    ]
+    return Table("summary", "Mean and standard deviation", headers, cells, len(labels))
+
+
+def _mean_and_sd(values: Sequence[float]) -> list[Cell]:
+    return [statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None]
+
+
 def class_table(lines: Sequence[Line], per_class: Mapping[str, Mapping[str, float | None]]) -> Table | None:
     """Return the mAP of each band of sizes and of each class, means over seeds; None where none is known."""
     bands = [key for key in ("map_small", "map_medium", "map_large") if any(row.get(key) for row in lines[0].rows)]
@@ -102,7 +129,7 @@ def class_table(lines: Sequence[Line], per_class: Mapping[str, Mapping[str, floa
         found = (_mean(one.get(name) for one in line.drawn(per_class).values()) for line in lines)
         cells.append(["class", name, *found])
     headers = ["kind", "of", *(line.label for line in lines)]
-    return Table("classes", "mAP by size and class", headers, cells, num_texts=2)
+    return Table("classes", "mAP by size and class", headers, cells, 2, MOST_COLUMNS)
 
 
 def _mean(figures: Iterator[float | None]) -> float | None:

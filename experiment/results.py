@@ -14,7 +14,9 @@ from experiment.comparison import family_of
 __all__ = ["REPORT", "RESULTS", "Results", "read_results", "set_aside"]
 
 RESULTS = "results.json"
-REPORT = ("report.html", "results.csv", "methods.csv", "differences.csv", "classes.csv")
+REPORT = (
+    *("report.html", "results.csv", "summary.csv", "methods.csv", "differences.csv", "classes.csv", "widths.csv"),
+)
 """What is written of the results."""
 _EARLIER = "earlier"
 
@@ -94,6 +96,8 @@ class _Row(_Checked):
     """Training's name -> its peak learning rate; earlier versions had none."""
     model: _Inside
     onnx: _Inside
+    stages: list[str] = []
+    """Names of the folders of all stages that lead to its figures, in their order; earlier versions had none."""
 
 
 class _Box(_Checked):
@@ -133,6 +137,18 @@ class _Latency(_Checked):
     order: str
     throttled_rounds: _Count | None = None
     """Rounds that were left out; None where clocks are not known."""
+    record: _Inside | None = None
+    """The record of all samples; None in earlier versions."""
+
+
+class _Histogram(_Checked):
+    """As `patterns.Histogram`."""
+
+    widest: _Positive
+    counts: Annotated[list[_Count], Field(min_length=1, max_length=1000)]
+    std: Annotated[float, Field(ge=0, lt=1e12)]
+    num: Annotated[_Count, Field(gt=0)]
+    num_zeros: _Count
 
 
 class _Failed(_Checked):
@@ -166,6 +182,10 @@ class Results(_Checked):
     """Row's name -> its mAP, or top-1, on each draw of the validation images, which are the same for all rows."""
     per_class: dict[str, dict[str, _Share | None]] = {}
     """Row's name -> class -> its mAP; None where there is no such object."""
+    widths: dict[str, dict[str, _Count]] = {}
+    """Row's name -> convolution of its backbone -> its output channels; earlier versions had none, like the next."""
+    weights: dict[str, dict[str, _Histogram]] = {}
+    """Name of a row of the first seed -> a few of its convolutions -> their weights, in the same bins for all rows."""
 
     @field_validator("rows")
     @classmethod

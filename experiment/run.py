@@ -26,6 +26,7 @@ from experiment.begun import RUN, check_begun
 from experiment.checks import check_experiment
 from experiment.config import ExperimentConfig
 from experiment.data import Data
+from experiment.layer_figures import histograms_in, widths_in
 from experiment.leaves import Leaf
 from experiment.measuring import DETECTIONS, RECORD
 from experiment.pipeline import Plan, make_plan
@@ -163,6 +164,8 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
     record = load_record(store.folder(plan.latency) / RECORD)
     times = store.figures(plan.latency)["rows"]
     metric = metric_of(plan.data.val_boxes.place.annotations) if plan.data.boxes else None
+    models = {leaf.name: store.folder(leaf.chain[-1]) / MODEL for leaf in plan.leaves}
+    first_seed = {leaf.name: models[leaf.name] for leaf in plan.leaves if leaf.seed == plan.leaves[0].seed}
     return {
         # of the measurement, which may be older than this command
         "created": record.created.isoformat(),
@@ -171,12 +174,14 @@ def _results(config: ExperimentConfig, plan: Plan, store: StageStore, folder: Pa
         "wall_s": round(sum(store.wall_s(stage) for stage in plan.stages), 1),
         "dataset": _dataset(config, plan.data),
         "rows": [_row(leaf, store, folder, times[leaf.name], record, metric) for leaf in plan.leaves],
-        "latency": _conditions(record),
+        "latency": {**_conditions(record), "record": f"stages/{store.folder(plan.latency).name}/{RECORD}"},
         "pictures": _pictures(plan, store, folder) if plan.data.boxes else [],
         "notes": _notes(plan, store),
         "curves": {leaf.name: _curves(leaf, store, folder) for leaf in plan.leaves},
         "draws": {leaf.name: _scored(leaf, store).get("draws", []) for leaf in plan.leaves},
         "per_class": {leaf.name: _scored(leaf, store).get("per_class", {}) for leaf in plan.leaves},
+        "widths": {name: widths_in(file) for name, file in models.items()},
+        "weights": histograms_in(first_seed),
     }
 
 
@@ -240,6 +245,7 @@ def _row(
         },
         "model": str((store.folder(leaf.chain[-1]) / MODEL).relative_to(folder)),
         "onnx": str((store.folder(leaf.export) / ONNX_NAME).relative_to(folder)),
+        "stages": [store.folder(stage).name for stage in leaf.stages],
     }
 
 

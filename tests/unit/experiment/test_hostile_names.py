@@ -61,7 +61,11 @@ def renamed(value, name):
 def named(results, name):
     named = renamed(results, name) | {"versions": {name: name}, "config": {name: [name]}}
     for row in named["rows"]:
-        row.update({"train_epochs": {name: 3}, name: -0.5})
+        row.update({"train_epochs": {name: 3}, "stages": [name, name], name: -0.5})
+    weights = {"widest": 1.0, "counts": [1, 2], "std": 0.5, "num": 3, "num_zeros": 0}
+    named.update(
+        {key: {name: {name: inner}} for key, inner in (("per_class", 0.5), ("widths", 4), ("weights", weights))}
+    )
     for picture in named["pictures"]:
         picture["detections"] = {name: picture["detections"]["dense"]}
     return named
@@ -92,6 +96,16 @@ def test_a_spreadsheet_gets_names_as_text_and_numbers_as_numbers(results, tmp_pa
     text = f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else name
     assert dict(zip(header, dense, strict=True))["runtime"] == text
     assert [cell for key, cell in zip(header, dense, strict=True) if key == text] == ["-0.5"]
+
+
+def test_no_cell_of_a_table_begins_a_formula(results, tmp_path, hostile):
+    write_report(named(results, hostile), tmp_path)
+    files = sorted(tmp_path.glob("*.csv"))
+    assert {"classes.csv", "results.csv", "summary.csv", "widths.csv"} <= {file.name for file in files}
+    for file in files:
+        with file.open(encoding="utf-8", newline="") as content:
+            cells = [cell for row in csv.reader(content) for cell in row]
+        assert not [cell for cell in cells if re.match(r"[=@\t\r\n+]|-(?!\d)", cell) and cell != "-"]
 
 
 def test_markdown_shows_a_name_as_it_is(results, hostile):
@@ -176,6 +190,7 @@ def test_the_plots_of_the_report_can_be_drawn_with_any_label(hostile):
     curves = [plots.LossCurve(point.label, point.ordering, (1, 2), (2.0, 1.0)) for point in points]
     drawn = (
         (plots.accuracy_plot, points),
+        (plots.macs_plot, points),
         (plots.speedup_plot, points),
         (partial(plots.loss_plot, unit="nats"), curves),
     )

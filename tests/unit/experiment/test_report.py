@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -115,16 +116,24 @@ def test_the_map_of_voc_is_one_column_with_its_name(tmp_path: Path) -> None:
 
 def test_report_is_written_whole_into_a_new_folder(tmp_path: Path) -> None:
     path = report.write_report(make_results([DENSE]), tmp_path / "new")
-    assert {file.name for file in path.parent.iterdir()} == {"report.html", "results.csv"}  # one line has no other
+    # one line has no other table
+    assert {file.name for file in path.parent.iterdir()} == {"report.html", "results.csv", "summary.csv"}
 
 
 def test_page_loads_nothing_from_outside(page: str) -> None:
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
-    assert not re.search(r"url\(|@import|<link|<script", page.replace("url(#", ""))
+    assert not re.search(r"url\(|@import|<link", page.replace("url(#", ""))
     images = re.findall(r'<image [^>]*href="([^"]*)"', page)
     # matplotlib may draw markers as images too; ours are the two photographs, each embedded once
     assert sum(image.startswith("data:image/webp;base64,") for image in images) == 2
     assert all(image.startswith("data:") for image in images)
+
+
+def test_no_script_but_the_report_s_own_may_run(page: str) -> None:
+    (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page
 
 
 def test_page_starts_by_naming_a_cpu_measurement(page: str) -> None:
@@ -291,7 +300,7 @@ def test_the_page_names_the_control_in_words_and_plots(tmp_path: Path) -> None:
     page = report.write_report(make_results([DENSE, LONGER, SLIM]), tmp_path).read_text("utf-8")
     assert "<dt>dense_longer</dt><dd>as dense, but learns to detect for as many epochs as transfer_prune" in page
     plotted = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert ["dense_longer" in svg for svg in plotted] == [True, True]
+    assert ["dense_longer" in svg for svg in plotted] == [True, True, True]
 
 
 @pytest.mark.parametrize(("low", "is_doubted"), [(0.97, True), (1.01, False)])
@@ -323,7 +332,7 @@ def test_text_table_fits_80_columns_and_folds_orderings_last() -> None:
 def test_plots_are_wellformed_and_follow_the_page_colour() -> None:
     figures = dict.fromkeys(plots.FIGURES, 1.0)
     points = [plots.Point(label, "transfer_prune", score=1.0, spread=0.0, **figures) for label in ("a <b> $x", "c")]
-    for svg in (plots.accuracy_plot(points), plots.speedup_plot(points)):
+    for svg in (plots.accuracy_plot(points), plots.macs_plot(points), plots.speedup_plot(points)):
         texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
         assert {"a <b> $x", "c"} <= set(texts)
         assert "currentColor" in svg
@@ -340,6 +349,36 @@ def test_the_next_command_times_the_files_of_one_seed_the_dense_one_first(comman
     _, _, err = command("report", tmp_path / "my run", "--json")
     files = [tmp_path / "my run" / row["onnx"] for row in (DENSE, SLIM)]
     assert shlex.split(err.splitlines()[-1]) == ["next:", "espalier", "deploy", "bench", *map(str, files)]
+
+
+def test_the_summary_has_mean_and_sample_deviation_unrounded(tmp_path: Path) -> None:
+    # deviations -1e-9, 0 and 1e-9: sample deviation 1e-9
+    rows = [SLIM | {"seed": seed, "map": 0.5 + (seed - 1) * 1e-9} for seed in range(3)]
+    report.write_report(make_results([DENSE, *rows]), tmp_path)
+    header, dense, slim = csv.reader((tmp_path / "summary.csv").open(encoding="utf-8"))
+    assert header[:5] == ["ordering", "budget", "seeds", "map.mean", "map.sd"]
+    assert dense[:5] == ["dense", "", "1", "0.66", ""]
+    assert slim[:3] == ["transfer_prune", "finetune", "3"]
+    assert [float(cell) for cell in slim[3:5]] == pytest.approx([0.5, 1e-9], rel=1e-6)
+
+
+def test_the_stages_of_every_row_are_named(tmp_path: Path) -> None:
+    stages = {"stages": ["train_classifier-0123456789ab", "export-ba9876543210"]}
+    results = make_results([DENSE | stages, SLIM | stages])
+    results["latency"]["record"] = "stages/latency-0a/latency.json"
+    page = report.write_report(results, tmp_path).read_text("utf-8")
+    assert page.count('data-header="stages">train_classifier-0123456789ab export-ba9876543210</td>') == 2
+    assert '<a href="stages/latency-0a/latency.json">' in page
+    header, dense, _ = csv.reader((tmp_path / "results.csv").open(encoding="utf-8"))
+    assert dense[header.index("stages")] == "train_classifier-0123456789ab export-ba9876543210"
+
+
+def test_a_page_shows_as_many_columns_as_it_has_room_for(tmp_path: Path) -> None:
+    rows = [DENSE, *(SLIM | {"name": f"a{i}", "prune_ratio": i / 100} for i in range(20))]
+    results = make_results(rows, per_class={row["name"]: {"cat": 0.5} for row in rows})
+    page = report.write_report(results, tmp_path).read_text("utf-8")
+    assert "The first 10 of 23 columns; all are in the file." in page
+    assert len(next(csv.reader((tmp_path / "classes.csv").open(encoding="utf-8")))) == 23
 
 
 def test_same_results_give_the_same_page(tmp_path: Path) -> None:
