@@ -65,7 +65,7 @@ def weight_plots(models: Mapping[str, Mapping[str, Histogram]]) -> dict[str, Mar
         for axes, layer in zip(figure.subplots(len(layers), 1, squeeze=False)[:, 0], layers, strict=True):
             axes.set_facecolor("none")
             draw_histogram(axes, found[layer], _WEIGHT_COLOURS[i % len(_WEIGHT_COLOURS)], INK)
-            axes.set_ylim(0, 1.05 * highest[layer])
+            axes.set_ylim(0, 1.05 * highest[layer] or 1)
             axes.set_title(drawable(layer, 34), loc="left", fontsize=9, color=INK, parse_math=False)
             axes.tick_params(colors=INK)
             axes.spines[:].set_color(INK)

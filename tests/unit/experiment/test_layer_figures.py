@@ -1,6 +1,7 @@
 """Channels and weights of a run's model files, and what a report makes of them."""
 
 import csv
+import json
 from xml.etree import ElementTree
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_the_tenth_block_of_a_network_does_not_precede_its_first(tmp_path):
 
 
 def test_a_histogram_counts_what_is_not_zero_and_within_reach():
-    layer = LayerWeights.of("a", np.array([[0.0, 0.0], [1.5, -1.5], [0.1, 9.0]]))
+    layer = LayerWeights.of("a", np.array([[0.0, 0.0], [1.55, -1.45], [0.15, 9.0]]))
     found = histogram_of(layer, 3.0)  # bins of 0.1
     assert (found.num, found.num_zeros, sum(found.counts)) == (6, 2, 3)
     assert (found.counts[15], found.counts[31], found.counts[45]) == (1, 1, 1)
@@ -99,7 +100,7 @@ def test_a_layer_that_is_gone_keeps_nothing_and_seeds_are_averaged(with_layers):
 
 
 def test_the_report_has_channels_and_weights(with_layers, tmp_path):
-    Results.model_validate_json(__import__("json").dumps(with_layers))
+    Results.model_validate_json(json.dumps(with_layers))
     page = write_report(with_layers, tmp_path).read_text("utf-8")
     assert "<h2>Channels by layer</h2>" in page
     assert "l1, 0.5: 92% of all channels stay" in page  # 68 of 74

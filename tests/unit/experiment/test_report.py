@@ -330,12 +330,21 @@ def test_text_table_fits_80_columns_and_folds_orderings_last() -> None:
 
 
 def test_plots_are_wellformed_and_follow_the_page_colour() -> None:
-    figures = dict.fromkeys(plots.FIGURES, 1.0)
-    points = [plots.Point(label, "transfer_prune", score=1.0, spread=0.0, **figures) for label in ("a <b> $x", "c")]
+    named = {1.0: "a <b> $x", 2.0: "c"}
+    points = [
+        plots.Point(label, "transfer_prune", score=place, spread=0.0, **dict.fromkeys(plots.FIGURES, place))
+        for place, label in named.items()
+    ]
     for svg in (plots.accuracy_plot(points), plots.macs_plot(points), plots.speedup_plot(points)):
         texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
         assert {"a <b> $x", "c"} <= set(texts)
         assert "currentColor" in svg
+
+
+def test_models_at_one_place_share_a_label() -> None:
+    figures = dict.fromkeys(plots.FIGURES, 1.0)
+    points = [plots.Point(label, "transfer_prune", score=0.5, spread=0.0, **figures) for label in "abc"]
+    assert ">a and 2 more</text>" in plots.macs_plot(points)
 
 
 def test_without_slim_detectors_no_speedup_is_drawn() -> None:

@@ -67,7 +67,7 @@ def opened(pages, folder):
 def test_the_page_works_wide_and_narrow(tmp_path):
     page = write_report(generated_results(40), tmp_path).read_text("utf-8")
     pages = {str(width): (width, page) for width in WIDTHS}
-    faulty = "<body style='width:2000px'><script>unknown()</script>"
+    faulty = "<!doctype html><div style='width:2000px'>wide</div><script>unknown()</script>"
     found, said = opened({**pages, "faulty": (380, faulty)}, tmp_path)
     assert found["faulty"]["content"] > found["faulty"]["width"]
     assert [line for line in said if "unknown is not defined" in line]
