@@ -82,7 +82,7 @@ def test_what_is_no_folder_of_a_stage_is_not_deleted(stages, store, tmp_path):
     assert (tmp_path / "mine/weights").exists()
 
 
-def test_a_deletion_that_is_killed_leaves_nothing_that_passes_for_finished(stages, store, monkeypatch):
+def test_a_killed_deletion_leaves_nothing_that_passes_for_finished(stages, store, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
