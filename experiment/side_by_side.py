@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from command.errors import RequestError
@@ -142,6 +143,8 @@ class SideBySide:
         one = self.judged.get((detector, run.name))
         if one is None:
             return ["no seed in common", *map(_known, [*scores, scores[1] - scores[0], None, None]), 0, "no", *times]
+        pair = [each.by_seed(each.score) for each in (first, line)]
+        scores = [fmean(each[seed] for seed in pair[0].keys() & pair[1].keys()) for each in pair]
         found, verdict = one.difference, one.verdict if one.difference.is_known else "no interval"
         bounds = [found.low, found.high] if found.is_known else [None, None]
         images = "no" if found.image_error is None else "yes"
