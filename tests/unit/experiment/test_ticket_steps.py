@@ -68,7 +68,7 @@ def test_a_ticket_has_nothing_of_the_dense_weights(draw):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_epochs_until_a_ticket_is_drawn_count_and_those_of_dense_do_not(draw):
+def test_the_epochs_of_a_ticket_count_and_those_of_dense_do_not(draw):
     model, figures, net = draw(0, "ticket")
     assert figures["epochs"] == 2  # of 4: as many as masks are compared
     assert figures["train_macs"] == 2 * 12 * 3 * classifier_macs(net, 32)
