@@ -39,7 +39,7 @@ from classify.processes import processes
 from classify.provenance import origin, outcome, what_counts
 from classify.pruning import example_of, sparse_figures
 from classify.schedule import Schedule
-from classify.tracking import tracked
+from classify.tracking import tracked, tracking_folder
 from classify.train import train_classifier
 from classify.validation import BEST, Validation, best_file
 from command.config import read_config, shipped_configs
@@ -79,7 +79,7 @@ def train_to_file(
     side = settings.image_size
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes(launcher))
-        tracker = stack.enter_context(tracked(settings.tracking, out, group.is_first))
+        tracker = stack.enter_context(tracked(settings.tracking if group.is_first else (), tracking_folder(out)))
         with group.first_one_first():
             net, card = _start(settings, settings.data.check())
             method = settings.method.on(net, example_of(card)) if settings.method else None

@@ -169,6 +169,8 @@ class CurveKeeper(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Take the curve from the checkpoint."""
         self.curve = Curve.model_validate(checkpoint.get(_CURVE, {}))  # none in those of earlier versions
+        if self.tracker:
+            self.tracker.replay(self.curve, len(runner.train_dataloader))
 
     def _read(self, runner: Runner) -> None:
         """Add the losses that wait, all in one copy from the GPU."""

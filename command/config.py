@@ -28,6 +28,7 @@ __all__ = [
     "check_name",
     "checked",
     "config_file",
+    "literal",
     "read_config",
     "read_yaml_as_data",
     "shipped_configs",
@@ -168,14 +169,15 @@ def _set(raw: "Config", text: str) -> None:
     if not equals or not key or key.count(".") > _MOST_DOTS:
         raise RequestError(f"--set {text}: no key and value; expected a.b=value")
     try:
-        raw.merge_from_dict({key: _literal(value)})
+        raw.merge_from_dict({key: literal(value)})
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise RequestError(
             f"--set {text}: {key.rpartition('.')[0] or key} has no such part; expected a key of the config"
         ) from error
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """Return the Python literal that a text is, or else the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two for deep nesting

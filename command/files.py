@@ -24,6 +24,7 @@ from command.errors import MissingFileError, RequestError
 
 __all__ = [
     "check_folder",
+    "delete_leftovers",
     "existing_file",
     "flush",
     "flush_entry",
@@ -57,7 +58,7 @@ def written_atomically(path: str | Path) -> Iterator[Path]:
     path = _replaceable(_usable(path))
     beside = _usable(path.with_name(f"{_prefix(path)}{os.getpid()}.tmp"))
     make_folder(path.parent)
-    _delete_leftovers(path)
+    delete_leftovers(path.parent, glob.escape(path.name))
     try:
         beside.touch()
         mode = beside.stat().st_mode
@@ -134,10 +135,15 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.{platform.node()}-"
 
 
-def _delete_leftovers(path: Path) -> None:
-    """Delete what processes of this machine left beside a file when they were killed while writing it."""
-    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
-        pid = left.name.removeprefix(_prefix(path)).removesuffix(".tmp")
+def delete_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what processes of this machine left in a folder when they were killed while writing files.
+
+    Args:
+        folder: Where the files are.
+        name: Pattern of the files' names.
+    """
+    for left in folder.glob(f".{name}.{glob.escape(platform.node())}-*.tmp"):
+        pid = left.name.removesuffix(".tmp").rpartition("-")[2]
         if pid.isdecimal() and not _is_running(int(pid)):
             left.unlink(missing_ok=True)
 

@@ -1,8 +1,10 @@
 """Folders that commands work in: used by one process at a time, kept after a kill to resume in, made only once."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from filelock import FileLock, Timeout
 from command.errors import RequestError
 from command.files import flush, flush_entry, make_folder, sha256_of, write_json
 
-__all__ = ["filled_folder", "generated", "is_begun", "locked", "training_folder"]
+__all__ = ["filled_folder", "generated", "is_begun", "is_held", "is_locked", "locked", "training_folder"]
 
 _LOCK = ".lock"
 _SUM = ".sha256"
@@ -42,6 +44,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the folder now."""
+    return is_held(folder / _LOCK)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a living process holds a lock file; reads only, so that any user may ask."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # nobody ever held it, or it may not be read
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as FileLock holds it; let go when closed
+    except OSError:  # held; or on a disk without such locks, where a file that exists is held
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager

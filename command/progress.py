@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-__all__ = ["RunProgress"]
+__all__ = ["RunProgress", "duration"]
 
 _LINE_EVERY_S = 15.0
 _DRAW_EVERY_S = 0.2
@@ -60,7 +60,7 @@ class RunProgress:
         with self._bar:
             self(0, 1)
             yield self
-        took = _duration(self._now() - began)
+        took = duration(self._now() - began)
         left = self.left_s(1.0)
         self._done.add(self._index)
         self._console.print(f"{self._position()} {name} done in {took}, {_left(left)}", highlight=False)
@@ -100,10 +100,11 @@ class RunProgress:
 
 
 def _left(seconds: float | None) -> str:
-    return "time left not known yet" if seconds is None else f"about {_duration(seconds)} left"
+    return "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words, as 2 min 05 s."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

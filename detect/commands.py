@@ -18,7 +18,7 @@ from classify.mmengine_runner import using_threads
 from classify.processes import processes
 from classify.provenance import origin, outcome, what_counts
 from classify.synthetic import SHAPES
-from classify.tracking import tracked
+from classify.tracking import tracked, tracking_folder
 from command.files import sha256_of
 from command.folders import generated, training_folder
 from command.options import Launcher
@@ -54,7 +54,7 @@ def train_to_file(
     data = settings.data
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(processes(launcher))
-        tracker = stack.enter_context(tracked(settings.tracking, out, group.is_first))
+        tracker = stack.enter_context(tracked(settings.tracking if group.is_first else (), tracking_folder(out)))
         with group.first_one_first():
             classes = data.check() if isinstance(data, GivenBoxes) else SHAPES
             detector, card = _start(settings, classes)

@@ -20,6 +20,7 @@ from classify.hooks import CurveKeeper, EpochSeed, Progress
 from classify.learning import MethodHook
 from classify.mmengine_runner import make_runner, silent
 from classify.schedule import Schedule
+from classify.tracking import Tracker
 from classify.train import Seeded, run_training
 from command.errors import RequestError
 from command.files import sha256_of
@@ -128,6 +129,7 @@ def train_by_config(
     work_dir: Path,
     seed: int,
     progress: Progress | None = None,
+    tracker: Tracker | None = None,
     acting: MethodHook | None = None,
 ) -> Curve:
     """Train mmdet's detector in place as its user's config says; continues from `work_dir` if it was interrupted.
@@ -140,9 +142,10 @@ def train_by_config(
         work_dir: As for `classify.train.fit`.
         seed: As there.
         progress: As there.
+        tracker: As there.
         acting: As there.
     """
-    keeper = CurveKeeper(progress)
+    keeper = CurveKeeper(progress, tracker)
     hooks = [EpochSeed(seed), *([acting] if acting else []), keeper]
     run_training(detector, schedule, work_dir, seed, "mmdet", **_runner_settings(schedule.settings, hooks))
     return keeper.curve

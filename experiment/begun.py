@@ -8,11 +8,9 @@ from pydantic import BaseModel, JsonValue
 from command.errors import RequestError
 from command.files import model_from_json
 from experiment.config import ExperimentConfig
+from experiment.results import RUN
 
-__all__ = ["RUN", "check_begun"]
-
-RUN = "run.json"
-"""Its command and settings."""
+__all__ = ["check_begun"]
 
 
 class _Begun(BaseModel):

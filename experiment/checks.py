@@ -10,18 +10,19 @@ from torch import nn
 from classify.backbones import Architecture, build_classifier, heads_of
 from classify.checkpoint import load_weights, read_weights
 from classify.learning import check_schedule
+from classify.tracking import check_backends
 from classify.train import check_batch_size
 from command.errors import RequestError
 from command.files import check_folder
 from detect.fixed_shape import FixedShapeDetector
 from detect.given_training import check_given_detector
 from detect.model import new_detector
+from experiment.claims import Claims
 from experiment.config import LEARNT_PARTS, ExperimentConfig
 from experiment.cuts import RANK, Pruning
 from experiment.cutting import method_on
 from experiment.data import check_data
 from experiment.limits import at_limit
-from experiment.running import FailedStages
 from prune.pruning import prune_model
 from prune.recalibration import check_has_statistics
 
@@ -38,7 +39,8 @@ def check_experiment(config: ExperimentConfig, folder: Path) -> None:
         RequestError: If data, weights or pruning do not fit, the folder or what belongs into it is something else, or
             the disk is nearly full.
     """
-    FailedStages(folder / "stages").check()
+    Claims(folder / "stages").check()
+    check_backends(config.tracking)
     check_data(config)
     _check_backbones(config)
     free = shutil.disk_usage(check_folder(folder)).free

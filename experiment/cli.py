@@ -22,8 +22,10 @@ from command.options import AsJson, AsLatex, Force, Overrides, check_one_form, c
 from detect.cli import app as detect_app
 from detect.cli import mmdet
 from experiment.deploy_cli import app as deploy_app
+from experiment.executors import Executor, executor_options, submitted
 from experiment.import_cli import bring
 from experiment.prune_cli import app as prune_app
+from experiment.status_cli import status
 
 __all__ = ["app", "configs", "copy", "doctor", "main", "report", "run"]
 
@@ -33,6 +35,7 @@ app = typer.Typer(
     help="Prune backbones, transfer them to Faster R-CNN, and measure the real speedup.",
 )
 app.command("import")(bring)
+app.command()(status)
 app.add_typer(classify_app, name="classify")
 app.add_typer(prune_app, name="prune")
 app.add_typer(detect_app, name="detect")
@@ -120,6 +123,16 @@ def run(
         bool, typer.Option("--prune-folder", help="List the stages that the run does not need; --force deletes them.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Delete what --prune-folder lists.")] = False,
+    executor: Annotated[
+        Executor | None,
+        typer.Option(
+            "--executor", help="Send --jobs jobs that share the work, and return.", show_default="the work is done here"
+        ),
+    ] = None,
+    executor_set: Annotated[
+        list[str] | None,
+        typer.Option("--executor-set", help="Option of these jobs, as timeout_min=600.", show_default="submitit's own"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a whole experiment, or the unfinished rest of it."""
@@ -132,10 +145,12 @@ def run(
         from experiment.config import ExperimentConfig
         from experiment.plan_table import plan_figures, plan_table
         from experiment.report import table_text
-        from experiment.run import join_experiment, run_experiment
+        from experiment.run import begun, join_experiment, run_experiment
         from experiment.running import parent_process
         from experiment.unneeded import lines_of, prune_folder
     _check_together("--join", join and parent_process() is None, jobs=jobs > 1, redo=redo, json=as_json)
+    if (executor and (join or plan or as_json)) or (executor_set and not executor):
+        raise RequestError("--executor: not with --join, --plan or --json, and needed by --executor-set")
     settings = read_config(config, overrides or (), ExperimentConfig)
     folder = out or Path("runs") / settings.name
     if plan:
@@ -153,6 +168,14 @@ def run(
         return
     # arguments that are not UTF-8 hold lone surrogates, which no file can
     command = shlex.join(["espalier", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
+    if executor:
+        options = executor_options(executor_set or ())
+        with begun(settings, folder, command, Console(stderr=True), quick, redo):
+            pass  # the jobs go on
+        more = [*(["--quick"] if quick else []), *(word for text in overrides or () for word in ("--set", text))]
+        names = submitted(["run", "--out", str(folder), *more, "--", str(config)], folder, executor, jobs, options)
+        closing(f"submitted {', '.join(names)}", ["espalier", "status", folder, "--follow"])
+        return
     results = run_experiment(settings, folder, command, Console(stderr=True), quick, jobs, redo)
     if as_json:
         print(json.dumps(results["rows"], indent=1))

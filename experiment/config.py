@@ -23,6 +23,7 @@ from classify.budget import SCRATCH_B_CAP, Budget
 from classify.config import Backbone, Cap, FolderData, ShapesData
 from classify.image_data import AnyImages
 from classify.schedule import Schedule
+from classify.tracking import Backend
 from command.config import Part, Seed, Threads, check_name, checked
 from command.errors import RequestError
 from detect.config import AnyBoxes, CocoData, ScenesData
@@ -176,6 +177,8 @@ class ExperimentConfig(Part):
     seeds: Annotated[tuple[Seed, ...], AfterValidator(check_once)] = Field((0,), min_length=1)
     num_threads: Threads = 1
     """CPU threads of torch in every stage; weights depend on it. Times are taken with `latency.num_threads`."""
+    tracking: Annotated[tuple[Backend, ...], AfterValidator(check_once)] = ()
+    """Where curves are written while training, and in the end the figures of every row; changes no result."""
 
     @field_validator("methods")
     @classmethod

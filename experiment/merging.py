@@ -7,9 +7,8 @@ from pathlib import Path
 from command.errors import RequestError
 from command.files import flush, flush_entry, make_folder
 from command.folders import locked
-from experiment.begun import RUN
 from experiment.planned import free_bytes
-from experiment.results import RESULTS
+from experiment.results import RESULTS, RUN
 from experiment.stages import StageRecord, as_written, stage_folders
 
 __all__ = ["merge_folders"]

@@ -9,8 +9,8 @@ from typing import Any
 from command.errors import RequestError
 from command.files import check_folder, shown
 from experiment.changes import changes
+from experiment.claims import Claims
 from experiment.redoing import reasons_to_redo
-from experiment.running import FailedStages
 from experiment.stages import Stage, StageRecord, StageStore, record_of, stage_folders
 
 __all__ = ["check_disk", "free_bytes", "left_bytes", "planned"]
@@ -83,7 +83,7 @@ def _why(stage: Stage, store: StageStore, fault: str | None, alike: Mapping[str,
     """Return why a stage must run: what became of it, or what differs from the finished one that is most like it."""
     if fault:
         return f"damaged, {shown(fault)}; --redo does it again"
-    if reason := FailedStages(store.root).own_reason(stage):
+    if reason := Claims(store.root).own_reason(stage.key):
         return f"failed last time: {shown(reason)}"
     if store.is_begun(stage):
         return "was interrupted; goes on"

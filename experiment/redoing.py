@@ -6,7 +6,7 @@ from rich.console import Console
 
 from command.errors import RequestError
 from command.files import shown
-from experiment.running import FailedStages
+from experiment.claims import Claims
 from experiment.stages import Stage, StageStore
 
 __all__ = ["check_or_redo", "delete_stage", "reasons_to_redo"]
@@ -60,7 +60,7 @@ def delete_stage(name: str, store: StageStore) -> None:
     Raises:
         RequestError: If another process works on it, or it is no folder.
     """
-    with FailedStages(store.root).claimed(name) as is_ours:
+    with Claims(store.root).claimed(name) as is_ours:
         if not is_ours:
             raise RequestError(f"{store.root / name}: another process works on it; wait for it, or end it")
         store.delete(name)

@@ -11,9 +11,11 @@ from command.errors import RequestError
 from command.files import make_folder, model_from_json
 from experiment.comparison import family_of
 
-__all__ = ["REPORT", "RESULTS", "Results", "read_results", "set_aside"]
+__all__ = ["REPORT", "RESULTS", "RUN", "Results", "read_results", "set_aside"]
 
 RESULTS = "results.json"
+RUN = "run.json"
+"""What a run writes first: its command, settings and stages."""
 REPORT = (
     *("report.html", "results.csv", "summary.csv", "methods.csv", "differences.csv", "classes.csv", "widths.csv"),
 )

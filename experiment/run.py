@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from deploy.record import Record, git_commit, installed_versions, load_record
 from detect.annotations import read_annotations
 from detect.config import GivenBoxes
 from detect.evaluate import metric_of
-from experiment.begun import RUN, check_begun
+from experiment.begun import check_begun
 from experiment.checks import check_experiment
+from experiment.claims import Claims
 from experiment.config import ExperimentConfig
 from experiment.data import Data
 from experiment.layer_figures import histograms_in, widths_in
@@ -33,12 +34,14 @@ from experiment.pipeline import Plan, make_plan
 from experiment.planned import check_disk
 from experiment.redoing import check_or_redo
 from experiment.report import write_report
-from experiment.results import RESULTS, read_results, set_aside
-from experiment.running import FailedStages, parent_process, run_stages, with_workers
+from experiment.results import RESULTS, RUN, read_results, set_aside
+from experiment.row_tracking import track_rows
+from experiment.running import parent_process, run_stages, with_workers
 from experiment.stages import StageStore
+from experiment.status import kept_status, outlined
 from experiment.steps import MODEL
 
-__all__ = ["join_experiment", "run_experiment", "why_failed"]
+__all__ = ["begun", "join_experiment", "run_experiment", "why_failed"]
 
 _NUM_PICTURES = 4
 
@@ -71,25 +74,16 @@ def run_experiment(
             stage was changed, or the disk is too small for what is left.
         WorkError: If a dense reference failed, or the measurement of times.
     """
-    with console.status("Checking data and settings ..."):
-        check_experiment(config, folder)
-    with locked(folder):
-        store = StageStore(folder / "stages")
-        with console.status("Checking data and finished stages ..."):
-            plan = make_plan(config, store)
-            check_or_redo(plan.stages, store, console, is_quick, is_redone)
-            check_disk(plan.stages, store)
-        about = _about(config, command)
-        if not all(map(store.is_finished, plan.stages)):
-            set_aside(folder)
-        write_json(folder / RUN, about)
-        failed = FailedStages(store.root)
-        failed.clear()
+    with begun(config, folder, command, console, is_quick, is_redone) as (store, plan, about):
+        claims = Claims(store.root)
+        claims.clear()
         is_done = _finish(plan, config, store, console, with_workers(jobs - 1, folder))
-        if reasons := why_failed(plan, failed):
+        if reasons := why_failed(plan, claims):
+            lost = [stage for stage in plan.stages if claims.reason(stage) and stage is not plan.latency]
             plan = make_plan(config, store, without=reasons)
+            write_json(folder / RUN, {**about, "stages": outlined((*plan.stages, *lost))})
             _finish(plan, config, store, console)
-        if reason := failed.reason(plan.latency):
+        if reason := claims.reason(plan.latency):
             raise WorkError(reason)
         store.check(plan.stages, is_quick=True)  # one that ran again may differ from what others were made from
         if is_done:
@@ -98,11 +92,32 @@ def run_experiment(
         missing = [{"name": name, "reason": reason} for name, reason in reasons.items()]
         results = {**about, **_results(config, plan, store, folder), **({"failed": missing} if missing else {})}
         write_json(folder / RESULTS, results)
+        track_rows(config.tracking, results["rows"], folder)
         try:
             write_report(results, folder)
         except RequestError as error:  # the request was checked before: a picture has changed since
             raise WorkError(str(error)) from error
     return results
+
+
+@contextlib.contextmanager
+def begun(
+    config: ExperimentConfig, folder: Path, command: str, console: Console, is_quick: bool, is_redone: bool = False
+) -> Iterator[tuple[StageStore, Plan, dict[str, Any]]]:
+    """Begin a run, as `run_experiment`, and hold its folder; yield its stages and what `run.json` has besides."""
+    with console.status("Checking data and settings ..."):
+        check_experiment(config, folder)
+    with kept_status(folder), locked(folder):
+        store = StageStore(folder / "stages")
+        with console.status("Checking data and finished stages ..."):
+            plan = make_plan(config, store)
+            check_or_redo(plan.stages, store, console, is_quick, is_redone)
+            check_disk(plan.stages, store)
+        about = _about(config, command)
+        if not all(map(store.is_finished, plan.stages)):
+            set_aside(folder)
+        write_json(folder / RUN, {**about, "stages": outlined(plan.stages)})
+        yield store, plan, about
 
 
 def join_experiment(config: ExperimentConfig, folder: Path, console: Console) -> None:
@@ -133,13 +148,13 @@ def _finish(
     return not left
 
 
-def why_failed(plan: Plan, failed: FailedStages) -> dict[str, str]:
+def why_failed(plan: Plan, claims: Claims) -> dict[str, str]:
     """Return why rows are missing, by their names: a stage failed, or their dense reference did.
 
     Raises:
         WorkError: If no backbone has its dense references.
     """
-    own = {leaf.name: next(filter(None, map(failed.reason, leaf.stages)), None) for leaf in plan.leaves}
+    own = {leaf.name: next(filter(None, map(claims.reason, leaf.stages)), None) for leaf in plan.leaves}
     dense = {leaf.backbone: reason for leaf in plan.leaves if leaf.ordering == "dense" and (reason := own[leaf.name])}
     if dense.keys() == {leaf.backbone for leaf in plan.leaves}:
         raise WorkError(next(iter(dense.values())))

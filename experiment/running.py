@@ -4,7 +4,6 @@ Processes share the work by claims: locks on files, one for each stage, which di
 may work in a folder, on one machine or on several that see the same disk.
 """
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -14,88 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
 from classify.mmengine_runner import using_threads
-from command.errors import RequestError, WorkError, is_lack_of_memory
-from command.files import check_folder, make_folder, model_from_json, shown, write_json
+from command.errors import WorkError, is_lack_of_memory
+from command.files import shown
 from command.progress import RunProgress
+from experiment.claims import Claims
 from experiment.stages import Stage, StageStore
+from experiment.status import StatusFile
 
-__all__ = ["FailedStages", "parent_process", "run_stages", "with_workers"]
+__all__ = ["parent_process", "run_stages", "with_workers"]
 
 _WAIT_S = 0.5
 _LOG = "worker-%d.log"
 _PARENT = "ESPALIER_PARENT"
 """Environment variable: number of the process whose worker this one is."""
-
-
-class _Failure(BaseModel):
-    """Why a stage failed, as the file says it."""
-
-    reason: str
-
-
-class FailedStages:
-    """What failed in a run, as files, so that no process of it tries a stage again."""
-
-    def __init__(self, root: Path) -> None:
-        self._folder = root / "claims"
-
-    def check(self) -> None:
-        """Raise RequestError if there is something else where a run puts these files, and its locks."""
-        check_folder(self._folder)
-        for path in self._folder.glob("*.*"):
-            if path.suffix in (".failed", ".lock") and (path.is_symlink() or not path.is_file()):
-                raise RequestError(f"{path}: not a file that a run made; delete it and give the same command again")
-
-    def clear(self) -> None:
-        """Forget them: a run that is given again tries again."""
-        for path in self._folder.glob("*.failed"):
-            path.unlink(missing_ok=True)
-
-    def add(self, stage: Stage, reason: str) -> None:
-        """Keep why a stage failed."""
-        write_json(self._path(_name(stage), "failed"), {"reason": reason})
-
-    def reason(self, stage: Stage) -> str | None:
-        """Return why a stage failed, or one that it needs; None if none did."""
-        return self.own_reason(stage) or next(filter(None, map(self.reason, stage.inputs)), None)
-
-    def own_reason(self, stage: Stage) -> str | None:
-        """Return why the stage itself failed; None if it did not."""
-        path = self._path(_name(stage), "failed")
-        if path.is_file():
-            with contextlib.suppress(FileNotFoundError):  # a run that is given again has just deleted it
-                return model_from_json(_Failure, path, "delete it and give the same command again").reason
-        return None
-
-    @contextmanager
-    def claimed(self, name: str) -> Iterator[bool]:
-        """Yield whether this process alone may work on the stage whose folder has that name, until the block ends."""
-        make_folder(self._folder)
-        lock = FileLock(self._path(name, "lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
-
-    def was_claimed(self, name: str) -> bool:
-        """Return whether a process of the run ever worked on the stage whose folder has that name."""
-        return self._path(name, "lock").is_file()
-
-    def _path(self, name: str, ending: str) -> Path:
-        return self._folder / f"{name}.{ending}"
-
-
-def _name(stage: Stage) -> str:
-    return f"{stage.name}-{stage.hash}"
 
 
 def run_stages(
@@ -110,16 +42,17 @@ def run_stages(
         num_threads: Of torch.
         parent: Process without which this one stops after its stage.
     """
-    failed = FailedStages(store.root)
-    while left := [stage for stage in stages if not store.is_finished(stage) and not failed.reason(stage)]:
+    claims, status = Claims(store.root), StatusFile(store.root.parent)
+    while left := [stage for stage in stages if not store.is_finished(stage) and not claims.reason(stage)]:
         for place, stage in enumerate(stages):
             if stage in left and _can_run(stage, left, store):
-                with failed.claimed(store.folder(stage).name) as is_ours:
-                    if is_ours and not store.is_finished(stage) and not failed.reason(stage):
+                with claims.claimed(stage.key) as is_ours:
+                    if is_ours and not store.is_finished(stage) and not claims.reason(stage):
                         progress.finished(i for i, one in enumerate(stages) if store.is_finished(one))
-                        _run(stage, place, store, failed, progress, num_threads)
+                        _run(stage, place, store, claims, progress, status, num_threads)
                         break
         else:
+            status.refresh()
             time.sleep(_WAIT_S)  # others work on what is left
         if parent is not None and os.getppid() != parent:
             return
@@ -131,16 +64,26 @@ def _can_run(stage: Stage, left: Sequence[Stage], store: StageStore) -> bool:
 
 
 def _run(
-    stage: Stage, place: int, store: StageStore, failed: FailedStages, progress: RunProgress, num_threads: int
+    stage: Stage,
+    place: int,
+    store: StageStore,
+    claims: Claims,
+    progress: RunProgress,
+    status: StatusFile,
+    num_threads: int,
 ) -> None:
     try:
-        with progress.stage(stage.name, place), using_threads(num_threads):
-            store.run(stage, progress)
+        with (
+            progress.stage(stage.name, place),
+            claims.noted(stage, progress, status.refresh) as report,
+            using_threads(num_threads),
+        ):
+            store.run(stage, report)
     except Exception as error:
         if not (isinstance(error, WorkError) or is_lack_of_memory(error)):
             raise
         reason = str(error) or "out of memory"
-        failed.add(stage, reason)
+        claims.add(stage, reason)
         sys.stderr.write(f"espalier: {stage.name} failed, the rest goes on: {shown(reason)}\n")
 
 

@@ -71,6 +71,11 @@ class Stage:
         content = [_VERSION, self.name, self.settings, [stage.hash for stage in self.inputs]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        return f"{self.name}-{self.hash}"
+
 
 class _File(BaseModel):
     """A file as a stage wrote it."""
@@ -126,7 +131,7 @@ class StageStore:
 
     def folder(self, stage: Stage) -> Path:
         """Return where the finished stage is, or will be."""
-        return self.root / f"{stage.name}-{stage.hash}"
+        return self.root / stage.key
 
     def is_finished(self, stage: Stage) -> bool:
         """Return whether the stage needs no work, provided that `check` finds it as it was written."""

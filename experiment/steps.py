@@ -25,6 +25,7 @@ from classify.provenance import provenance
 from classify.pruning import example_of, with_card
 from classify.resampling import drawn_means
 from classify.schedule import Schedule
+from classify.tracking import tracked
 from classify.train import train_classifier
 from detect.detector_file import load_detector, save_detector
 from detect.evaluate import evaluate_detector
@@ -38,6 +39,7 @@ from experiment.config import ExperimentConfig
 from experiment.cuts import Pruning
 from experiment.cutting import TrainingImages, check_settled, cut_in_steps, method_on, recalibrate
 from experiment.data import Data, Part
+from experiment.row_tracking import tracking_of
 from experiment.stages import CHECKPOINTS, Figures, Report, figures_in
 from experiment.train_macs import affordable, classifier_macs, counted, detector_macs, macs_before, train_macs
 from prune.cost import cost_of
@@ -325,7 +327,9 @@ def _learn_to_classify(
 ) -> Curve:
     settings = job.config.classification
     images = job.data.train_images.place.images("train", settings.image_size, settings.augmentation)
-    return train_classifier(net, images, schedule, folder / CHECKPOINTS / name, job.seed, progress, method=method)
+    work_dir = folder / CHECKPOINTS / name
+    with tracked(job.config.tracking, tracking_of(folder) / name) as tracker:
+        return train_classifier(net, images, schedule, work_dir, job.seed, progress, tracker=tracker, method=method)
 
 
 def _saved_classifier(
@@ -362,9 +366,10 @@ def _learn_to_detect(
     acting: MethodHook | None = None,
 ) -> Curve:
     place, work_dir = job.data.train_boxes.place, folder / CHECKPOINTS / name
-    if isinstance(schedule, GivenSchedule):
-        return train_by_config(detector, schedule, work_dir, job.seed, progress, acting=acting)
-    return train_detector(detector, card, place, schedule, work_dir, job.seed, progress, acting=acting)
+    with tracked(job.config.tracking, tracking_of(folder) / name) as tracker:
+        if isinstance(schedule, GivenSchedule):
+            return train_by_config(detector, schedule, work_dir, job.seed, progress, tracker, acting)
+        return train_detector(detector, card, place, schedule, work_dir, job.seed, progress, tracker, acting)
 
 
 def _in_trunk(recipe: Pruning, detector: nn.Module) -> Pruning:
@@ -386,4 +391,5 @@ def _provenance(job: Job, metrics: Figures, schedule: Schedule | None = None) ->
     """Provenance of a model: enough to find its parent and to repeat the step."""
     parent = job.source_model if job.source else None
     data = [part.key for part in job.reads]
-    return {**provenance(job.config, parent, metrics, schedule), "seed": job.seed, "data": data}
+    config = job.config.model_copy(update={"tracking": ()})  # models are the same with and without
+    return {**provenance(config, parent, metrics, schedule), "seed": job.seed, "data": data}

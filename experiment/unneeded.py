@@ -8,10 +8,10 @@ from command.errors import RequestError
 from command.files import shown
 from command.folders import locked
 from experiment.begun import check_begun
+from experiment.claims import Claims
 from experiment.config import ExperimentConfig
 from experiment.pipeline import make_plan
 from experiment.redoing import delete_stage
-from experiment.running import FailedStages
 from experiment.stages import StageStore, as_written
 
 __all__ = ["lines_of", "prune_folder"]
@@ -39,7 +39,7 @@ def prune_folder(config: ExperimentConfig, folder: Path, is_deleted: bool = Fals
     check_begun(config, folder, "--prune-folder")
     with locked(folder):
         store = StageStore(folder / "stages")
-        FailedStages(store.root).check()
+        Claims(store.root).check()
         needed = {store.folder(stage).name for stage in make_plan(config, store).stages}
         found = {name: size for name, size in _stages(store).items() if name.removesuffix(_PARTIAL) not in needed}
         for name in found if is_deleted else ():
@@ -63,7 +63,7 @@ def _stages(store: StageStore) -> dict[str, int]:
         if not folder.is_dir() or folder.is_symlink() or not _NAME.fullmatch(name):
             continue
         if folder.name != name:  # only what a process has worked on, which always leaves its lock
-            if FailedStages(store.root).was_claimed(name):
+            if Claims(store.root).was_claimed(name):
                 found[folder.name] = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
             continue
         try:

@@ -1,8 +1,11 @@
 """Kills and full disks at any moment: the same command goes on, to the same bytes, and nothing is left behind."""
 
+import os
 import random
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from detect import DetectorSettings, new_detector, save_detector
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 TRAINING = """
 start = dict(type="dense", name="resnet18", base_channels=8)
 data = dict(type="shapes", num_train=48, num_val=12)
@@ -106,6 +110,14 @@ def test_a_storm_of_kills_changes_nothing(run, command, tmp_path, kind, num_kill
             shutil.rmtree(killed)
     check_finished(*run(*command(kind, killed)))
     check_same(killed, whole)
+
+
+def test_a_storm_of_kills_of_several_processes_changes_nothing(tmp_path):
+    """The longer one is that of the program's defaults."""
+    command = [sys.executable, ROOT / "benchmarks/kill_storm.py", "--kills", "6", "--runners", "2", "--longest", "1.5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--folder", tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("most_bytes", [100, 3_000, 40_000])

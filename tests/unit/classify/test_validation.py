@@ -1,6 +1,5 @@
 """Accuracy during a training, the best weights, and what is written beside the curve."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,10 +10,8 @@ from classify.augmentation import Augmentation, centre_crops
 from classify.data import image_folder
 from classify.evaluate import evaluate_classifier
 from classify.schedule import Schedule
-from classify.tracking import Tracker
 from classify.train import train_classifier
 from classify.validation import BEST, Validation
-from command.errors import RequestError
 
 SCHEDULE = Schedule(4, 12, 0.01, warmup_iters=4)
 
@@ -29,7 +26,7 @@ class KilledError(Exception):
 def train(shapes, tiny_net, tmp_path):
     """Train in a folder, evaluating every so many epochs; return the weights, the curve and the best file's weights."""
 
-    def run(name, every, schedule=SCHEDULE, kill_at=None, tracker=None):
+    def run(name, every, schedule=SCHEDULE, kill_at=None):
         net, val, best = tiny_net(), image_folder(shapes, "val", centre_crops(24)), tmp_path / f"{name}-{BEST}"
 
         def progress(done, *_):
@@ -38,9 +35,7 @@ def train(shapes, tiny_net, tmp_path):
 
         validation = Validation(every, val, lambda curve: save_file(net.state_dict(), best)) if every else None
         data = image_folder(shapes, "train", Augmentation().crops(24))
-        curve = train_classifier(
-            net, data, schedule, tmp_path / name, 0, progress, tracker=tracker, validation=validation
-        )
+        curve = train_classifier(net, data, schedule, tmp_path / name, 0, progress, validation=validation)
         return net, curve, load_file(best) if every else None
 
     return run
@@ -81,26 +76,3 @@ def test_killed_and_resumed_has_the_same_figures_and_best_weights(train, ema):
     resumed, again, best_again = train("killed", 1, schedule)
     assert equal(whole.state_dict(), resumed.state_dict())
     assert (again, equal(best, best_again)) == (curve, True)
-
-
-def test_tensorboard_gets_losses_rates_and_figures(train, tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tracker = Tracker(["tensorboard"], tmp_path / "tracking")
-    _, curve, _ = train("run", 2, tracker=tracker)
-    tracker.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "tracking"))
-    events.Reload()
-    names = {"iteration/loss", "iteration/learning rate", "epoch/loss", "validation/top1", "validation/top5"}
-    assert {*events.Tags()["scalars"]} == names
-    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9, 12]
-    losses = [epoch.losses["loss"] for epoch in curve.epochs]
-    assert [event.value for event in events.Scalars("epoch/loss")] == pytest.approx(losses)
-    assert [event.step for event in events.Scalars("validation/top1")] == [6, 12]
-
-
-def test_a_missing_library_is_named_with_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        RequestError, match=r'wandb is not installed; tracking needs it: pip install "espalier\[wandb\]"'
-    ):
-        Tracker(["wandb"], tmp_path)

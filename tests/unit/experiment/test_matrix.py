@@ -9,6 +9,7 @@ from classify.backbones import Architecture, build_classifier
 from command.config import read_config
 from command.errors import RequestError, WorkError
 from experiment.checks import check_experiment
+from experiment.claims import Claims
 from experiment.comparison import comparison
 from experiment.config import ExperimentConfig
 from experiment.cuts import Pruning, varied
@@ -17,7 +18,6 @@ from experiment.limits import at_limit
 from experiment.pipeline import make_plan
 from experiment.report_lines import lines_of
 from experiment.run import why_failed
-from experiment.running import FailedStages
 from experiment.stages import StageStore
 from experiment.verdicts import judged_lines, judged_speeds
 from prune.cost import cost_of
@@ -85,8 +85,8 @@ def test_what_does_not_fit_several_backbones_is_told_together(tmp_path):
 
 
 def failed(plan, store, leaf, stage):
-    FailedStages(store.root).add(next(one for one in leaf.chain if one.name == stage), "loss: not a number")
-    return why_failed(plan, FailedStages(store.root))
+    Claims(store.root).add(next(one for one in leaf.chain if one.name == stage), "loss: not a number")
+    return why_failed(plan, Claims(store.root))
 
 
 def test_a_failed_reference_takes_the_rows_of_its_backbone_alone(store):

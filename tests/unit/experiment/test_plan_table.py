@@ -6,11 +6,11 @@ from rich.console import Console
 
 from command.config import read_config
 from command.errors import RequestError
+from experiment.claims import Claims
 from experiment.config import ExperimentConfig
 from experiment.pipeline import make_plan
 from experiment.plan_table import plan_figures, plan_table
 from experiment.planned import check_disk, planned
-from experiment.running import FailedStages
 from experiment.stages import Stage, StageStore
 
 CONFIG = """
@@ -108,7 +108,7 @@ def test_what_differs_is_named_with_both_values(store):
 
 def test_a_stage_that_failed_last_time_says_why(store):
     bad = Stage("bad", {}, (), nothing)
-    FailedStages(store.root).add(bad, "loss: nan\u202e")
+    Claims(store.root).add(bad, "loss: nan\u202e")
     assert reasons([bad], store) == [r"failed last time: loss: nan\u202e"]
 
 

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from command.errors import RequestError
+from experiment.claims import Claims
 from experiment.redoing import check_or_redo
-from experiment.running import FailedStages
 from experiment.stages import Stage, StageStore
 
 
@@ -68,7 +68,7 @@ def test_a_training_that_was_interrupted_on_changed_data_begins_again(stages, st
 def test_a_stage_that_another_process_works_on_is_not_deleted(stages, store):
     (store.folder(stages[3]) / "weights").unlink()
     name = store.folder(stages[3]).name
-    with FailedStages(store.root).claimed(name), pytest.raises(RequestError, match="another process works on it"):
+    with Claims(store.root).claimed(name), pytest.raises(RequestError, match="another process works on it"):
         redo(stages, store, is_redone=True)
     assert store.folder(stages[3]).exists()
 

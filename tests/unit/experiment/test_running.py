@@ -12,10 +12,11 @@ from rich.console import Console
 from command.errors import RequestError, WorkError
 from command.progress import RunProgress
 from experiment import running
-from experiment.begun import RUN
+from experiment.claims import Claims
 from experiment.config import ExperimentConfig
+from experiment.results import RUN
 from experiment.run import join_experiment
-from experiment.running import FailedStages, run_stages, with_workers
+from experiment.running import run_stages, with_workers
 from experiment.stages import Stage, StageStore
 
 
@@ -44,7 +45,7 @@ def test_the_rest_goes_on_where_a_stage_fails(store, capsys):
     bad, after = chain([failing, lambda *_: {}])
     good = Stage("good", {}, (), lambda *_: {"done": 1})
     run([bad, after, good], store)
-    failed = FailedStages(store.root)
+    failed = Claims(store.root)
     assert store.figures(good) == {"done": 1}
     assert failed.reason(bad) == failed.reason(after) == "loss: not a number, got nan in epoch 3"
     assert failed.reason(good) is None
@@ -85,11 +86,10 @@ def test_times_are_taken_when_nothing_else_is_left(store):
 
 def test_a_stage_that_another_process_holds_is_left_to_it(store):
     stage = Stage("held", {}, (), lambda *_: {})
-    failed = FailedStages(store.root)
-    name = store.folder(stage).name
-    with failed.claimed(name) as first, failed.claimed(name) as second:
+    failed = Claims(store.root)
+    with failed.claimed(stage.key) as first, failed.claimed(stage.key) as second:
         assert (first, second) == (True, False)
-    with failed.claimed(name) as again:
+    with failed.claimed(stage.key) as again:
         assert again
 
 
@@ -100,7 +100,7 @@ def test_the_rest_goes_on_where_memory_is_not_enough(store, error):
 
     bad, good = Stage("bad", {}, (), full), Stage("good", {}, (), lambda *_: {})
     run([bad, good], store)
-    assert "out of memory" in FailedStages(store.root).reason(bad)
+    assert "out of memory" in Claims(store.root).reason(bad)
     assert store.is_finished(good)
 
 
@@ -113,7 +113,7 @@ def test_a_fault_of_ours_in_a_stage_ends_the_run(store):
 
 
 def test_a_damaged_reason_is_refused_in_a_line(store):
-    stage, failed = Stage("bad", {}, (), failing), FailedStages(store.root)
+    stage, failed = Stage("bad", {}, (), failing), Claims(store.root)
     failed.add(stage, "memory")
     (path,) = (store.root / "claims").glob("*.failed")
     path.write_text("half of it")

@@ -6,7 +6,7 @@ import pytest
 
 from command.errors import RequestError
 from command.folders import locked
-from experiment.running import FailedStages
+from experiment.claims import Claims
 from experiment.stages import Stage, StageStore
 from experiment.unneeded import lines_of, prune_folder
 
@@ -23,7 +23,7 @@ def begun(tmp_path, tiny):
     old = Stage("train", {}, (), write)
     store.run(old, lambda *_: None)
     partial = Stage("train", {"seed": 1}, (), write)
-    with FailedStages(store.root).claimed(store.folder(partial).name):
+    with Claims(store.root).claimed(partial.key):
         (store.root / f"{store.folder(partial).name}.partial/checkpoints").mkdir(parents=True)
     (tmp_path / "run.json").write_text(json.dumps({"config": tiny().model_dump(mode="json")}))
     return tmp_path, store, old, partial
@@ -55,7 +55,7 @@ def test_what_is_no_stage_of_a_run_stays(begun, tiny):
 
 def test_a_stage_in_work_and_a_folder_in_use_are_refused(begun, tiny):
     folder, store, old, _ = begun
-    with FailedStages(store.root).claimed(store.folder(old).name), pytest.raises(RequestError, match="works on it"):
+    with Claims(store.root).claimed(old.key), pytest.raises(RequestError, match="works on it"):
         prune_folder(tiny(), folder, is_deleted=True)
     with locked(folder), pytest.raises(RequestError, match="in use by another run"):
         prune_folder(tiny(), folder, is_deleted=True)
