@@ -21,6 +21,7 @@ __all__ = [
     "Overrides",
     "check_file_name",
     "check_one_form",
+    "check_together",
     "closing",
     "model_output",
     "out_file",
@@ -85,6 +86,12 @@ def refuse_existing(force: bool, *paths: Path) -> None:
 def _is_unfinished(path: Path) -> bool:
     """Return whether a folder holds only what a process that was killed while filling it left there."""
     return path.is_dir() and {entry.name for entry in path.iterdir()} in ({".lock"}, {".lock", ".partial"})
+
+
+def check_together(option: str, is_given: bool, **others: bool) -> None:
+    """Raise RequestError if an option is given with others that would do nothing beside it."""
+    if is_given and (found := [f"--{name.replace('_', '-')}" for name, is_there in others.items() if is_there]):
+        raise RequestError(f"{' '.join(found)}: not used with {option}; give one of them")
 
 
 def check_one_form(**chosen: bool) -> None:

@@ -16,15 +16,15 @@ from rich.console import Console
 
 from classify.cli import app as classify_app
 from command.config import config_file, shipped_configs
-from command.errors import RequestError, WorkError, exit_code_of
+from command.errors import RequestError, exit_code_of
 from command.extras import loading
-from command.options import AsJson, AsLatex, Force, Overrides, check_one_form, closing, refuse_existing
+from command.options import AsJson, AsLatex, Force, check_one_form, check_together, closing, refuse_existing
 from detect.cli import app as detect_app
 from detect.cli import mmdet
 from experiment.deploy_cli import app as deploy_app
-from experiment.executors import Executor, executor_options, submitted
 from experiment.import_cli import bring
 from experiment.prune_cli import app as prune_app
+from experiment.run_cli import run
 from experiment.status_cli import status
 
 __all__ = ["app", "configs", "copy", "doctor", "main", "report", "run"]
@@ -35,6 +35,7 @@ app = typer.Typer(
     help="Prune backbones, transfer them to Faster R-CNN, and measure the real speedup.",
 )
 app.command("import")(bring)
+app.command()(run)
 app.command()(status)
 app.add_typer(classify_app, name="classify")
 app.add_typer(prune_app, name="prune")
@@ -99,103 +100,6 @@ def _command_with(source: Path, target: Path) -> str:
 
 
 @app.command()
-def run(
-    config: Annotated[Path, typer.Argument(help="Config: a name, as quickstart, or a file.")],
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder.", show_default="runs/<name>, the name in the config")
-    ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Trust finished stages whose files have the recorded size and time."),
-    ] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print the stages, those that are there and those that are left; do nothing.")
-    ] = False,
-    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes that share the work, each on its own GPU.")] = 1,
-    join: Annotated[
-        bool, typer.Option("--join", help="Share the work of a run that was begun in the folder, on any machine.")
-    ] = False,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Do changed stages again, and what was made from them; they are listed.")
-    ] = False,
-    prune: Annotated[
-        bool, typer.Option("--prune-folder", help="List the stages that the run does not need; --force deletes them.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete what --prune-folder lists.")] = False,
-    executor: Annotated[
-        Executor | None,
-        typer.Option(
-            "--executor", help="Send --jobs jobs that share the work, and return.", show_default="the work is done here"
-        ),
-    ] = None,
-    executor_set: Annotated[
-        list[str] | None,
-        typer.Option("--executor-set", help="Option of these jobs, as timeout_min=600.", show_default="submitit's own"),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run a whole experiment, or the unfinished rest of it."""
-    _check_together("--plan", plan, jobs=jobs > 1, join=join, redo=redo, prune_folder=prune)
-    _check_together("--prune-folder", prune, jobs=jobs > 1, join=join, redo=redo, quick=quick)
-    if force and not prune:
-        raise RequestError("--force: not used without --prune-folder; give both")
-    with loading("torch and mmdet"):
-        from command.config import read_config
-        from experiment.config import ExperimentConfig
-        from experiment.plan_table import plan_figures, plan_table
-        from experiment.report import table_text
-        from experiment.run import begun, join_experiment, run_experiment
-        from experiment.running import parent_process
-        from experiment.unneeded import lines_of, prune_folder
-    _check_together("--join", join and parent_process() is None, jobs=jobs > 1, redo=redo, json=as_json)
-    if (executor and (join or plan or as_json)) or (executor_set and not executor):
-        raise RequestError("--executor: not with --join, --plan or --json, and needed by --executor-set")
-    settings = read_config(config, overrides or (), ExperimentConfig)
-    folder = out or Path("runs") / settings.name
-    if plan:
-        figures = plan_figures(settings, folder)
-        print(json.dumps(figures, indent=1)) if as_json else Console().print(plan_table(figures))
-        return
-    if prune:
-        figures = prune_folder(settings, folder, force)
-        print(json.dumps(figures, indent=1) if as_json else "\n".join(lines_of(figures)))
-        if not force and figures["stages"]:
-            closing("nothing was deleted", ["espalier", *sys.argv[1:], "--force"])
-        return
-    if join:
-        join_experiment(settings, folder, Console(stderr=True))
-        return
-    # arguments that are not UTF-8 hold lone surrogates, which no file can
-    command = shlex.join(["espalier", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
-    if executor:
-        options = executor_options(executor_set or ())
-        with begun(settings, folder, command, Console(stderr=True), quick, redo):
-            pass  # the jobs go on
-        more = [*(["--quick"] if quick else []), *(word for text in overrides or () for word in ("--set", text))]
-        names = submitted(["run", "--out", str(folder), *more, "--", str(config)], folder, executor, jobs, options)
-        closing(f"submitted {', '.join(names)}", ["espalier", "status", folder, "--follow"])
-        return
-    results = run_experiment(settings, folder, command, Console(stderr=True), quick, jobs, redo)
-    if as_json:
-        print(json.dumps(results["rows"], indent=1))
-    else:
-        Console().print(table_text(results))
-    closing(f"wrote {folder / 'report.html'}", ["espalier", "report", folder, "--json"])
-    if failed := results.get("failed"):
-        raise WorkError(
-            f"{len(failed)} of {len(failed) + len(results['rows'])} rows failed, {failed[0]['name']} first; "
-            "give the same command again, or see the report"
-        )
-
-
-def _check_together(option: str, is_given: bool, **others: bool) -> None:
-    """Raise RequestError if an option is given with others that would do nothing beside it."""
-    if is_given and (found := [f"--{name.replace('_', '-')}" for name, is_there in others.items() if is_there]):
-        raise RequestError(f"{' '.join(found)}: not used with {option}; give one of them")
-
-
-@app.command()
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="Run folder, as runs/quickstart; of several, all are compared with the first.")
@@ -212,7 +116,7 @@ def report(
     """Write a run's report again from its results, and print the table of results; or compare several runs."""
     forms = {"json": as_json, "markdown": markdown, "latex": as_latex, "csv": as_csv}
     check_one_form(**forms)
-    _check_together("--merge", merge, **forms)
+    check_together("--merge", merge, **forms)
     if out and not merge:
         raise RequestError(f"--out {out}: not used without --merge; give both")
     with loading("the report"):

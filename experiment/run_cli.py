@@ -1,0 +1,130 @@
+"""`espalier run`: a whole experiment, its plan, a share of its work, or jobs that do it."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from command.errors import RequestError, WorkError
+from command.extras import loading
+from command.options import AsJson, Overrides, check_together, closing
+from experiment.executors import Executor, executor_options, submitted
+
+if TYPE_CHECKING:
+    from experiment.config import ExperimentConfig
+
+__all__ = ["run"]
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="Config: a name, as quickstart, or a file.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/<name>, the name in the config")
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Trust finished stages whose files have the recorded size and time."),
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the stages, those that are there and those that are left; do nothing.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes that share the work, each on its own GPU.")] = 1,
+    join: Annotated[
+        bool, typer.Option("--join", help="Share the work of a run that was begun in the folder, on any machine.")
+    ] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Do changed stages again, and what was made from them; they are listed.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune-folder", help="List the stages that the run does not need; --force deletes them.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete what --prune-folder lists.")] = False,
+    executor: Annotated[
+        Executor | None,
+        typer.Option(
+            "--executor", help="Send --jobs jobs that share the work, and return.", show_default="the work is done here"
+        ),
+    ] = None,
+    executor_set: Annotated[
+        list[str] | None,
+        typer.Option("--executor-set", help="Option of these jobs, as timeout_min=600.", show_default="submitit's own"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a whole experiment, or the unfinished rest of it."""
+    check_together("--plan", plan, jobs=jobs > 1, join=join, redo=redo, prune_folder=prune)
+    check_together("--prune-folder", prune, jobs=jobs > 1, join=join, redo=redo, quick=quick)
+    check_together("--executor", bool(executor), plan=plan, join=join, prune_folder=prune, json=as_json)
+    for option, is_given, needed, is_there in (
+        ("--force", force, "--prune-folder", prune),
+        ("--executor-set", bool(executor_set), "--executor", bool(executor)),
+    ):
+        if is_given and not is_there:
+            raise RequestError(f"{option}: not used without {needed}; give both")
+    with loading("torch and mmdet"):
+        from command.config import read_config
+        from experiment.config import ExperimentConfig
+        from experiment.run import begun, join_experiment, run_experiment
+        from experiment.running import parent_process
+    check_together("--join", join and parent_process() is None, jobs=jobs > 1, redo=redo, json=as_json)
+    settings = read_config(config, overrides or (), ExperimentConfig)
+    folder = out or Path("runs") / settings.name
+    if plan:
+        _print_plan(settings, folder, as_json)
+    elif prune:
+        _prune(settings, folder, force, as_json)
+    elif join:
+        join_experiment(settings, folder, Console(stderr=True))
+    elif executor:
+        options = executor_options(executor_set or ())
+        with begun(settings, folder, _command(), Console(stderr=True), quick, redo):
+            pass  # the jobs go on
+        more = [*(["--quick"] if quick else []), *(word for text in overrides or () for word in ("--set", text))]
+        names = submitted(["run", "--out", str(folder), *more, "--", str(config)], folder, executor, jobs, options)
+        closing(f"submitted {', '.join(names)}", ["espalier", "status", folder, "--follow"])
+    else:
+        _print_results(
+            run_experiment(settings, folder, _command(), Console(stderr=True), quick, jobs, redo), folder, as_json
+        )
+
+
+def _command() -> str:
+    """Return the command of this process; arguments that are not UTF-8 hold lone surrogates, which no file can."""
+    return shlex.join(["espalier", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
+
+
+def _print_plan(settings: "ExperimentConfig", folder: Path, as_json: bool) -> None:
+    from experiment.plan_table import plan_figures, plan_table
+
+    figures = plan_figures(settings, folder)
+    typer.echo(json.dumps(figures, indent=1)) if as_json else Console().print(plan_table(figures))
+
+
+def _prune(settings: "ExperimentConfig", folder: Path, force: bool, as_json: bool) -> None:
+    from experiment.unneeded import lines_of, prune_folder
+
+    figures = prune_folder(settings, folder, force)
+    typer.echo(json.dumps(figures, indent=1) if as_json else "\n".join(lines_of(figures)))
+    if not force and figures["stages"]:
+        closing("nothing was deleted", ["espalier", *sys.argv[1:], "--force"])
+
+
+def _print_results(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print the rows; raise WorkError if some failed."""
+    from experiment.report import table_text
+
+    if as_json:
+        typer.echo(json.dumps(results["rows"], indent=1))
+    else:
+        Console().print(table_text(results))
+    closing(f"wrote {folder / 'report.html'}", ["espalier", "report", folder, "--json"])
+    if failed := results.get("failed"):
+        raise WorkError(
+            f"{len(failed)} of {len(failed) + len(results['rows'])} rows failed, {failed[0]['name']} first; "
+            "give the same command again, or see the report"
+        )
