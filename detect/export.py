@@ -93,12 +93,15 @@ def _file_name(mmdet: MmdetSource | None) -> str | None:
     return Path(mmdet.filename if isinstance(mmdet, Config) else mmdet).name if mmdet else None
 
 
-def module_from_file(path: str | Path, mmdet: MmdetSource | None = None) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def module_from_file(
+    path: str | Path, mmdet: MmdetSource | None = None, size_hw: tuple[int, int] | None = None
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Return the module that `export_file` writes with default settings, and random inputs of batch 1.
 
     Args:
         path: Model file.
         mmdet: mmdet's config, for a detector of mmdet's own parts.
+        size_hw: Height and width that a detector works at; None for the model's.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -108,7 +111,7 @@ def module_from_file(path: str | Path, mmdet: MmdetSource | None = None) -> tupl
         net, card = load_classifier(path)
         return ClassScores(net, torch.float32), (torch.rand(1, 3, *card.preprocessing.image_hw) * 255,)
     detector, card = load_detector(path, mmdet)
-    graph = FixedShapeDetector(detector, card.preprocessing.image_hw)
+    graph = FixedShapeDetector(detector, size_hw or card.preprocessing.image_hw)
     return graph, graph.example_inputs()
 
 

@@ -23,6 +23,7 @@ from experiment.cuts import RANK, Pruning
 from experiment.cutting import method_on
 from experiment.data import check_data
 from experiment.limits import at_limit
+from experiment.targets import scope_of
 from prune.pruning import prune_model
 from prune.recalibration import check_has_statistics
 
@@ -31,16 +32,17 @@ __all__ = ["check_experiment"]
 _MIN_FREE_BYTES = 1_000_000_000
 
 
-def check_experiment(config: ExperimentConfig, folder: Path) -> None:
+def check_experiment(config: ExperimentConfig, folder: Path, only_latency: bool = False) -> None:
     """Find anything that would fail later, before any work.
 
     Raises:
         MissingFileError: If data or weights are missing.
-        RequestError: If data, weights or pruning do not fit, the folder or what belongs into it is something else, or
-            the disk is nearly full.
+        RequestError: If data, weights or pruning do not fit, this machine cannot run a target, the folder or what
+            belongs into it is something else, or the disk is nearly full.
     """
     Claims(folder / "stages").check()
     check_backends(config.tracking)
+    scope_of(config.targets, only_latency)
     check_data(config)
     _check_backbones(config)
     free = shutil.disk_usage(check_folder(folder)).free

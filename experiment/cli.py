@@ -146,18 +146,18 @@ def report(
 
 
 def _bench(rows: list[dict[str, Any]], folder: Path) -> list[str]:
-    """Return the words of the command that times the first seed's models again, the dense one first.
+    """Return the words of the command that times the first seed's models again, the dense one first, on one target.
 
     Of classifiers, which differ by their weights alone where they are cut alike, one of each.
     """
-    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    first = [row for row in rows if all(row.get(key) == rows[0].get(key) for key in ("seed", "target"))]
     dense_first = sorted(first, key=lambda row: row["ordering"] != "dense")
     if all(row["map"] is None for row in rows):
         cuts = {
             (row.get("backbone"), row["method"], row["prune_ratio"], row.get("limit")): row for row in dense_first[::-1]
         }
         dense_first = list(cuts.values())[::-1]
-    files = dict.fromkeys(folder / row["onnx"] for row in dense_first)
+    files = dict.fromkeys(folder / (row.get("engine") or row["onnx"]) for row in dense_first)
     return ["espalier", "deploy", "bench", *map(str, files)]
 
 

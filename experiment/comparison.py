@@ -27,7 +27,7 @@ SCORES = {"map": "mAP", "top1": "top-1"}
 """Figure that tells how good a model is -> its name in tables."""
 UNCUT = ("dense", *CONTROLS)
 """Orderings of the dense network, in the order of their lines."""
-FAMILY = ("backbone",)
+FAMILY = ("backbone", "target")
 """Keys of rows that have a dense network of their own, which they are compared with."""
 CUT = ("method", "prune_ratio", "limit")
 """Keys of rows that tell what was cut."""
@@ -91,7 +91,9 @@ class Comparison:
         return [[*named, "method", "prune_ratio or limit" if has_limits else "prune_ratio", *self.ways], *cells]
 
     def _family(self, family: tuple[str | None, ...]) -> list[str]:
-        return [" ".join(filter(None, family))] if len(self.dense) > 1 else []
+        places = range(len(FAMILY)) if len(self.dense) > 1 else ()
+        told = [family[place] for place in places if len({one[place] for one in self.dense}) > 1]
+        return [" ".join(filter(None, told))] if told else []
 
 
 def score_of(rows: Sequence[Row]) -> str:

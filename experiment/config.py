@@ -32,6 +32,7 @@ from detect.given_training import GivenSchedule, from_mmdet
 from detect.model import DetectorSettings
 from detect.orderings import CONTROLS, ORDERINGS
 from experiment.cuts import Pruning, check_once, varied
+from experiment.targets import Target
 from prune.choose.presets import PRESETS
 
 __all__ = [
@@ -48,13 +49,14 @@ __all__ = [
     "LearntPart",
     "ScenesData",
     "ShapesData",
+    "Target",
     "Timing",
 ]
 
 _LONGEST_NAME = 60
 """Letters of a name: four bytes each, with what is added, make a file name still."""
 MethodName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=_LONGEST_NAME)]
-"""Part of a row's name."""
+"""Of a method or a target, part of a row's name."""
 
 Control = Literal["dense_longer"]
 """What is trained besides, so that a difference is not taken for the effect of pruning."""
@@ -159,6 +161,8 @@ class ExperimentConfig(Part):
     methods: dict[MethodName, dict[str, Any]] = Field({})
     """Several methods side by side: the name of each in the rows, and what it has other than `pruning`."""
     latency: Timing = Timing()
+    targets: dict[MethodName, Target] = Field({"onnxruntime": Target()}, min_length=1)
+    """Where every model runs: a row for each, with the mAP and the latency of one file."""
     orderings: Annotated[tuple[str, ...], AfterValidator(check_once)] = tuple(ORDERINGS)
     """The dense reference is always run, and `transfer_prune` only with `detection`."""
     controls: Annotated[tuple[Control, ...], AfterValidator(check_once)] = ()
@@ -226,6 +230,14 @@ class ExperimentConfig(Part):
         for name, got in needs.items():
             if got and self.detection is None:
                 raise RequestError(f"{name}: not used without detection, got {got}; expected detection=dict(...)")
+        return self
+
+    @model_validator(mode="after")
+    def _has_targets_of_its_models(self) -> "ExperimentConfig":
+        for name, target in self.targets.items():
+            got = "int8" if target.precision == "int8" else f"size_hw={target.size_hw}" if target.size_hw else None
+            if got and self.detection is None:
+                raise RequestError(f"targets.{name}: for detectors alone, got {got}; expected detection=dict(...)")
         return self
 
     @model_validator(mode="after")

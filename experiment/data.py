@@ -18,7 +18,7 @@ from detect.synthetic import write_scenes
 from experiment.config import CropsData, Detection, ExperimentConfig, ScenesData
 from experiment.stages import Figures, Stage, StageStore
 
-__all__ = ["Boxes", "Data", "Part", "check_data", "plan_data"]
+__all__ = ["Boxes", "Data", "Part", "check_data", "inputs_of", "plan_data", "read_settings"]
 
 Place = TypeVar("Place", GivenImages, CocoSet)
 
@@ -87,6 +87,16 @@ class Data:
         """The stages that make it, in an order in which they can run."""
         boxes = (self.boxes.train, self.boxes.val) if self.boxes else ()
         return tuple(part.stage for part in (*boxes, self.train_images, self.val_images) if part.stage)
+
+
+def read_settings(parts: tuple[Part[Any], ...]) -> dict[str, Any]:
+    """Return the setting that names the given data that a stage reads; generated data is among its inputs."""
+    return {"data": [part.fingerprint for part in parts if part.fingerprint]}
+
+
+def inputs_of(parts: tuple[Part[Any], ...], parent: Stage | None) -> tuple[Stage, ...]:
+    """Return the stages that a stage reads: those that make its data, and the one before it."""
+    return (*(part.stage for part in parts if part.stage), *((parent,) if parent else ()))
 
 
 def check_data(config: ExperimentConfig) -> None:

@@ -8,18 +8,40 @@ from experiment.report_lines import Line
 from experiment.report_tables import interval_text
 from experiment.verdicts import Judged, Speed, verdict_counts
 
-__all__ = ["clocks", "device", "finding", "how_judged"]
+__all__ = ["clocks", "conditions", "device", "finding", "how_judged", "measured_with"]
+
+
+def conditions(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return how times were taken on each target, by its name; "" where there is one."""
+    return results.get("targets") or {"": results["latency"]}
 
 
 def device(results: Mapping[str, Any]) -> str:
-    """Return on what latency was measured."""
-    return f"Latency was measured on {results['latency']['device']}."
+    """Return on what latency was measured, and which targets were not run."""
+    by_device: dict[str, list[str]] = {}
+    for target, measured in conditions(results).items():
+        by_device.setdefault(measured["device"], []).append(target)
+    places = [
+        f"on {name} ({', '.join(targets)})" if targets != [""] else f"on {name}" for name, targets in by_device.items()
+    ]
+    not_run = [f"Target {one['target']} was not run: {one['reason']}." for one in results.get("not_run", [])]
+    return " ".join([f"Latency was measured {', '.join(places)}.", *not_run])
+
+
+def measured_with(results: Mapping[str, Any]) -> str:
+    """Return the runtime, precision and device of each target."""
+    parts = [
+        f"with {one['runtime']} in {one['precision']} on {one['device']}{f' ({target})' if target else ''}"
+        for target, one in conditions(results).items()
+    ]
+    return f"Measured {', '.join(parts)}"
 
 
 def clocks(results: Mapping[str, Any]) -> str:
     """Return what became of rounds in which the device was throttled."""
-    num = results["latency"].get("throttled_rounds")
-    if num is None:
+    nums = [one.get("throttled_rounds") for one in conditions(results).values()]
+    num = sum(num for num in nums if num is not None)
+    if None in nums:
         return "Clocks were not recorded, so throttled rounds are not known and none was left out."
     return f"{num} rounds in which the GPU was throttled were left out."
 
@@ -33,11 +55,13 @@ def finding(
         return "Only the dense network was run."
     score = lines[0].score
     best = max(slim, key=lambda line: (line.mean(score), line.mean("speedup")))
+    lines = [line for line in lines if line.family == best.family]
+    judged = [one for one in judged if one.first.family == best.family]
     verdict = [one.sentence() for one in judged if one.first is best and one.second.is_dense]
     counts = [text for text in verdict_counts(judged) if " against finetune" in text]
     sentences = [
         *verdict,
-        _reached(best, next(line for line in lines if line.is_dense and line.family == best.family), speeds),
+        _reached(best, lines[0], speeds),
         _unequal(results, lines),
         _control(lines),
         *counts,

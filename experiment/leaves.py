@@ -9,12 +9,23 @@ from experiment.config import ExperimentConfig
 from experiment.cuts import Pruning
 from experiment.stages import Stage
 
-__all__ = ["Leaf", "bare_leaves"]
+__all__ = ["Leaf", "OnTarget", "bare_leaves"]
+
+
+@dataclass(frozen=True)
+class OnTarget:
+    """A model on a target."""
+
+    target: str
+    build: Stage
+    """Writes the file."""
+    evaluation: Stage | None
+    """Evaluates it; on the target of an experiment without `targets` the same stage. None where it is not run."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One row of the result: a detector and the stages that lead to it."""
+    """One row of the result: a model and the stages that lead to it."""
 
     name: str
     ordering: str
@@ -24,12 +35,32 @@ class Leaf:
     """Name of the method among those that are compared; None in the dense references, like `pruning`."""
     pruning: Pruning | None = None
     chain: tuple[Stage, ...] = ()
-    """Stages of its ordering, in order; the last one's model is exported."""
+    """Stages of its ordering, in order; the last one's model is built for the target."""
     evaluations: tuple[Stage, ...] = ()
     """Of its last classifier and of its detector, in PyTorch."""
-    export: Stage | None = None
     backbone: str = ""
     """Its name among those that are compared."""
+    on: OnTarget | None = None
+    """Its file on one target; a row has one."""
+    is_one_of_targets: bool = False
+    """Whether there are several, so that its row's name has the target's."""
+
+    @property
+    def row(self) -> str:
+        """Name of its row."""
+        return f"{self.name}@{self.target}" if self.is_one_of_targets else self.name
+
+    @property
+    def target(self) -> str:
+        """Name of the target."""
+        assert self.on is not None
+        return self.on.target
+
+    @property
+    def build(self) -> Stage:
+        """The stage that writes the file for the target."""
+        assert self.on is not None
+        return self.on.build
 
     @property
     def prune_ratio(self) -> float | None:
@@ -47,7 +78,8 @@ class Leaf:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All of them, in an order in which they can run."""
-        return (*self.chain, *self.evaluations, *((self.export,) if self.export else ()))
+        on = (self.on.build, self.on.evaluation) if self.on else ()
+        return (*self.chain, *self.evaluations, *filter(None, on))
 
 
 def bare_leaves(config: ExperimentConfig) -> Iterator[Leaf]:
@@ -64,7 +96,8 @@ def bare_leaves(config: ExperimentConfig) -> Iterator[Leaf]:
                 leaf.pruning.amount if len(amounts) > 1 and leaf.pruning else None,
                 f"seed{leaf.seed}" if len(config.seeds) > 1 else None,
             ]
-            yield replace(leaf, backbone=backbone, name="-".join(filter(None, parts)))
+            name, is_one = "-".join(filter(None, parts)), len(config.targets) > 1
+            yield replace(leaf, backbone=backbone, name=name, is_one_of_targets=is_one)
 
 
 def _leaves_of(config: ExperimentConfig) -> Iterator[Leaf]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,17 +15,17 @@ from classify.budget import SCRATCH_B_CAP
 from command.errors import RequestError, WorkError
 from command.files import sha256_of
 from command.own_code import code_prints
-from deploy.record import cpu_model, installed_versions
 from detect.given_training import given_content
 from detect.orderings import CONTROLS, steps
 from experiment.config import LEARNT_PARTS, ExperimentConfig, LearntPart
 from experiment.cuts import RANK, Pruning
-from experiment.data import Data, Part, plan_data
+from experiment.data import Data, Part, inputs_of, plan_data, read_settings
 from experiment.leaves import Leaf, bare_leaves
 from experiment.limits import at_limit
-from experiment.measuring import export, export_and_count, measure_latency
 from experiment.stages import Figures, Report, Stage, StageStore
 from experiment.steps import STEPS, Job, parts_read
+from experiment.target_stages import TargetStages
+from experiment.targets import Target, scope_of
 from experiment.terms import on_terms
 
 __all__ = ["Plan", "make_plan"]
@@ -38,44 +38,44 @@ class Plan:
     data: Data
     stages: tuple[Stage, ...]
     leaves: tuple[Leaf, ...]
-    latency: Stage
+    """Each of a model on a target; those on one that is not run here have no row."""
+    latencies: Mapping[str, Stage]
+    """Name of each target that is run -> the stage that times all models on it."""
+    targets: Mapping[str, Target]
+    """By name."""
+    left_out: Mapping[str, str]
+    """Name of each target that is not run here -> why."""
+
+    @property
+    def rows(self) -> tuple[Leaf, ...]:
+        """The leaves that are run on their target."""
+        return tuple(leaf for leaf in self.leaves if leaf.target in self.latencies)
 
 
-def make_plan(config: ExperimentConfig, store: StageStore, without: Collection[str] = ()) -> Plan:
+def make_plan(
+    config: ExperimentConfig, store: StageStore, without: Collection[str] = (), only_latency: bool = False
+) -> Plan:
     """Plan the experiment; nothing is written. Given data is fingerprinted, so it must exist.
 
     Args:
         config: The experiment.
         store: Of its stages.
         without: Names of rows that are left out.
+        only_latency: As for `experiment.targets.scope_of`.
     """
+    scope = scope_of(config.targets, only_latency)
     data = plan_data(config, store)
     planners = {name: _Planner.of_experiment(one, store, data) for name, one in config.by_backbone.items()}
-    leaves = tuple(
-        planners[leaf.backbone].of(leaf).grown(leaf) for leaf in bare_leaves(config) if leaf.name not in without
-    )
-    latency = _latency(leaves, config, store)
+    targets = TargetStages(config, store, data, scope, next(iter(planners.values())).unchanged)
+    grown = [planners[leaf.backbone].of(leaf).grown(leaf) for leaf in bare_leaves(config)]
+    on_targets = (replace(leaf, on=on) for leaf in grown for on in targets.of(leaf.chain[-1]))
+    leaves = tuple(leaf for leaf in on_targets if leaf.row not in without)
+    latencies = {name: targets.latency(name, leaves) for name in scope.run if name in {one.target for one in leaves}}
     stages = {stage.hash: stage for leaf in leaves for stage in leaf.stages}
     read = {stage.hash for reader in stages.values() for stage in reader.inputs}
     made = [stage for stage in data.stages if stage.hash in read]  # crops are not, where nothing learns them
-    return Plan(data, (*made, *stages.values(), latency), leaves, latency)
-
-
-def _latency(leaves: Sequence[Leaf], config: ExperimentConfig, store: StageStore) -> Stage:
-    """Return the stage that times every exported model; the first dense one of a backbone is its reference."""
-    exports = {leaf.name: leaf.export for leaf in leaves if leaf.export}
-    folders = {name: store.folder(stage) for name, stage in exports.items()}
-    dense: dict[str, str] = {}
-    references = {leaf.name: dense.setdefault(leaf.backbone, leaf.name) for leaf in leaves}
-
-    def work(folder: Path, progress: Report) -> Figures:
-        return measure_latency(folders, config.latency, folder, progress, references)
-
-    conditions = {"cpu": cpu_model(), "onnxruntime": installed_versions()["onnxruntime"]}
-    described: dict[str, Any] = {**config.latency.model_dump(), **conditions, "names": list(exports)}
-    if len(dense) > 1:
-        described["references"] = references
-    return Stage("latency", described, tuple(exports.values()), work, cost=5.0)
+    planned = (*made, *stages.values(), *latencies.values())
+    return Plan(data, planned, leaves, latencies, config.targets, scope.left_out)
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ class _Planner:
         evaluations = [self._step("evaluate_classifier", leaf, last)] if is_trained else []
         if self.config.detection:
             evaluations.append(self._step("evaluate_detector", leaf, chain[-1]))
-        export = self._export(chain[-1]) if self.config.detection else self._export_classifier(last)
-        return replace(leaf, chain=tuple(chain), evaluations=tuple(evaluations), export=export)
+        return replace(leaf, chain=tuple(chain), evaluations=tuple(evaluations))
 
     def _steps(self, ordering: str) -> tuple[str, ...]:
         """Return the steps of an ordering, up to the transfer where there are no detectors."""
@@ -132,13 +131,18 @@ class _Planner:
         job = Job(self.config, leaf.seed, self.pruning, leaf.budget, self.data, source, reads, folder_of)
 
         def work(folder: Path, progress: Report) -> Figures:
-            with self._unchanged(step, reads, folder):
+            with self.unchanged(step, reads, folder):
                 return STEPS[step](job, folder, progress)
 
         prints = code_prints(self.config.backbone.name, self.pruning.criterion if self.pruning else "")
         code = {"code": prints} if prints else {}
-        settings = {**self._read(reads), **code, "num_threads": self.config.num_threads, **self._settings(step, leaf)}
-        inputs = (*self._inputs(reads, parent), *((reference,) if reference else ()))
+        settings = {
+            **read_settings(reads),
+            **code,
+            "num_threads": self.config.num_threads,
+            **self._settings(step, leaf),
+        }
+        inputs = (*inputs_of(reads, parent), *((reference,) if reference else ()))
         return Stage(step, settings, inputs, work, self._cost(step, leaf))
 
     def _reference(self, step: str, leaf: Leaf) -> Stage | None:
@@ -148,27 +152,8 @@ class _Planner:
         dense = Leaf("dense", "dense", None, leaf.seed)
         return self.of(dense).grown(dense).chain[-1]
 
-    def _export(self, parent: Stage) -> Stage:
-        source, val = self.store.folder(parent), self.data.val_boxes
-
-        def work(folder: Path, progress: Report) -> Figures:
-            with self._unchanged("evaluate_detector", (val,), folder):
-                return export(source, val.place, folder, self.config.num_threads, progress, self.config.detecting.given)
-
-        runtime = {"onnxruntime": installed_versions()["onnxruntime"], "num_threads": self.config.num_threads}
-        return Stage("export", {**self._read((val,)), **runtime}, self._inputs((val,), parent), work, cost=9.0)
-
-    def _export_classifier(self, parent: Stage) -> Stage:
-        source = self.store.folder(parent)
-
-        def work(folder: Path, progress: Report) -> Figures:
-            return export_and_count(source, folder)
-
-        settings = {"onnxruntime": installed_versions()["onnxruntime"], "num_threads": self.config.num_threads}
-        return Stage("export_classifier", settings, (parent,), work, cost=3.0)
-
     @contextmanager
-    def _unchanged(self, step: str, reads: tuple[Part[Any], ...], folder: Path) -> Iterator[None]:
+    def unchanged(self, step: str, reads: tuple[Part[Any], ...], folder: Path) -> Iterator[None]:
         """Raise WorkError, whatever else went wrong, if given data is not what the plan was made for.
 
         What was made of it is deleted.
@@ -194,13 +179,6 @@ class _Planner:
         if [part.fingerprint for part in now] == [part.fingerprint for part in reads]:
             return None
         return f"{step}: its data was changed while it ran, got another hash; give the same command again"
-
-    def _read(self, parts: tuple[Part[Any], ...]) -> dict[str, Any]:
-        """Return the setting that names the given data that a stage reads; generated data is among its inputs."""
-        return {"data": [part.fingerprint for part in parts if part.fingerprint]}
-
-    def _inputs(self, parts: tuple[Part[Any], ...], parent: Stage | None) -> tuple[Stage, ...]:
-        return (*(part.stage for part in parts if part.stage), *((parent,) if parent else ()))
 
     def _settings(self, step: str, leaf: Leaf) -> dict[str, Any]:
         """Return the part of the config that a step depends on, so that other changes do not repeat its work."""

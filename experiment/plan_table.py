@@ -18,12 +18,13 @@ from experiment.stages import StageStore
 __all__ = ["plan_figures", "plan_table"]
 
 
-def plan_figures(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
+def plan_figures(config: ExperimentConfig, folder: Path, only_latency: bool = False) -> dict[str, Any]:
     """Return the stages of an experiment, and what is left of them.
 
     Args:
         config: The experiment.
         folder: Run folder; it need not exist.
+        only_latency: As for `make_plan`.
 
     Returns:
         `stages`, as `planned` returns them; `num_rows`, `num_done` and `num_left`; `left_s` and `left_bytes`, None
@@ -33,14 +34,14 @@ def plan_figures(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         MissingFileError: As `check_experiment`.
         RequestError: As `check_experiment`.
     """
-    check_experiment(config, folder)
+    check_experiment(config, folder, only_latency)
     store = StageStore(folder / "stages")
-    plan = make_plan(config, store)
+    plan = make_plan(config, store, only_latency=only_latency)
     stages = planned(plan.stages, store)
     left = [stage for stage in stages if not stage["is_done"]]
     return {
         "experiment": config.name,
-        "num_rows": len(plan.leaves),
+        "num_rows": len(plan.rows),
         "num_done": len(stages) - len(left),
         "num_left": len(left),
         "left_s": _sum(left, "wall_s"),

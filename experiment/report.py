@@ -279,6 +279,12 @@ def _page(content: _Content, folder: Path) -> str:
         script=Markup(script),  # ours
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         device_sentence=finding.device(results),
+        measured_with=finding.measured_with(results),
+        conditions=finding.conditions(results),
+        is_gpu=all(one["is_gpu"] for one in finding.conditions(results).values()),
+        num_models=len(
+            {(line.first("ordering"), line.first("budget"), line.cut, line.first("model")) for line in lines}
+        ),
         clocks=finding.clocks(results),
         finding=content.finding,
         verdicts=content.verdicts(),

@@ -96,6 +96,12 @@ class _Row(_Checked):
     """Multiply-adds of all trainings that its weights went through; None in earlier versions."""
     train_lr: dict[str, _Rate] = {}
     """Training's name -> its peak learning rate; earlier versions had none."""
+    target: str | None = None
+    """Name of where it runs; None in earlier versions, like the next two."""
+    precision_asked: str | None = None
+    """`precision` is what was found."""
+    engine: _Inside | None = None
+    """File that is run, where it is not the ONNX file."""
     model: _Inside
     onnx: _Inside
     stages: list[str] = []
@@ -153,6 +159,13 @@ class _Histogram(_Checked):
     num_zeros: _Count
 
 
+class _NotRun(_Checked):
+    """A target without rows."""
+
+    target: str
+    reason: str
+
+
 class _Failed(_Checked):
     """A row that is missing."""
 
@@ -174,6 +187,10 @@ class Results(_Checked):
     dataset: _Dataset
     rows: list[_Row]
     latency: _Latency
+    targets: dict[str, _Latency] = {}
+    """Of each target, where there are several; `latency` is that of the first."""
+    not_run: list[_NotRun] = []
+    """Targets that were not run on this machine."""
     pictures: list[_Picture]
     notes: list[str]
     failed: list[_Failed] = []

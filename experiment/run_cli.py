@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from command.config import check_name
 from command.errors import RequestError, WorkError
 from command.extras import loading
 from command.options import AsJson, Overrides, check_together, closing
@@ -44,6 +45,13 @@ def run(
         bool, typer.Option("--prune-folder", help="List the stages that the run does not need; --force deletes them.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Delete what --prune-folder lists.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="latency: train nothing; build, evaluate and time what this machine can of the config's targets.",
+            show_default="everything",
+        ),
+    ] = None,
     executor: Annotated[
         Executor | None,
         typer.Option(
@@ -60,6 +68,8 @@ def run(
     check_together("--plan", plan, jobs=jobs > 1, join=join, redo=redo, prune_folder=prune)
     check_together("--prune-folder", prune, jobs=jobs > 1, join=join, redo=redo, quick=quick)
     check_together("--executor", bool(executor), plan=plan, join=join, prune_folder=prune, json=as_json)
+    only_latency = only is not None and check_name(only, ("latency",), "--only") == "latency"
+    check_together("--only", only_latency, redo=redo, prune_folder=prune, executor=bool(executor))
     for option, is_given, needed, is_there in (
         ("--force", force, "--prune-folder", prune),
         ("--executor-set", bool(executor_set), "--executor", bool(executor)),
@@ -75,11 +85,11 @@ def run(
     settings = read_config(config, overrides or (), ExperimentConfig)
     folder = out or Path("runs") / settings.name
     if plan:
-        _print_plan(settings, folder, as_json)
+        _print_plan(settings, folder, as_json, only_latency)
     elif prune:
         _prune(settings, folder, force, as_json)
     elif join:
-        join_experiment(settings, folder, Console(stderr=True))
+        join_experiment(settings, folder, Console(stderr=True), only_latency)
     elif executor:
         options = executor_options(executor_set or ())
         with begun(settings, folder, _command(), Console(stderr=True), quick, redo):
@@ -88,9 +98,13 @@ def run(
         names = submitted(["run", "--out", str(folder), *more, "--", str(config)], folder, executor, jobs, options)
         closing(f"submitted {', '.join(names)}", ["espalier", "status", folder, "--follow"])
     else:
-        _print_results(
-            run_experiment(settings, folder, _command(), Console(stderr=True), quick, jobs, redo), folder, as_json
-        )
+        console = Console(stderr=True)
+        results = run_experiment(settings, folder, _command(), console, quick, jobs, redo, only_latency)
+        if results is None:
+            again = ["espalier", "run", str(config), "--out", str(folder), "--only", "latency"]
+            closing(f"built all models in {folder / 'stages'}; no target is run here", again)
+        else:
+            _print_results(results, folder, as_json)
 
 
 def _command() -> str:
@@ -98,10 +112,10 @@ def _command() -> str:
     return shlex.join(["espalier", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
 
 
-def _print_plan(settings: "ExperimentConfig", folder: Path, as_json: bool) -> None:
+def _print_plan(settings: "ExperimentConfig", folder: Path, as_json: bool, only_latency: bool) -> None:
     from experiment.plan_table import plan_figures, plan_table
 
-    figures = plan_figures(settings, folder)
+    figures = plan_figures(settings, folder, only_latency)
     typer.echo(json.dumps(figures, indent=1)) if as_json else Console().print(plan_table(figures))
 
 

@@ -19,7 +19,7 @@ from command.errors import WorkError, is_lack_of_memory
 from command.files import shown
 from command.progress import RunProgress
 from experiment.claims import Claims
-from experiment.stages import Stage, StageStore
+from experiment.stages import LATENCY, Stage, StageStore
 from experiment.status import StatusFile
 
 __all__ = ["parent_process", "run_stages", "with_workers"]
@@ -59,8 +59,9 @@ def run_stages(
 
 
 def _can_run(stage: Stage, left: Sequence[Stage], store: StageStore) -> bool:
-    """Return whether all that the stage reads is there; times are taken when nothing else runs."""
-    return all(map(store.is_finished, stage.inputs)) and (stage.name != "latency" or len(left) == 1)
+    """Return whether all that the stage reads is there; times are taken when nothing else runs, one after another."""
+    is_alone = all(one.name == LATENCY for one in left) and stage is left[0]
+    return all(map(store.is_finished, stage.inputs)) and (stage.name != LATENCY or is_alone)
 
 
 def _run(

@@ -23,6 +23,7 @@ from deploy.deployment import DEPLOYMENT
 
 __all__ = [
     "CHECKPOINTS",
+    "LATENCY",
     "Figures",
     "Report",
     "Stage",
@@ -43,6 +44,9 @@ _VERSION = 4  # raise it when a stage's result would change for the same inputs
 
 CHECKPOINTS = "checkpoints"
 """Folder inside a stage for logs, and for what only a resumed stage needs; deleted when the stage is finished."""
+
+LATENCY = "latency"
+"""Name of stages that take times."""
 
 _RECORD, _PARTIAL = "stage.json", ".partial"
 

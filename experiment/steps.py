@@ -297,6 +297,7 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "finetune_detector": _TRAIN_BOXES,
     "evaluate_classifier": ("val_images",),
     "evaluate_detector": ("val_boxes",),
+    "build": _TRAIN_BOXES,
 }
 
 

@@ -14,10 +14,11 @@ from deploy.runtimes.tensorrt import BufferedRunner
 from deploy.runtimes.timed_step import CudaBuffers, Step, cuda_step
 from deploy.tensors import Arrays, check_inputs
 
-__all__ = ["CudaOnnxRunner"]
+__all__ = ["INSTALL", "CudaOnnxRunner", "has_cuda_provider"]
 
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+"""What to do where ONNX Runtime has no CUDA support."""
 
 
 class CudaOnnxRunner(BufferedRunner):
@@ -87,10 +88,15 @@ class CudaOnnxRunner(BufferedRunner):
         return binding
 
 
-def _require_cuda(path: str | Path) -> None:
+def has_cuda_provider() -> bool:
+    """Return whether the installed ONNX Runtime has CUDA support."""
     import onnxruntime
 
-    if PROVIDER not in onnxruntime.get_available_providers():
+    return PROVIDER in onnxruntime.get_available_providers()
+
+
+def _require_cuda(path: str | Path) -> None:
+    if not has_cuda_provider():
         raise WorkError(f"{path}: ONNX Runtime has no CUDA support, got onnxruntime for the CPU; {INSTALL}")
     import torch
 

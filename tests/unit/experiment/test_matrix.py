@@ -53,14 +53,14 @@ def test_backbones_share_the_data_and_the_measurement_of_times(store):
     names = [stage.name for stage in plan.stages]
     assert [names.count(name) for name in ("train_scenes", "train_shapes", "latency")] == [1, 1, 1]
     assert names.count("train_classifier") == 2
-    assert plan.latency.settings["references"]["narrow-prune_transfer-finetune"] == "narrow-dense"
-    assert plan.latency.settings["references"]["wide-prune_transfer-finetune-l2"] == "wide-dense"
+    assert plan.latencies["onnxruntime"].settings["references"]["narrow-prune_transfer-finetune"] == "narrow-dense"
+    assert plan.latencies["onnxruntime"].settings["references"]["wide-prune_transfer-finetune-l2"] == "wide-dense"
 
 
 def test_stages_of_a_backbone_are_those_of_its_experiment_alone(store):
     both = {stage.hash for stage in make_plan(config(TWO, METHODS), store).stages}
     one = make_plan(config("backbone.base_channels=16"), store)
-    assert {stage.hash for stage in one.stages} - both == {one.latency.hash}
+    assert {stage.hash for stage in one.stages} - both == {one.latencies["onnxruntime"].hash}
 
 
 def test_all_impossible_backbones_are_told_at_once():

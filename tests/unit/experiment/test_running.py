@@ -84,6 +84,25 @@ def test_times_are_taken_when_nothing_else_is_left(store):
     assert order == ["evaluate", "latency"]
 
 
+def test_times_of_two_targets_are_taken_one_after_the_other(store):
+    at_once, most = [], []
+
+    def work(folder, progress):
+        at_once.append(folder)
+        most.append(len(at_once))
+        time.sleep(0.1)
+        at_once.remove(folder)
+        return {}
+
+    stages = [Stage("latency", {"target": number}, (), work) for number in range(3)]
+    runners = [threading.Thread(target=run, args=(stages, store)) for _ in range(2)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join(30)
+    assert most == [1, 1, 1]
+
+
 def test_a_stage_that_another_process_holds_is_left_to_it(store):
     stage = Stage("held", {}, (), lambda *_: {})
     failed = Claims(store.root)
