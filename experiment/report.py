@@ -87,7 +87,7 @@ class _Content:
 
     @cached_property
     def judged(self) -> list[Judged]:
-        return judged_lines(self.lines, self.results.get("draws", {}))
+        return judged_lines(self.lines, self.results.get("draws", {}), self.results["dataset"]["num_val"])
 
     @cached_property
     def speeds(self) -> list[Speed]:

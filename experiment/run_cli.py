@@ -65,17 +65,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a whole experiment, or the unfinished rest of it."""
-    check_together("--plan", plan, jobs=jobs > 1, join=join, redo=redo, prune_folder=prune)
-    check_together("--prune-folder", prune, jobs=jobs > 1, join=join, redo=redo, quick=quick)
-    check_together("--executor", bool(executor), plan=plan, join=join, prune_folder=prune, json=as_json)
     only_latency = only is not None and check_name(only, ("latency",), "--only") == "latency"
-    check_together("--only", only_latency, redo=redo, prune_folder=prune, executor=bool(executor))
-    for option, is_given, needed, is_there in (
-        ("--force", force, "--prune-folder", prune),
-        ("--executor-set", bool(executor_set), "--executor", bool(executor)),
-    ):
-        if is_given and not is_there:
-            raise RequestError(f"{option}: not used without {needed}; give both")
+    given = {"plan": plan, "prune_folder": prune, "executor": bool(executor), "only": only_latency, "join": join}
+    more = {"jobs": jobs > 1, "redo": redo, "quick": quick, "json": as_json, "force": force}
+    _check_options({**given, **more, "executor_set": bool(executor_set)})
     with loading("torch and mmdet"):
         from command.config import read_config
         from experiment.config import ExperimentConfig
@@ -94,9 +87,7 @@ def run(
         options = executor_options(executor_set or ())
         with begun(settings, folder, _command(), Console(stderr=True), quick, redo):
             pass  # the jobs go on
-        more = [*(["--quick"] if quick else []), *(word for text in overrides or () for word in ("--set", text))]
-        names = submitted(["run", "--out", str(folder), *more, "--", str(config)], folder, executor, jobs, options)
-        closing(f"submitted {', '.join(names)}", ["espalier", "status", folder, "--follow"])
+        _submit(config, folder, executor, jobs, options, [*(["--quick"] if quick else []), *_set_again(overrides)])
     else:
         console = Console(stderr=True)
         results = run_experiment(settings, folder, _command(), console, quick, jobs, redo, only_latency)
@@ -105,6 +96,40 @@ def run(
             closing(f"built all models in {folder / 'stages'}; no target is run here", again)
         else:
             _print_results(results, folder, as_json)
+
+
+_NOT_WITH = {
+    "plan": ("jobs", "join", "redo", "prune_folder"),
+    "prune_folder": ("jobs", "join", "redo", "quick"),
+    "executor": ("plan", "join", "prune_folder", "json"),
+    "only": ("redo", "prune_folder", "executor"),
+}
+"""Option -> others that would do nothing beside it."""
+_NEEDS = {"force": "prune_folder", "executor_set": "executor"}
+
+
+def _check_options(given: dict[str, bool]) -> None:
+    """Raise RequestError if options do not go together, or one lacks another that it needs."""
+    for option, others in _NOT_WITH.items():
+        check_together(_dashed(option), given[option], **{other: given[other] for other in others})
+    for option, needed in _NEEDS.items():
+        if given[option] and not given[needed]:
+            raise RequestError(f"{_dashed(option)}: not used without {_dashed(needed)}; give both")
+
+
+def _dashed(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _set_again(overrides: list[str] | None) -> list[str]:
+    return [word for text in overrides or () for word in ("--set", text)]
+
+
+def _submit(
+    config: Path, folder: Path, executor: Executor, jobs: int, options: dict[str, Any], more: list[str]
+) -> None:
+    names = submitted(["run", "--out", str(folder), *more, "--", str(config)], folder, executor, jobs, options)
+    closing(f"submitted {', '.join(names)}", ["espalier", "status", folder, "--follow"])
 
 
 def _command() -> str:

@@ -157,7 +157,8 @@ class SideBySide:
         if other.val and other.val == self.runs[0].val:
             draws = [one.results.get("draws", {}) for one in (other, self.runs[0])]
         drawn = (line.drawn(draws[0]), first.drawn(draws[1]))
-        return paired_difference(line.by_seed(line.score), first.by_seed(first.score), *drawn)
+        num_images = other.results["dataset"]["num_val"]
+        return paired_difference(line.by_seed(line.score), first.by_seed(first.score), *drawn, num_images)
 
 
 def side_by_side(folders: Sequence[Path]) -> SideBySide:

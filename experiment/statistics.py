@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import nct
 from scipy.stats import t as student
 
@@ -18,8 +19,8 @@ _ERROR = 0.05
 _POWER = 0.8
 MOST_SEEDS = 1000
 _NO_SPREAD = 1e-12
-_MOST_FREEDOM = 1e4
-"""Degrees of freedom above which Student's distribution is as good as normal."""
+_LEAST_P = 1e-12
+"""Below it a chance is as good as none."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,12 @@ class Difference:
     """Mean of the differences of two rows that have the same seed, and how sure it is.
 
     Other seeds and other images would each have given another mean. Their variances add up: over seeds by Student, over
-    images by the bootstrap. What a seed does to an image is in both, so that intervals are rather too wide than too
-    narrow (Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 2007).
+    images by the bootstrap. What a seed does to an image is in both, so that errors are rather too large than too small
+    (Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 2007).
+
+    What counts as large is the mean of Student's bounds for seeds and for images, weighted by their variances (Cochran
+    and Cox, Experimental Designs, 1950, section 4.14): rather too much than too little. Satterthwaite's degrees of
+    freedom are wrong too often where two or three seeds happen to lie close together.
     """
 
     mean: float
@@ -37,15 +42,18 @@ class Difference:
     """Sample standard deviation of the seeds' differences; None where there is one seed."""
     image_error: float | None
     """Standard error of the mean over draws of validation images; None where no draws are known."""
+    num_images: int = 0
+    """How many validation images there are, where draws of them are known."""
 
     @property
     def is_known(self) -> bool:
         """Whether anything tells how sure the mean is.
 
-        Without draws of images a single seed does not, nor do seeds that differ by the very same: a coarse score, as
-        the share of a few images, has few values.
+        Seeds that differ by the very same do not, as a coarse score, the share of a few images, has few values. Nor
+        does a single seed without draws of images, or whose draws are all alike.
         """
-        return (self.seed_spread or 0.0) > _NO_SPREAD or self.image_error is not None
+        spread = self.image_error if self.num_seeds == 1 else self.seed_spread
+        return (spread or 0.0) > _NO_SPREAD
 
     @property
     def low(self) -> float:
@@ -60,34 +68,49 @@ class Difference:
     @property
     def p_value(self) -> float:
         """How often so large a mean would come about by chance; below 0.05 where the interval does not hold 0."""
-        error = self._error(self.num_seeds)
-        if not self.is_known or error == 0:
-            return float(not self.is_known or self.mean == 0)
-        return float(2 * student.sf(abs(self.mean) / error, self._freedom(self.num_seeds)))
+        if not self.is_known or not self._is_above(1.0):
+            return 1.0
+        if self._is_above(_LEAST_P):
+            return _LEAST_P
+        return float(brentq(lambda p: self._bound(p) - abs(self.mean), _LEAST_P, 1.0, xtol=1e-15))
 
     def power(self, num_seeds: int, error: float = _ERROR) -> float:
         """Return how often that many seeds, at least two, find a difference of this size and spread, and its sign."""
-        reach = self._error(num_seeds)
+        reach = math.hypot(*self._errors(num_seeds))
         if reach == 0:
             return float(self.mean != 0)
-        shift, freedom = min(abs(self.mean) / reach, 30.0), self._freedom(num_seeds)
-        return float(nct.sf(student.isf(error / 2, freedom), freedom, shift))
+        shift = min(abs(self.mean) / reach, 30.0)
+        return float(nct.sf(self._bound(error, num_seeds) / reach, self._freedom(num_seeds), shift))
 
     @property
     def _reach(self) -> float:
         if not self.is_known:
             return math.inf
-        return float(student.isf(_ERROR / 2, self._freedom(self.num_seeds))) * self._error(self.num_seeds)
+        return self._bound(_ERROR)
 
-    def _error(self, num_seeds: int) -> float:
-        return math.hypot((self.seed_spread or 0.0) / math.sqrt(num_seeds), self.image_error or 0.0)
+    def _is_above(self, chance: float) -> bool:
+        return abs(self.mean) > self._bound(chance)
+
+    def _bound(self, chance: float, num_seeds: int | None = None) -> float:
+        """Return what the mean exceeds, up or down, with this chance where there is no difference."""
+        num_seeds = num_seeds or self.num_seeds
+        errors, freedoms = self._errors(num_seeds), (num_seeds - 1, self.num_images - 1)
+        bounds = [
+            error**2 * student.isf(chance / 2, freedom)
+            for error, freedom in zip(errors, freedoms, strict=True)
+            if error > 0
+        ]
+        return float(sum(bounds) / math.hypot(*errors)) if bounds else 0.0
+
+    def _errors(self, num_seeds: int) -> tuple[float, float]:
+        """Return the standard errors of the mean, over seeds and over images."""
+        return (self.seed_spread or 0.0) / math.sqrt(num_seeds), self.image_error or 0.0
 
     def _freedom(self, num_seeds: int) -> float:
-        """Return Satterthwaite's degrees of freedom: draws of images have no end of them."""
-        of_seeds = (self.seed_spread or 0.0) ** 2 / num_seeds
-        if of_seeds == 0:
-            return _MOST_FREEDOM if self.image_error else max(1, num_seeds - 1)
-        return min(_MOST_FREEDOM, (num_seeds - 1) * (1 + (self.image_error or 0.0) ** 2 / of_seeds) ** 2)
+        """Return Satterthwaite's degrees of freedom; of variances that are taken for the true ones, they are right."""
+        errors, freedoms = self._errors(num_seeds), (num_seeds - 1, self.num_images - 1)
+        parts = [error**4 / freedom for error, freedom in zip(errors, freedoms, strict=True) if error > 0]
+        return float(math.hypot(*errors) ** 4 / sum(parts))
 
 
 def paired_difference(
@@ -95,6 +118,7 @@ def paired_difference(
     second: Mapping[int, float],
     first_draws: Mapping[int, Sequence[float]] | None = None,
     second_draws: Mapping[int, Sequence[float]] | None = None,
+    num_images: int = 0,
 ) -> Difference:
     """Return the mean of first minus second over the seeds that both have.
 
@@ -104,15 +128,18 @@ def paired_difference(
         first_draws: By seed, the figure on each of many draws of the validation images, the same draws everywhere;
             used where all common seeds have them.
         second_draws: The same.
+        num_images: How many validation images there are; draws of fewer than two tell nothing.
     """
     seeds = sorted(first.keys() & second.keys())
     differences = [first[seed] - second[seed] for seed in seeds]
     spread = statistics.stdev(differences) if len(seeds) > 1 else None
     drawn = [[draws[seed] for seed in seeds if seed in draws] for draws in (first_draws or {}, second_draws or {})]
-    error = None
-    if all(len(known) == len(seeds) for known in drawn):
-        error = float(np.std(np.mean(np.subtract(*map(np.array, drawn)), axis=0), ddof=1))
-    return Difference(statistics.fmean(differences), len(seeds), spread, error)
+    mean = statistics.fmean(differences)
+    if num_images < 2 or any(len(known) < len(seeds) for known in drawn):
+        return Difference(mean, len(seeds), spread, None)
+    error = np.std(np.mean(np.subtract(*map(np.array, drawn)), axis=0), ddof=1)
+    error *= math.sqrt(num_images / (num_images - 1))  # draws spread by the images' deviation from their own mean
+    return Difference(mean, len(seeds), spread, float(error), num_images)
 
 
 def verdicts_of(differences: Sequence[Difference]) -> list[Verdict]:

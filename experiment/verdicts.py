@@ -83,12 +83,18 @@ class Speed:
         return f"{name} is {self.verdict} than dense: {figures}."
 
 
-def judged_lines(lines: Sequence[Line], draws: Draws) -> list[Judged]:
-    """Return the differences between slim lines of one method and ratio, and between each line and the dense ones."""
+def judged_lines(lines: Sequence[Line], draws: Draws, num_images: int = 0) -> list[Judged]:
+    """Return the differences between slim lines of one method and ratio, and between each line and the dense ones.
+
+    Args:
+        lines: Of the results.
+        draws: Of validation images.
+        num_images: How many of those there are.
+    """
     score = lines[0].score
     pairs = [pair for pair in _pairs(lines) if pair[0].by_seed(score).keys() & pair[1].by_seed(score).keys()]
     differences = [
-        paired_difference(one.by_seed(score), other.by_seed(score), one.drawn(draws), other.drawn(draws))
+        paired_difference(one.by_seed(score), other.by_seed(score), one.drawn(draws), other.drawn(draws), num_images)
         for one, other in pairs
     ]
     num = sum(difference.is_known for difference in differences)

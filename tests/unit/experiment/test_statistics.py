@@ -1,4 +1,5 @@
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -46,27 +47,67 @@ def test_seeds_that_differ_by_the_same_tell_nothing_of_the_spread() -> None:
 
 
 def test_one_seed_with_draws_of_images_has_their_interval() -> None:
-    # differences on the draws 0.2, 0.4, 0.6: deviation 0.2, and 1.96 of it to both sides
-    found = paired_difference({0: 0.9}, {0: 0.5}, {0: [0.8, 0.9, 1.0]}, {0: [0.6, 0.5, 0.4]})
-    assert (found.low, found.high) == pytest.approx((0.4 - 1.96 * 0.2, 0.4 + 1.96 * 0.2), abs=1e-4)
+    # differences on the draws 0.2, 0.4, 0.6: deviation 0.2, of four images sqrt(4 / 3) times that, and Student's 3.1824
+    # of it to both sides
+    found = paired_difference({0: 0.9}, {0: 0.5}, {0: [0.8, 0.9, 1.0]}, {0: [0.6, 0.5, 0.4]}, num_images=4)
+    reach = 3.1824 * 0.2 * math.sqrt(4 / 3)
+    assert (found.low, found.high) == pytest.approx((0.4 - reach, 0.4 + reach), abs=1e-4)
+
+
+def test_one_seed_whose_draws_are_all_alike_tells_nothing() -> None:
+    found = paired_difference({0: 0.9}, {0: 0.5}, {0: [0.9, 0.9]}, {0: [0.5, 0.5]}, num_images=40)
+    assert (found.is_known, found.p_value) == (False, 1.0)
+    assert verdicts_of([found]) == ["not separable"]
+
+
+def test_draws_of_a_single_image_are_none() -> None:
+    found = paired_difference({0: 0.9}, {0: 0.5}, {0: [0.8, 0.9]}, {0: [0.5, 0.5]}, num_images=1)
+    assert (found.image_error, found.is_known) == (None, False)
 
 
 def test_the_variances_over_seeds_and_images_add_up() -> None:
-    # over seeds 0.3^2 / 3 = 0.03 with 2 degrees of freedom, over images 0.3^2 = 0.09 without end: together 0.12 with
-    # 0.12^2 / (0.03^2 / 2) = 32, of which Student's 97.5 % point is 2.0369 in every printed table
-    found = Difference(1.0, 3, seed_spread=0.3, image_error=0.3)
-    assert found.high - found.mean == pytest.approx(2.0369 * math.sqrt(0.12), abs=1e-4)
+    # over seeds 0.3^2 / 3 = 0.03 with 2 degrees of freedom, over 31 images 0.3^2 = 0.09 with 30, of which Student's
+    # 97.5 % points are 4.3027 and 2.0423 in every printed table; their mean, weighted by the variances, is 2.6074
+    found = Difference(1.0, 3, seed_spread=0.3, image_error=0.3, num_images=31)
+    assert found.high - found.mean == pytest.approx(2.6074 * math.sqrt(0.12), abs=1e-4)
+
+
+def test_the_interval_ends_at_0_where_the_chance_is_5_percent() -> None:
+    found = Difference(2.6074 * math.sqrt(0.12), 3, seed_spread=0.3, image_error=0.3, num_images=31)
+    assert found.p_value == pytest.approx(0.05, abs=1e-5)
+
+
+def false_verdicts(num_seeds: int, num_rows: int, num_images: int = 100) -> float:
+    """Return how many of 400 experiments without any difference have a wrong verdict."""
+    rng = np.random.default_rng(0)
+    image_error = 0.01 * math.sqrt(2 / num_seeds)
+
+    def is_wrong() -> bool:
+        rows = rng.normal(0, math.hypot(0.02, 0.01), (num_rows, num_seeds))  # what seeds do, and what images do to each
+        found = [
+            Difference((one - other).mean(), num_seeds, (one - other).std(ddof=1), image_error, num_images)
+            for one, other in combinations(rows, 2)
+        ]
+        return set(verdicts_of(found)) != {"not separable"}
+
+    return sum(is_wrong() for _ in range(400)) / 400
+
+
+@pytest.mark.parametrize(("num_seeds", "num_rows"), [(2, 2), (2, 4), (3, 4)])
+def test_few_seeds_that_lie_close_by_chance_are_no_certainty(num_seeds, num_rows) -> None:
+    # 5 % at most, +- 1; Satterthwaite's degrees of freedom gave 10 to 26 % here
+    assert false_verdicts(num_seeds, num_rows) < 0.09
 
 
 def test_draws_are_taken_only_where_all_seeds_have_them() -> None:
     draws = {seed: [0.1, 0.2] for seed in FIRST}
-    assert paired_difference(FIRST, SECOND, draws, {0: [0.1, 0.2]}) == paired_difference(FIRST, SECOND)
+    assert paired_difference(FIRST, SECOND, draws, {0: [0.1, 0.2]}, 9) == paired_difference(FIRST, SECOND)
 
 
 def test_draws_average_the_seeds_before_they_spread() -> None:
     # seeds err in opposite ways on every draw: their mean does not vary over images
     first = {0: [0.1, 0.3], 1: [0.3, 0.1]}
-    found = paired_difference({0: 0.2, 1: 0.2}, {0: 0.1, 1: 0.1}, first, {0: [0.0, 0.0], 1: [0.0, 0.0]})
+    found = paired_difference({0: 0.2, 1: 0.2}, {0: 0.1, 1: 0.1}, first, {0: [0.0, 0.0], 1: [0.0, 0.0]}, 9)
     assert found.image_error == pytest.approx(0.0)
 
 
@@ -88,7 +129,7 @@ def test_seeds_are_as_many_as_in_the_tables_of_paired_t_tests(effect, num) -> No
 
 
 def test_seeds_do_not_help_where_images_are_too_few() -> None:
-    assert seeds_to_separate(Difference(0.01, 3, seed_spread=0.001, image_error=0.02)) is None
+    assert seeds_to_separate(Difference(0.01, 3, seed_spread=0.001, image_error=0.02, num_images=100)) is None
     assert seeds_to_separate(Difference(0.0, 3, seed_spread=0.1, image_error=None)) is None
 
 

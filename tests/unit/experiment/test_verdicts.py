@@ -16,7 +16,7 @@ def rows(kind, *scores, score="map", **changes):
 
 
 def sentences(rows, draws=None):
-    return [one.sentence() for one in judged_lines(lines_of(rows), draws or {})]
+    return [one.sentence() for one in judged_lines(lines_of(rows), draws or {}, num_images=100_001)]
 
 
 def speeds(rows):
