@@ -161,6 +161,19 @@ def test_a_slim_detector_opens_with_mmdets_own_init_detector(finished):
     assert tuple(detector.dataset_meta["classes"]) == tuple(results["dataset"]["classes"])
 
 
+def test_results_have_the_channels_and_weights_of_every_row(finished):
+    folder, results = finished[0], json.loads((finished[0] / "results.json").read_text())
+    names = [row["name"] for row in results["rows"]]
+    assert list(results["widths"]) == names
+    assert {*results["weights"]} <= {*names}
+    dense, *others = (results["widths"][name] for name in names)
+    assert all(other.keys() == dense.keys() for other in others)
+    assert all(0 < num <= dense[layer] for other in others for layer, num in other.items())
+    assert any(other != dense for other in others)
+    assert all((folder / "stages" / stage).is_dir() for row in results["rows"] for stage in row["stages"])
+    assert (folder / results["latency"]["record"]).is_file()
+
+
 def test_results_are_also_a_table_and_a_page(finished):
     folder, _ = finished
     assert (folder / "results.csv").read_text().count("\n") == len(NAMES) + 1
