@@ -109,7 +109,7 @@ class Cut(Recipe):
         for name in (one.name for one in fields(self) if one.name not in free):
             if getattr(self, name) != getattr(plain, name):
                 raise RequestError(
-                    f"{name}: not used with a preset, got preset {self.preset}; expected none, as it sets all widths"
+                    f"{name}: not used with a preset, got preset {self.preset}; leave it out, as that sets all widths"
                 )
 
     def _of_preset(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Pruning(Cut):
         plain = Pruning(criterion=self.criterion)
         for name in ("prune_ratios", "ranking", "steps", "widths"):
             if (got := getattr(self, name)) != getattr(plain, name):
-                raise RequestError(f"{name}: not used with limits, which set all widths, got {got}; expected none")
+                raise RequestError(f"{name}: not used with limits, which set all widths, got {got}; leave it out")
         if self.is_learned:
             raise RequestError(f"method: {self.method} goes by ratios, got limits; expected prune_ratios")
 
@@ -317,6 +317,19 @@ _PRUNING = TypeAdapter(Pruning)
 
 
 def varied(pruning: Pruning, name: str, changed: Mapping[str, Any]) -> Pruning:
-    """Return a method's pruning; raise RequestError if what is changed is no setting, or does not fit the rest."""
-    settings = {one.name: getattr(pruning, one.name) for one in fields(pruning)}
+    """Return a method's pruning; raise RequestError if what is changed is no setting, or does not fit the rest.
+
+    How much is cut is the method's own where it says so in another way: ratios beside a limit or a preset are not
+    taken over, nor is what shapes the widths beside a preset.
+    """
+    own = next((one for one in ("preset", *_LIMITS) if one in changed), None)
+    if own and "prune_ratios" in changed:
+        raise RequestError(f"methods.{name}.prune_ratios: not used with {own}, got both; expected one of them")
+    left = [*_AMOUNTS, *(_SHAPES if own == "preset" else ())] if own else []
+    settings = {one.name: getattr(pruning, one.name) for one in fields(pruning) if one.name not in left}
     return checked({**settings, **changed}, _PRUNING, f"methods.{name}")
+
+
+_LIMITS = ("kept_macs", "kept_params")
+_AMOUNTS = ("prune_ratios", "preset", *_LIMITS)
+_SHAPES = ("round_to", "ratios", "widths", "skip", "min_channels", "ranking", "steps", "select_channels")

@@ -54,6 +54,9 @@ def finding(
     if not slim:
         return "Only the dense network was run."
     score = lines[0].score
+    slim = [line for line in slim if line.values(score)]
+    if not slim:
+        return f"No row of a slim network has a figure of {SCORES[score]}."
     best = max(slim, key=lambda line: (line.mean(score), line.mean("speedup")))
     lines = [line for line in lines if line.family == best.family]
     judged = [one for one in judged if one.first.family == best.family]
@@ -99,7 +102,7 @@ def _seeds(best: Line) -> str:
 
 def _unequal(results: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """Return a sentence on the lengths of the detectors' trainings, or nothing where they are equal as published."""
-    if results["config"].get("terms") == "equal_macs":
+    if results["config"].get("terms") == "equal_macs" and all(line.values("train_macs") for line in lines):
         least, most = (pick(line.mean("train_macs") for line in lines) for pick in (min, max))
         return f"All trainings of a row together took {least:.3g} to {most:.3g} multiply-adds, forward and backward."
     epochs = [line.epochs("detector") for line in lines]

@@ -13,6 +13,7 @@ import torch
 from pydantic_core import to_jsonable_python
 
 from classify.backbones import Architecture, build_classifier
+from command.errors import RequestError
 from experiment.cuts import Pruning
 from prune.choose.recipe import Recipe
 from prune.cost import cost_of
@@ -37,7 +38,10 @@ def at_limit(pruning: Pruning, arch: Architecture, side: int) -> Pruning:
     names = ("ratios", "skip", "min_channels", "round_to", "within_groups", "select_channels", "norm_widths")
     settings = {name: getattr(pruning, name) for name in names}
     network = arch.name, arch.num_classes, arch.base_channels
-    widths = _widths(network, side, *pruning.kept, json.dumps(to_jsonable_python(settings)))
+    try:
+        widths = _widths(network, side, *pruning.kept, json.dumps(to_jsonable_python(settings)))
+    except RequestError as error:
+        raise RequestError("kept_{}: {:g} of the dense network's: ".format(*pruning.kept) + str(error)) from error
     return replace(pruning, ratios={}, round_to=1, widths=dict(widths))
 
 

@@ -147,7 +147,12 @@ class _Planner:
 
     def _reference(self, step: str, leaf: Leaf) -> Stage | None:
         """Return the dense detector's training whose computation a last training is to reach, where terms say so."""
-        if self.config.terms != "equal_macs" or not leaf.pruning or step != steps(leaf.ordering)[-1]:
+        if (
+            not self.config.detection
+            or self.config.terms != "equal_macs"
+            or not leaf.pruning
+            or step != steps(leaf.ordering)[-1]
+        ):
             return None
         dense = Leaf("dense", "dense", None, leaf.seed)
         return self.of(dense).grown(dense).chain[-1]

@@ -33,7 +33,7 @@ class Line:
 
     def first(self, key: str) -> Any:
         """Return the value of the key in the first row."""
-        return self.rows[0][key]
+        return self.rows[0].get(key)
 
     @property
     def family(self) -> tuple[str | None, ...]:

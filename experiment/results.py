@@ -213,6 +213,10 @@ class Results(_Checked):
         families = [{family_of(row.model_dump()) for row in some} for some in (rows, dense)]
         if {(row.budget, row.prune_ratio) for row in dense} != {(None, 0.0)} or families[0] != families[1]:
             raise RequestError("no dense row with budget null and prune_ratio 0, which all others are compared with")
+        if len(metrics := {row.metric for row in rows}) > 1:
+            raise RequestError(f"rows of several metrics, got {' and '.join(sorted(map(str, metrics)))}")
+        if len({row.name for row in rows}) < len(rows):
+            raise RequestError("two rows of one name")
         return rows
 
     @field_validator("draws")

@@ -24,7 +24,7 @@ def on_terms(config: ExperimentConfig, ordering: str, pruning: Pruning | None) -
         ordering: Of the row.
         pruning: Of the row; None in the dense one.
     """
-    if config.terms == "paper" or (config.terms == "equal_macs" and pruning):
+    if not config.detection or config.terms == "paper" or (config.terms == "equal_macs" and pruning):
         return config
     most = max(_after_train(config, one) for one in config.prunings.values())
     train, finetune = config.detecting.train, config.detecting.finetune

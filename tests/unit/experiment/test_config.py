@@ -124,11 +124,11 @@ def test_a_preset_is_one_recipe_with_its_own_widths():
         (["pruning={'preset': 'resnet34-Z'}"], "pruning.preset: unknown, got 'resnet34-Z'; expected one of"),
         (
             [RESNET34, "pruning={'preset': 'resnet34-A', 'prune_ratios': (0.3,)}"],
-            "pruning.prune_ratios: not used with a preset, got preset resnet34-A; expected none",
+            "pruning.prune_ratios: not used with a preset, got preset resnet34-A; leave it out",
         ),
         (
             [RESNET34, "pruning={'preset': 'resnet34-A', 'steps': 2}"],
-            "pruning.steps: not used with a preset, got preset resnet34-A; expected none",
+            "pruning.steps: not used with a preset, got preset resnet34-A; leave it out",
         ),
         (
             [RESNET34, "pruning={'preset': 'resnet34-A', 'method': 'slimming'}"],
@@ -196,7 +196,7 @@ def test_a_preset_sets_every_width_and_names_the_file():
         (["preset=resnet34A", "prune_ratio=None"], "preset: unknown, got 'resnet34A'; expected one of resnet110-A,"),
         (
             ["preset=resnet34-A", "prune_ratio=None", "round_to=16"],
-            "round_to: not used with a preset, got preset resnet34-A; expected none, as it sets all widths",
+            "round_to: not used with a preset, got preset resnet34-A; leave it out, as that sets all widths",
         ),
         (["criterion=taylor"], "data: taylor measures on training images, got none; expected data=dict(type=...)"),
         (["data={'type': 'shapes'}"], "data: not used with l1, got shapes; expected none"),

@@ -97,6 +97,19 @@ def test_a_failed_reference_takes_the_rows_of_its_backbone_alone(store):
         failed(plan, store, plan.leaves[0], "train_detector")
 
 
+@pytest.mark.parametrize("methods", [None, 5, (), "l1"])
+def test_methods_of_a_backbone_are_a_list_of_names(methods):
+    with pytest.raises(RequestError, match=r"backbones.a.methods: wrong, got .*; expected names of methods$"):
+        config(f"backbones={{'a': {{'methods': {methods!r}}}}}", METHODS)
+
+
+@pytest.mark.parametrize("terms", ["equal_iterations", "equal_macs"])
+def test_terms_of_detectors_change_nothing_without_any(terms, store):
+    assert make_plan(config("detection=None", f"terms={terms}"), store).stages[-1].hash == (
+        make_plan(config("detection=None", "terms=paper"), store).stages[-1].hash
+    )
+
+
 # Limits
 
 
@@ -138,6 +151,26 @@ def test_rows_of_limits_are_named_by_them(store):
 def test_what_does_not_go_with_limits_is_refused(more):
     with pytest.raises(RequestError, match=r"limits|not used with a preset"):
         Pruning(kept_macs=(0.5,), **more)
+
+
+def test_a_limit_takes_the_place_of_the_ratios_that_others_have():
+    base = Pruning(prune_ratios=(0.3,), round_to=1)
+    (limited,) = varied(base, "a", {"kept_macs": (0.5,)}).recipes
+    assert (limited.kept, limited.round_to) == (("macs", 0.5), 1)
+    assert varied(base, "b", {"preset": "vgg16-5x"}).preset == "vgg16-5x"
+
+
+@pytest.mark.parametrize("other", [{"kept_params": (0.5,)}, {"preset": "vgg16-5x"}])
+def test_ratios_beside_another_amount_are_refused(other):
+    with pytest.raises(RequestError, match=r"methods.a.prune_ratios: not used with \w+, got both"):
+        varied(Pruning(), "a", {"prune_ratios": (0.5,), **other})
+
+
+def test_a_limit_that_cannot_be_reached_is_named_as_in_the_config():
+    arch = Architecture("resnet18", 4, 16)
+    (recipe,) = Pruning(kept_macs=(1e-5,)).recipes
+    with pytest.raises(RequestError, match=r"^kept_macs: 1e-05 of the dense network's: "):
+        at_limit(recipe, arch, 32)
 
 
 def test_a_share_that_keeps_all_or_nothing_is_refused():

@@ -352,7 +352,7 @@ def test_without_slim_detectors_no_speedup_is_drawn() -> None:
 
 
 def test_the_next_command_times_the_files_of_one_seed_the_dense_one_first(command: Any, tmp_path: Path) -> None:
-    rows = [SLIM, DENSE, SLIM | {"seed": 1}, DENSE | {"seed": 1}]
+    rows = [SLIM, DENSE, SLIM | {"seed": 1, "name": "slim1"}, DENSE | {"seed": 1, "name": "dense1"}]
     (tmp_path / "my run").mkdir()
     (tmp_path / "my run/results.json").write_text(json.dumps(make_results(rows)))
     _, _, err = command("report", tmp_path / "my run", "--json")
