@@ -3,9 +3,8 @@
 Run:     espalier run photos --set detection.data.root=FOLDER
 Needs:   FOLDER/instances_train.json, FOLDER/instances_val.json, and their photographs in FOLDER/images.
          Other names, relative to FOLDER: --set detection.data.train_annotations=... and so on; no GPU
-Result:  benchmarks/photos-cpu/results.json, shown in docs/photos.md: on 292 photographs the slim detectors are
-         1.28 times as fast on a CPU, with 1.80 times fewer MACs. Trained with terms="paper"; on the equal terms below
-         not measured
+Result:  benchmarks/photos-seeds-cpu.json, shown in docs/photos.md: on 292 photographs, with five seeds, the slim
+         detectors are 1.4 times as fast on a CPU, with 1.8 times fewer MACs
 
 The backbone learns from the annotated objects, cut out of the training photographs, so no other data is needed.
 To start from a backbone trained elsewhere: --set backbone.weights=FILE. The settings suit landscape photographs of
