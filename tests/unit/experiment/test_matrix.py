@@ -110,6 +110,13 @@ def test_terms_of_detectors_change_nothing_without_any(terms, store):
     )
 
 
+def test_the_shipped_matrix_has_every_combination(store):
+    plan = make_plan(read_config(QUICKSTART.with_name("matrix.py"), (), ExperimentConfig), store)
+    # of each backbone and seed dense, and at each ratio prune_transfer, transfer_prune, scratch_e and scratch_b
+    assert len({leaf.row for leaf in plan.rows}) == len(plan.rows) == 2 * 2 * (1 + 2 * 4) * 2
+    assert [stage.name for stage in plan.stages].count("train_classifier") == 2 * 2
+
+
 # Limits
 
 
