@@ -23,7 +23,9 @@ _CLASSES = (
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _MAX_BYTES = 1 << 20
 """Of one XML file; those of VOC have some thousand."""
-_MAX_NAME = 200  # file systems allow 255 bytes
+_MAX_NAME = 200
+"""Bytes of an image's name, of which file systems allow 255, and of a class's."""
+_MAX_SIDE = 65_535  # of a JPEG file
 _MAX_SHOWN = 8
 _TOLERANCE_PX = 1.0  # as for COCO
 
@@ -104,13 +106,7 @@ def _names(image_set: Path) -> list[str]:
         raise RequestError(f"{image_set}: not UTF-8; expected a list of VOC's images, one name in a line") from error
     names = [name.strip() for name in names if name.strip()]
     for name in names:
-        if (
-            Path(name).name != name
-            or name[0] == "."
-            or {*name} & {*"\\ \t"}
-            or not name.isprintable()
-            or len(name) > _MAX_NAME
-        ):
+        if Path(name).name != name or name[0] == "." or {*name} & {*"\\ "} or not _is_short_line(name):
             raise RequestError(f"{image_set}: not the name of an image, got {shown(name)}; expected one as 000005")
     if len({*names}) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -144,8 +140,8 @@ def _read(path: Path, faults: list[str]) -> _Read:
     if size is None:
         raise _FaultError("size is missing")
     size_wh = (_number(size, "width"), _number(size, "height"))
-    if any(side < 1 or side % 1 for side in size_wh):
-        raise _FaultError(f"size (w, h) is {size_wh}, not whole numbers of pixels")
+    if any(not 1 <= side <= _MAX_SIDE or side % 1 for side in size_wh):
+        raise _FaultError(f"size (w, h) is {size_wh}, not whole numbers of pixels up to {_MAX_SIDE:,}")
     objects = []
     for number, element in enumerate(root.findall("object"), start=1):
         name = _text(element, "name")
@@ -176,6 +172,8 @@ def _root(path: Path) -> Element:
 def _object(element: Element, name: str, size_wh: tuple[float, float]) -> dict[str, Any]:
     if not name:
         raise _FaultError("name is missing")
+    if not _is_short_line(name):
+        raise _FaultError(f"name is not one line of at most {_MAX_NAME} bytes")
     box = element.find("bndbox")
     if box is None:
         raise _FaultError("bndbox is missing")
@@ -191,6 +189,10 @@ def _object(element: Element, name: str, size_wh: tuple[float, float]) -> dict[s
     x, y = max(left - 1, 0.0), max(top - 1, 0.0)
     w, h = min(right, width) - x, min(bottom, height) - y
     return {"name": name, "bbox": [x, y, w, h], "area": w * h, "difficult": int(difficult)}
+
+
+def _is_short_line(name: str) -> bool:
+    return name.isprintable() and len(name.encode()) <= _MAX_NAME
 
 
 def _written(*edges: float) -> str:
