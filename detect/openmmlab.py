@@ -18,6 +18,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.apis import inference_detector
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation.functional import bbox_overlaps
 from mmdet.evaluation.functional.mean_ap import average_precision, tpfp_default
 from mmdet.models import DetDataPreprocessor, FasterRCNN
 from mmdet.structures import DetDataSample
@@ -42,6 +43,7 @@ __all__ = [
     "LoadImageFromFile",
     "RoIAlign",
     "average_precision",
+    "bbox_overlaps",
     "fuse_conv_bn",
     "inference_detector",
     "register_all_modules",

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detect.openmmlab import average_precision, tpfp_default
+from detect.openmmlab import average_precision, bbox_overlaps, tpfp_default
 
 __all__ = ["VocClass", "VocEvaluation", "voc_averages", "voc_evaluation"]
+
+_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,11 @@ def _classes(data: Mapping[str, Any], results: list[dict[str, Any]]) -> Iterator
         found, positives = [np.zeros((4, 0))], np.zeros(len(places), np.int64)
         truth, rows = objects[category["id"]], detections[category["id"]]
         for image_id in sorted({*truth, *rows}, key=places.__getitem__):
-            counted = _xyxy([row for row in truth[image_id] if not row["difficult"]])
-            ignored = _xyxy([row for row in truth[image_id] if row["difficult"]])
-            positives[places[image_id]] = len(counted)
-            scores = np.array([row["score"] for row in rows[image_id]], np.float64)
-            true, false = tpfp_default(np.column_stack([_xyxy(rows[image_id]), scores]), counted, ignored, 0.5)
-            found.append(np.stack([np.full(len(scores), places[image_id]), scores, true[0], false[0]]))
+            positives[places[image_id]] = sum(not row["difficult"] for row in truth[image_id])
+            ranked = sorted(rows[image_id], key=lambda row: -row["score"])
+            scores = np.array([row["score"] for row in ranked], np.float64)
+            where = np.full(len(scores), places[image_id])
+            found.append(np.stack([where, scores, *_matched(_xyxy(ranked), truth[image_id])]))
         images, scores, true, false = np.concatenate(found, axis=1)
         order = np.argsort(-scores, kind="stable")
         yield VocClass(
@@ -86,6 +87,21 @@ def _classes(data: Mapping[str, Any], results: list[dict[str, Any]]) -> Iterator
             false[order].astype(bool),
             positives,
         )
+
+
+def _matched(boxes: NDArray[np.float64], truth: list[dict[str, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return whether each detection of an image, highest score first, is true, and whether it is false.
+
+    Of objects that are overlapped alike the first one counts, difficult or not, as in VOC's own code, and of detections
+    with one score the first. mmdet's takes objects that are not difficult first, and such detections in any order: here
+    it sees ranks as scores, and all objects as one kind.
+    """
+    objects, ranks = _xyxy(truth), -np.arange(len(boxes))
+    true, false = tpfp_default(np.column_stack([boxes, ranks]), objects, objects[:0], _IOU)
+    overlaps = np.column_stack([bbox_overlaps(boxes, objects), np.zeros(len(boxes))])  # the last is of no object
+    difficult = np.array([*(row["difficult"] for row in truth), 0], bool)
+    counts = ~(difficult[overlaps.argmax(axis=1)] & (overlaps.max(axis=1) >= _IOU))
+    return true[0] * counts, false[0] * counts
 
 
 def _by_class(rows: list[dict[str, Any]]) -> dict[Any, dict[Any, list[dict[str, Any]]]]:

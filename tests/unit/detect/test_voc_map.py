@@ -83,6 +83,27 @@ def test_the_object_that_is_overlapped_most_counts_though_it_is_taken():
     assert scores(data, rows)["map50"] == pytest.approx(6 / 11)
 
 
+@pytest.mark.parametrize(("difficult", "expected"), [((1, 0), 0), ((0, 1), 1)])
+def test_of_objects_overlapped_alike_the_first_counts(difficult, expected):
+    data = data_of(*((1, 1, BOX, flag) for flag in difficult))
+    assert scores(data, found((1, 1, BOX, 0.9)))["map50"] == expected
+
+
+def test_of_detections_with_one_score_the_first_counts():
+    # two objects; the first of 40 detections is right and so is the last, a repetition of it: found at rank 1 alone
+    data, score = data_of((1, 1, BOX, 0), (1, 1, FAR, 0)), 0.5
+    rows = found((1, 1, BOX, score), *[(1, 1, [90, 90, 5, 5], score)] * 38, (1, 1, BOX, score))
+    (cats, _) = voc_evaluation(data, rows).classes
+    assert cats.is_true.tolist() == [True] + [False] * 39
+    assert cats.average_precision("11points") == pytest.approx(6 / 11)  # precision 1 at the recalls 0 to 0.5
+
+
+def test_detections_are_ranked_by_score_however_they_are_listed():
+    rows = found((1, 1, FAR, 0.1), (1, 1, BOX, 0.9))
+    # first the right one, recall 1 with precision 1
+    assert scores(data_of((1, 1, BOX, 0)), rows)["map50"] == pytest.approx(1.0)
+
+
 def drawn(seed, num_images=12):
     """Objects and detections around them, at random."""
     rng = np.random.default_rng(seed)
