@@ -162,7 +162,8 @@ def test_strict_budget_counts_the_trainings_between(cut, data, tmp_path):
 
 
 def test_longer_dense_training_has_the_epochs_between_steps_too():
-    config = read_config(QUICKSTART, ["pruning.steps=4", "pruning.epochs_per_step=5"], ExperimentConfig)
+    lengths = ("detection.train.epochs=6", "detection.finetune.epochs=4")
+    config = read_config(QUICKSTART, [*lengths, "pruning.steps=4", "pruning.epochs_per_step=5"], ExperimentConfig)
     assert config.with_longer_training().detection.train.epochs == 6 + 4 + 3 * 5
 
 

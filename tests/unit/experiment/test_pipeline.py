@@ -21,7 +21,7 @@ from experiment.steps import MODEL, STEPS, Job
 QUICKSTART = Path(__file__).parents[3] / "configs/experiment/quickstart.py"
 
 
-PUBLISHED = ("terms=paper", "controls=('dense_longer',)")
+PUBLISHED = ("terms=paper", "controls=('dense_longer',)", "detection.train.epochs=6", "detection.finetune.epochs=4")
 
 
 def plan(*overrides):

@@ -16,7 +16,8 @@ QUICKSTART = Path(__file__).parents[3] / "configs/experiment/quickstart.py"
 
 def leaves(*overrides):
     """Return the planned rows of an experiment with 6 + 4 epochs of detection, by name."""
-    config = read_config(QUICKSTART, overrides, ExperimentConfig)
+    lengths = ("detection.train.epochs=6", "detection.finetune.epochs=4")
+    config = read_config(QUICKSTART, (*lengths, *overrides), ExperimentConfig)
     return {leaf.name: leaf for leaf in make_plan(config, StageStore(Path("nowhere"))).leaves}
 
 
