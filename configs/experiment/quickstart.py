@@ -4,8 +4,8 @@ Run:     espalier run quickstart
 Needs:   no download, no GPU
 Result:  not measured
 
-One seed, so that it ends within minutes on two cores; it shows the path, and separates nothing. Three, in three times as
-long: --set "seeds=(0,1,2)"
+One seed, so that it ends within minutes on two cores; it shows the path, and separates nothing. Three, in three times
+as long: --set "seeds=(0,1,2)"
 """
 
 name = "quickstart"
