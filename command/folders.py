@@ -55,7 +55,7 @@ def is_held(path: Path) -> bool:
     """Return whether a living process holds a lock file; reads only, so that any user may ask."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # nobody ever held it, or it may not be read
+    except (OSError, ValueError):  # nobody ever held it, or it may not be read, or is no name of a file
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as FileLock holds it; let go when closed

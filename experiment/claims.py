@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from command.errors import RequestError
 from command.files import check_folder, make_folder, model_from_json, write_json
@@ -38,9 +38,9 @@ class Note(BaseModel):
 
     host: str
     pid: int
-    share: float = 0.0
+    share: float = Field(0.0, ge=0, le=1)
     """Done of the whole, 0 to 1."""
-    whole_s: float | None = None
+    whole_s: float | None = Field(None, ge=0, le=1e9)
     """Seconds that the whole stage takes at the speed of this process; None before it is known."""
     words: str = ""
     """How it goes, as the progress on the terminal says."""

@@ -54,7 +54,7 @@ def finding(
     if not slim:
         return "Only the dense network was run."
     score = lines[0].score
-    slim = [line for line in slim if line.values(score)]
+    slim = [line for line in slim if line.values(score) and line.first("target") == lines[0].first("target")]
     if not slim:
         return f"No row of a slim network has a figure of {SCORES[score]}."
     best = max(slim, key=lambda line: (line.mean(score), line.mean("speedup")))

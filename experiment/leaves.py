@@ -79,7 +79,7 @@ class Leaf:
     def stages(self) -> tuple[Stage, ...]:
         """All of them, in an order in which they can run."""
         on = (self.on.build, self.on.evaluation) if self.on else ()
-        return (*self.chain, *self.evaluations, *filter(None, on))
+        return tuple(dict.fromkeys((*self.chain, *self.evaluations, *filter(None, on))))
 
 
 def bare_leaves(config: ExperimentConfig) -> Iterator[Leaf]:

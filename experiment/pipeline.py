@@ -74,7 +74,7 @@ def make_plan(
     stages = {stage.hash: stage for leaf in leaves for stage in leaf.stages}
     read = {stage.hash for reader in stages.values() for stage in reader.inputs}
     made = [stage for stage in data.stages if stage.hash in read]  # crops are not, where nothing learns them
-    planned = (*made, *stages.values(), *latencies.values())
+    planned = (*made, *stages.values(), *{stage.hash: stage for stage in latencies.values()}.values())
     return Plan(data, planned, leaves, latencies, config.targets, scope.left_out)
 
 

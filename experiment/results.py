@@ -242,12 +242,18 @@ def set_aside(folder: Path) -> None:
     """Move what an earlier run reported into the folder `earlier` in its own: it is no result of the one that begins.
 
     Raises:
-        RequestError: If `earlier` is a file.
+        RequestError: If `earlier` is a file, or holds a folder in a report's place.
     """
-    for name in (RESULTS, *REPORT):
-        if (folder / name).is_file():
-            make_folder(folder / _EARLIER)
-            (folder / name).replace(folder / _EARLIER / name)
+    earlier = folder / _EARLIER
+    found = [name for name in (RESULTS, *REPORT) if (folder / name).is_file()]
+    if found:
+        make_folder(earlier)
+    for name in (RESULTS, *REPORT) if found else ():  # nothing of one before it stays beside it
+        if (earlier / name).is_dir():
+            raise RequestError(f"{earlier / name}: a folder where a report was moved to; move it away")
+        (earlier / name).unlink(missing_ok=True)
+    for name in found:
+        (folder / name).replace(earlier / name)
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from command.errors import RequestError
 from experiment.changes import changes
 from experiment.comparison import SCORES, score_of
-from experiment.finding import how_judged
+from experiment.finding import conditions, how_judged
 from experiment.report_lines import Line, Row
 from experiment.report_tables import Cell, Table, is_voc
 from experiment.results import RESULTS, read_results
@@ -41,7 +41,7 @@ class _Run:
         rows: dict[str, list[Row]] = {}
         for row in self.results["rows"]:
             detector = [f"{row[key]}" for key in self.keys if row.get(key) is not None]
-            if row["ordering"].startswith("dense"):
+            if row["ordering"].startswith("dense") and row.get("prune_ratio") is not None:
                 detector.remove(str(row["prune_ratio"]))
             rows.setdefault(", ".join(detector), []).append(row)
         return {detector: Line(f"{detector} in {self.name}", group) for detector, group in rows.items()}
@@ -168,8 +168,8 @@ def side_by_side(folders: Sequence[Path]) -> SideBySide:
         MissingFileError: If one has no results.
         RequestError: If one is given twice, or their scores are not the same figure of the same images.
     """
-    names = [str(folder) for folder in folders]
-    if twice := [name for name in names if names.count(name) > 1]:
+    names, places = [str(folder) for folder in folders], [folder.resolve() for folder in folders]
+    if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
         raise RequestError(f"{twice[0]}: given twice; expected folders of different runs")
     results = [read_results(folder / RESULTS) for folder in folders]
     keys = [key for key in _DETECTOR if key not in _LATER or _tells(key, results)]
@@ -180,8 +180,10 @@ def side_by_side(folders: Sequence[Path]) -> SideBySide:
 
 
 def _tells(key: str, results: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether all results have the key, or one has several values of it."""
+    """Return whether all results have the key, or one has several values of it; a single target may have any name."""
     values = [{row.get(key) for row in one["rows"]} for one in results]
+    if key == "target":
+        return any(len(found) > 1 for found in values)
     return not any(None in found for found in values) or any(len(found) > 1 for found in values)
 
 
@@ -208,9 +210,8 @@ def _differing(first: _Run, other: _Run) -> list[str]:
         f"{other.name} has other settings: {'; '.join(found[:_MOST_CHANGES])}{more}.": bool(found),
         f"{other.name} was run by another commit, or one that is not known.": ours["git_commit"] is None
         or ours["git_commit"] != theirs["git_commit"],
-        f"{other.name} was timed on another device or runtime: their latencies are not comparable.": any(
-            ours["latency"][key] != theirs["latency"][key] for key in ("device", "runtime", "precision")
-        ),
+        f"{other.name} was timed on another device or runtime{_on_targets(ours, theirs)}: these latencies are not "
+        "comparable.": bool(_other_targets(ours, theirs)),
         f"{other.name} was trained on another data set.": any(
             ours["dataset"][key] != theirs["dataset"][key] for key in ("name", "num_train")
         ),
@@ -218,6 +219,20 @@ def _differing(first: _Run, other: _Run) -> list[str]:
         "classes are the same.": first.val is None or other.val is None,
     }
     return [text for text, is_so in notes.items() if is_so]
+
+
+def _other_targets(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the targets of both that were timed by another device, runtime or precision."""
+    first, other = conditions(ours), conditions(theirs)
+    if len(first) == len(other) == 1:
+        other = dict(zip(first, other.values(), strict=True))  # a single target has any name
+    keys = ("device", "runtime", "precision")
+    return [name for name in first if name in other and any(first[name][key] != other[name][key] for key in keys)]
+
+
+def _on_targets(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    names = list(filter(None, _other_targets(ours, theirs)))
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _known(figure: float | None) -> float | None:

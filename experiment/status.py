@@ -38,9 +38,9 @@ _NEVER = ("failed", "blocked")
 class _Outline(BaseModel):
     """A stage as `run.json` names it."""
 
-    folder: str
+    folder: str = Field(pattern=r"^[\w.-]+$")
     inputs: list[str]
-    cost: float = Field(gt=0)
+    cost: float = Field(gt=0, lt=1e12)
 
     @property
     def name(self) -> str:

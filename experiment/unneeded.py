@@ -40,12 +40,20 @@ def prune_folder(config: ExperimentConfig, folder: Path, is_deleted: bool = Fals
     with locked(folder):
         store = StageStore(folder / "stages")
         Claims(store.root).check()
-        needed = {store.folder(stage).name for stage in make_plan(config, store).stages}
+        needed = {stage.key for stage in make_plan(config, store).stages} | _of_latency(config, store)
         found = {name: size for name, size in _stages(store).items() if name.removesuffix(_PARTIAL) not in needed}
         for name in found if is_deleted else ():
             delete_stage(name.removesuffix(_PARTIAL), store)
     stages = [{"folder": name, "num_bytes": num_bytes} for name, num_bytes in found.items()]
     return {"stages": stages, "num_bytes": sum(found.values()), "is_deleted": is_deleted}
+
+
+def _of_latency(config: ExperimentConfig, store: StageStore) -> set[str]:
+    """Return what `--only latency` needs on this machine, which may have done it; nothing where no target runs."""
+    try:
+        return {stage.key for stage in make_plan(config, store, only_latency=True).stages}
+    except RequestError:
+        return set()
 
 
 def lines_of(figures: dict[str, Any]) -> list[str]:

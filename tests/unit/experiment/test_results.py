@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from command.errors import RequestError
 from experiment.report import write_report
-from experiment.results import read_results
+from experiment.results import read_results, set_aside
 
 
 @pytest.fixture
@@ -175,3 +176,20 @@ def test_nothing_of_a_picture_but_its_pixels_is_in_the_page(pictured, tmp_path):
     about.add_text("Comment", "where it was taken")
     Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png", pnginfo=about)
     assert write_report(pictured, tmp_path).read_text() == plain
+
+
+def test_what_is_set_aside_is_of_one_run(tmp_path):
+    for name, text in (("results.json", "A"), ("differences.csv", "A")):
+        (tmp_path / name).write_text(text)
+    set_aside(tmp_path)
+    (tmp_path / "results.json").write_text("B")
+    set_aside(tmp_path)
+    assert [(path.name, path.read_text()) for path in (tmp_path / "earlier").iterdir()] == [("results.json", "B")]
+
+
+def test_a_folder_in_the_place_of_a_moved_report_is_refused(tmp_path):
+    (tmp_path / "earlier/results.json").mkdir(parents=True)
+    (tmp_path / "results.json").write_text("A")
+    with pytest.raises(RequestError, match=r"earlier/results.json: a folder where a report was moved to"):
+        set_aside(tmp_path)
+    assert (tmp_path / "results.json").read_text() == "A"

@@ -163,3 +163,27 @@ def test_a_wrong_request_of_several_folders_is_one_line(write, command, options,
     a, b = write("a", {0: (0.5, 0.4)}), write("b", {0: (0.5, 0.44)})
     assert command("report", a, b, *options) == (2, "", f"espalier: {message}\n")
     assert command("report", a, a) == (2, "", f"espalier: {a}: given twice; expected folders of different runs\n")
+
+
+def test_a_run_under_another_spelling_of_its_name_is_the_same(write):
+    a = write("a", {0: (0.5, 0.4)})
+    with pytest.raises(RequestError, match="given twice"):
+        side_by_side([a, a / ".." / "a"])
+
+
+def test_each_target_that_another_device_timed_is_named(write, results):
+    """The first target is timed alike, the second on another GPU."""
+    cpu = results["latency"]
+    both = [{"cpu": cpu, "gpu": {**cpu, "device": gpu}} for gpu in ("A100", "T4")]
+    a, b = (write(name, {0: (0.5, 0.4)}, targets=targets) for name, targets in zip("ab", both, strict=True))
+    (note,) = [one for one in side_by_side([a, b]).notes() if "timed on another" in one]
+    assert "another device or runtime (gpu)" in note
+
+
+def test_rows_of_a_single_target_match_whatever_it_is_called(write):
+    a, b = (write(name, {0: (0.5, 0.4)}) for name in "ab")
+    for folder, target in ((a, "onnxruntime"), (b, "cpu")):
+        content = json.loads((folder / "results.json").read_text())
+        content["rows"] = [{**row, "target": target} for row in content["rows"]]
+        (folder / "results.json").write_text(json.dumps(content))
+    assert len(side_by_side([a, b]).figures()["rows"]) == 2

@@ -1,12 +1,14 @@
 """Stages that the run of a folder does not need."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from command.errors import RequestError
 from command.folders import locked
 from experiment.claims import Claims
+from experiment.pipeline import make_plan
 from experiment.stages import Stage, StageStore
 from experiment.unneeded import lines_of, prune_folder
 
@@ -72,3 +74,12 @@ def test_the_config_must_be_that_of_the_last_run(begun, tiny):
 @pytest.mark.slow  # a whole experiment is run, once
 def test_what_the_run_needs_stays(ran, tiny):
     assert prune_folder(tiny(), ran, is_deleted=True)["stages"] == []
+
+
+def test_what_only_latency_did_on_this_machine_is_needed(tmp_path, tiny):
+    config = tiny(targets={"cpu": {}, "later": {"batch": 2, "build_only": True}})
+    store = StageStore(tmp_path / "stages")
+    for stage in make_plan(config, store, only_latency=True).stages:
+        store.run(replace(stage, work=write), lambda *_: None)
+    (tmp_path / "run.json").write_text(json.dumps({"config": config.model_dump(mode="json")}))
+    assert prune_folder(config, tmp_path)["stages"] == []
