@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from classify.backbones import Architecture
 from classify.checkpoint import ModelCard, Preprocessing, check_weights, has_card, load_weights, read_card, read_weights
 from command.config import read_yaml_as_data
 from command.errors import MissingFileError, RequestError
-from detect.given_model import plain, with_backbone
+from detect.given_model import class_name, plain, reason_of, steps_in, with_backbone, without_pretrained
 from detect.model import DetectorSettings, build_detector
 from detect.openmmlab import DetDataPreprocessor
 from detect.slim import SLIM_DETECTOR
@@ -122,7 +122,11 @@ def new_given_detector(
 
 def given_step(settings: Config) -> int:
     """Return what the sides of images are multiples of, for a detector on maps of strides up to 32."""
-    return max(32, settings.model.get("data_preprocessor", {}).get("pad_size_divisor", 1))
+    preprocessor = settings.model.get("data_preprocessor")
+    divisor = preprocessor.get("pad_size_divisor", 1) if isinstance(preprocessor, Mapping) else 1
+    if not isinstance(divisor, int) or divisor < 1:
+        raise RequestError(f"{settings.filename}: pad_size_divisor: not usable, got {divisor!r}; expected such as 32")
+    return max(32, divisor)
 
 
 def slim_config(config: MmdetSource, card: ModelCard, model_file: str) -> Config:
@@ -159,8 +163,8 @@ def dense_of(config: Path, card: ModelCard) -> nn.Module:
 def _model_of(settings: Config, card: ModelCard | None) -> Any:
     """Return the model without pretrained weights, on the card's backbone if it names one."""
     if card and card.backbone.name:
-        return _without_pretrained(with_backbone(settings, card.backbone, card.preprocessing))
-    return _without_pretrained(settings.model)
+        return without_pretrained(with_backbone(settings, card.backbone, card.preprocessing))
+    return without_pretrained(settings.model)
 
 
 def _is_slim(settings: Config) -> bool:
@@ -193,7 +197,7 @@ def read_mmdet(config: MmdetSource) -> Config:
 
     Raises:
         MissingFileError: If there is no such file.
-        RequestError: If it is no Python file, or cannot be run.
+        RequestError: If it is no Python file, cannot be run, or has no model.
     """
     if isinstance(config, Config):
         return copy.deepcopy(config)
@@ -204,30 +208,22 @@ def read_mmdet(config: MmdetSource) -> Config:
         raise RequestError(f"{config}: not a config, got the ending {config.suffix!r}; expected a Python file, .py")
     read_yaml_as_data()
     try:
-        return Config.fromfile(config)
+        settings = Config.fromfile(config)
     except (Exception, SystemExit) as error:
         raise _not_built(config, error) from error
+    model = settings.get("model")
+    if not isinstance(model, Mapping) or "type" not in model:
+        raise RequestError(
+            f"{config}: cannot build a detector, got model={model!r:.80}; expected a config of mmdet, with "
+            f"model=dict(type=..., ...)"
+        )
+    return settings
 
 
 def _not_built(config: object, error: BaseException) -> RequestError:
     if isinstance(error, RequestError):
         return error
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return RequestError(f"{config}: cannot build a detector, got {reason}; expected a config of mmdet")
-
-
-def _without_pretrained(part: Any) -> Any:
-    """Return a config without pretrained weights, which some backbones download when they are built."""
-    if isinstance(part, Mapping):
-        return {key: _without_pretrained(value) for key, value in part.items() if not _is_pretrained(key, value)}
-    return [_without_pretrained(value) for value in part] if isinstance(part, list) else part
-
-
-def _is_pretrained(key: str, value: Any) -> bool:
-    rules = value if isinstance(value, list | tuple) else [value]
-    return key == "pretrained" or (
-        key == "init_cfg" and any(isinstance(rule, Mapping) and _name(rule) == "Pretrained" for rule in rules)
-    )
+    return RequestError(f"{config}: cannot build a detector, got {reason_of(error)}; expected a config of mmdet")
 
 
 def _check_normalises(config: object, preprocessor: nn.Module) -> None:
@@ -261,22 +257,7 @@ def preprocessing_of(settings: Config, step: int, first: str = "test_dataloader"
 
 def _scaling(part: Any) -> dict[str, Any]:
     """Return the settings of the scaling steps in a part of a config; mmdet 2 nests them."""
-    return {key: value for step in _steps(part) if _name(step) in _SCALING for key, value in step.items()}
-
-
-def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield all mappings in a part of a config, outer before inner ones."""
-    if isinstance(part, Mapping):
-        yield part
-        part = list(part.values())
-    for inner in part if isinstance(part, list | tuple) else ():
-        yield from _steps(inner)
-
-
-def _name(step: Mapping[str, Any]) -> str:
-    """Return a step's class without its module or scope; new configs have the class itself."""
-    kind = step.get("type")
-    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+    return {key: value for step in steps_in(part) if class_name(step) in _SCALING for key, value in step.items()}
 
 
 def _meta(checkpoint: Path) -> Mapping[str, Any]:

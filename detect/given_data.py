@@ -13,6 +13,7 @@ from classify.mmengine_runner import silent
 from command.errors import RequestError
 from detect.config import CocoData
 from detect.data import CocoSet, GivenSet, check_coco, fingerprint
+from detect.given_model import reason_of
 from detect.openmmlab import DATASETS, CocoDataset, DefaultScope
 from detect.train import CheckedCoco
 
@@ -137,8 +138,7 @@ def _opened(where: str, leaf: Mapping[str, Any]) -> Any:
         with DefaultScope.overwrite_default_scope("mmdet"), silent():
             dataset = DATASETS.build({**leaf, "lazy_init": True, "pipeline": []})
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise RequestError(f"{where}: cannot be built, got {reason}; expected a set of mmdet") from error
+        raise RequestError(f"{where}: cannot be built, got {reason_of(error)}; expected a set of mmdet") from error
     if not isinstance(dataset, CocoDataset):
         raise RequestError(f"{where}: not of COCO's format, got {type(dataset).__name__}; expected CocoDataset")
     return dataset

@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from command.notes import note
 from detect.fixed_shape import FixedShapeDetector, check_parts
 from detect.foreign import new_given_detector, read_mmdet
 from detect.given_data import GivenData, given_set
-from detect.given_model import backbone_changes, plain
+from detect.given_model import backbone_changes, plain, reason_of, start_changes
 from detect.openmmlab import DATASETS, DefaultScope
 
 __all__ = ["GivenSchedule", "check_given_detector", "from_mmdet", "given_content", "given_schedule", "train_by_config"]
@@ -157,18 +158,29 @@ def check_given_detector(settings: Config, backbone: Architecture, finetune: Sch
     Raises:
         RequestError: If one of them cannot be.
     """
-    detector, card = new_given_detector(settings, backbone, given_set(settings, "train").classes, seed=0)
-    note(backbone_changes(settings, backbone, card.preprocessing))
-    if not card.preprocessing.keep_ratio:
-        raise RequestError(
-            f"{settings.filename}: val_dataloader: stretches images, got keep_ratio=False; expected True, as exported "
-            "detectors do"
-        )
-    check_parts(detector)
-    FixedShapeDetector(detector, card.preprocessing.image_hw)
+    with _naming(settings.filename):
+        detector, card = new_given_detector(settings, backbone, given_set(settings, "train").classes, seed=0)
+        note(backbone_changes(settings, backbone, card.preprocessing))
+        if not card.preprocessing.keep_ratio:
+            raise RequestError(
+                "val_dataloader: stretches images, got keep_ratio=False; expected True, as exported detectors do"
+            )
+        check_parts(detector)
+        FixedShapeDetector(detector, card.preprocessing.image_hw)
     _check_training(detector, given_schedule(settings))
     if isinstance(finetune, GivenSchedule) and finetune.settings is not settings:
+        if changes := start_changes(finetune.settings):
+            note(f"{finetune.settings.filename}: replaced are {'; '.join(changes)}")
         _check_training(detector, finetune)
+
+
+@contextmanager
+def _naming(config: str) -> Iterator[None]:
+    """Begin with the config's name what is said of its parts."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{config}: {str(error).removeprefix(f'{config}: ')}") from error
 
 
 def _check_training(detector: nn.Module, schedule: GivenSchedule) -> None:
@@ -189,8 +201,9 @@ def _check_training(detector: nn.Module, schedule: GivenSchedule) -> None:
                 schedulers = runner.build_param_scheduler(runner.param_schedulers or [])
                 loader.dataset[0]
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise RequestError(f"{where}: cannot train, got {reason}; expected what mmdet trains with") from error
+            raise RequestError(
+                f"{where}: cannot train, got {reason_of(error)}; expected what mmdet trains with"
+            ) from error
     acting = [type(one).__name__ for one in (*runner.hooks, *schedulers)]
     for name in (name for name in acting if name.startswith(_NEEDS_VALIDATION)):
         raise RequestError(f"{where}: {name}: needs validation during training, which there is none; expected without")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.model.weight_init import PretrainedInit
 from torch import nn
 
 from classify.backbones import Architecture
@@ -14,6 +15,7 @@ from detect.openmmlab import MODELS, TOOLS
 STOCK = TOOLS.parent / "configs"
 FASTER = "faster_rcnn/faster-rcnn_r50_fpn_1x_coco"
 CAFFE = "faster_rcnn/faster-rcnn_r50-caffe_fpn_1x_coco"
+CASCADE = "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco"
 WIDTHS = {"layer1.0.conv1": (8, 5), "layer1.0.bn1": (5, 5), "layer1.0.conv2": (5, 8)}
 OURS, COLOURS = Architecture("resnet18", 80, 8, WIDTHS), Preprocessing((800, 1344))
 
@@ -92,7 +94,17 @@ def test_what_is_replaced_is_one_line(config):
         ("gn/mask-rcnn_r50_fpn_gn-all_2x_coco", {}, "backbone.norm_cfg: cannot be replaced"),
         (FASTER, {"backbone": {"with_cp": True}}, "backbone.with_cp: cannot be replaced, got True"),
         (FASTER, {"backbone": {"type": "Resnet"}}, "backbone.type: unknown, got Resnet"),
+        (FASTER, {"backbone": {"_delete_": True, "depth": 50}}, "backbone.type: unknown, got None"),
+        (FASTER, {"backbone": {"type": "os.system"}}, "backbone.type: unknown, got os.system"),
         (FASTER, {"backbone": {"frozen_stages": 5}}, "frozen_stages: out of range, got 5"),
+        (FASTER, {"backbone": {"norm_cfg": "BN"}}, "backbone.norm_cfg: cannot be replaced, got BN"),
+        (FASTER, {"backbone": None}, "not a two-stage detector, got FasterRCNN with backbone=None; expected one like"),
+        (FASTER, {"_delete_": True, "type": "FasterRCNN", "roi_head": {}}, "got FasterRCNN with backbone=None"),
+        (FASTER, {"neck": {"in_channels": 256}}, "neck: does not read four maps"),
+        (FASTER, {"roi_head": {"bbox_roi_extractor": {"featmap_strides": 4}}}, "bbox_roi_extractor: not of strides"),
+        (FASTER, {"data_preprocessor": None}, "data_preprocessor: not settings, got None"),
+        (FASTER, {"data_preprocessor": {"pad_size_divisor": "x"}}, "pad_size_divisor: not usable, got 'x'"),
+        (CASCADE, {"roi_head": {"bbox_head": None}}, "got AssertionError at `assert bbox_head"),
         (FASTER, {"neck": {"num_out": 5}}, "cannot build a detector"),
         (
             FASTER,
@@ -105,3 +117,17 @@ def test_what_cannot_have_our_backbone_is_one_line(config, stock, model, fault):
     with pytest.raises(RequestError, match=fault) as error:
         new_given_detector(config(stock, **model), OURS, tuple(map(str, range(80))), seed=0)
     assert "\n" not in str(error.value)
+
+
+REMOTE = {"type": "Pretrained", "checkpoint": "http://127.0.0.1:9/x.pth"}
+MIXED = {"type": "Normal", "layer": "Conv2d", "std": 1, "override": {"name": "rpn_cls", **REMOTE}}
+
+
+@pytest.mark.parametrize("rule", [REMOTE, [MIXED], REMOTE | {"type": PretrainedInit}])
+def test_weights_that_parts_would_load_are_dropped_and_named(config, rule, monkeypatch):
+    monkeypatch.setattr("mmengine.runner.checkpoint._load_checkpoint", lambda *args, **more: pytest.fail("read"))
+    settings = config()
+    settings.model.rpn_head.init_cfg = rule
+    assert "model.rpn_head.init_cfg by random weights" in backbone_changes(settings, OURS, COLOURS)
+    detector, _ = new_given_detector(settings, OURS, tuple(map(str, range(80))), seed=0)
+    assert detector.is_init

@@ -98,6 +98,10 @@ def refused(config, kind=RequestError):
     ("text", "fault"),
     [
         ('train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=9)', "train_cfg: not by epochs"),
+        ("model = None", "cannot build a detector, got model=None; expected a config of mmdet, with model=dict"),
+        ('model = "x"', "got model='x'"),
+        ("model = [1]", r"got model=\[1\]"),
+        ('model = dict(_delete_=True, neck=dict(type="FPN"))', "got model={'neck': {'type': 'FPN'}}"),
         ("del _base_.optim_wrapper", "no training, optim_wrapper is missing"),
         ('train_dataloader = dict(dataset=dict(_delete_=True, type="Nothing"))', "cannot be built, got .*Nothing"),
         ('train_dataloader = dict(dataset=dict(_delete_=True, type="XMLDataset"))', "not of COCO's format, got XML"),
@@ -109,7 +113,8 @@ def refused(config, kind=RequestError):
         ('val_pipeline = [dict(type="Resize", scale=(128, 128), keep_ratio=False)]\nval_dataloader = dict('
          'dataset=dict(pipeline=val_pipeline))', "stretches images"),
         ('model = dict(roi_head=dict(bbox_head=dict(num_classes=4)))', "num_classes: not that of the data, got 4"),
-        ('model = dict(neck=dict(type="PAFPN"))', "neck: this part is not supported, got PAFPN"),
+        ('model = dict(backbone=dict(frozen_stages=9))', r"mine\.py: backbone.frozen_stages: out of range, got 9"),
+        ('model = dict(neck=dict(type="PAFPN"))', r"mine\.py: neck: this part is not supported, got PAFPN"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_here_is_one_line(own_mmdet, text, fault):
