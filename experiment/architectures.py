@@ -32,7 +32,7 @@ def architectures_of(lines: Sequence[Line], widths: Widths) -> list[SlimArchitec
         if not (dense and seeds):
             continue
         kept = {layer: sum(one.get(layer, 0) for one in seeds) / len(seeds) for layer in dense}
-        name = _name(line)
+        name = _name(line, lines)
         known = found.get(name)
         if known and (known.dense, known.kept) != (dense, kept):
             name = line.label
@@ -48,8 +48,10 @@ def _dense_of(line: Line, lines: Sequence[Line], widths: Widths) -> Mapping[str,
     return {}
 
 
-def _name(line: Line) -> str:
-    return ", ".join(str(part) for part in (*line.family, *line.cut) if part is not None)
+def _name(line: Line, lines: Sequence[Line]) -> str:
+    """Return what was cut, of which backbone where there are several; it is the same on every target."""
+    several = len({other.first("backbone") for other in lines}) > 1
+    return ", ".join(str(part) for part in (line.first("backbone") if several else None, *line.cut) if part is not None)
 
 
 def width_table(architectures: Sequence[SlimArchitecture]) -> Table | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Mapping
@@ -78,6 +79,7 @@ class Point:
 _Places = Mapping[Point, tuple[float, float]]
 _Tails = Mapping[Point, tuple[float, float]]
 """How far whiskers reach to the left and right of a point."""
+_MARKER_PX = 7.0
 _Pixels = tuple[float, float, float, float]
 """Left, bottom, right and top of what is drawn."""
 _Reach = Mapping[Point, tuple[tuple[float, float], tuple[float, float]]]
@@ -167,14 +169,26 @@ def _name_points(figure: Figure, axes: Axes, places: _Places, reach: _Reach, nam
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     drawn = {point: _pixels(axes, ends) for point, ends in reach.items()}
-    at_place: dict[tuple[float, float], list[Point]] = {}
-    for point in named:
-        at_place.setdefault(places[point], []).append(point)
     labels: list[_Pixels] = []
-    for place, points in sorted(at_place.items(), key=lambda item: -item[0][1]):
+    for points in sorted(_together(axes, places, named), key=lambda points: -places[points[0]][1]):
+        place = places[points[0]]
         more = f" and {len(points) - 1} more" if len(points) > 1 else ""
         own, others = ([box for p, box in drawn.items() if (p in points) is is_own] for is_own in (True, False))
         labels += _place_label(axes, points[0].label + more, place, labels, own, others)
+
+
+def _together(axes: Axes, places: _Places, named: list[Point]) -> list[list[Point]]:
+    """Return the points, those together whose markers cover each other: they share a label."""
+    groups: list[list[Point]] = []
+    for point in named:
+        at = axes.transData.transform(places[point])
+        near = (one for one in groups if math.dist(at, axes.transData.transform(places[one[0]])) < _MARKER_PX)
+        group = next(near, None)
+        if group is None:
+            groups.append([point])
+        else:
+            group.append(point)
+    return groups
 
 
 def _add_orderings(axes: Axes, points: list[Point]) -> None:

@@ -347,6 +347,18 @@ def test_models_at_one_place_share_a_label() -> None:
     assert ">a and 2 more</text>" in plots.macs_plot(points)
 
 
+def test_models_whose_markers_cover_each_other_share_a_label() -> None:
+    figures = dict.fromkeys(plots.FIGURES, 1.0)
+    macs = {"a": 100e6, "b": 100.1e6, "c": 900e6}
+    points = [
+        plots.Point(label, "transfer_prune", score=0.5, spread=0.0, **{**figures, "macs": num})
+        for label, num in macs.items()
+    ]
+    svg = plots.macs_plot(points)
+    assert ">a and 1 more</text>" in svg
+    assert ">c</text>" in svg
+
+
 def test_without_slim_detectors_no_speedup_is_drawn() -> None:
     assert plots.speedup_plot([]) == ""
 
