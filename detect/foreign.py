@@ -54,6 +54,8 @@ _LOGS: list[Any] = [
 _SCALING = ("Resize", "FixScaleResize", "MultiScaleFlipAug")
 """The steps of a pipeline that scale images, in mmdet 3 and 2."""
 
+_MAX_SIDE = 1 << 16  # pixels
+
 
 def load_foreign(config: MmdetSource, checkpoint: Path) -> tuple[nn.Module, ModelCard]:
     """Return mmdet's detector in eval mode, and a card with its classes and its preprocessing.
@@ -241,6 +243,9 @@ def preprocessing_of(settings: Config, step: int, first: str = "test_dataloader"
         settings: Config of mmdet.
         step: Both sides are multiples of it.
         first: The part of the config that tells, if it says anything.
+
+    Raises:
+        RequestError: If a scale is none.
     """
     places = settings.get(first), settings.get("data", {}).get("test"), settings.get("test_pipeline")
     scaling: dict[str, Any] = next(filter(None, map(_scaling, places)), {})
@@ -250,6 +255,8 @@ def preprocessing_of(settings: Config, step: int, first: str = "test_dataloader"
     if not isinstance(scale, int | float | list | tuple):
         return Preprocessing(DetectorSettings.image_size_hw)
     sides = np.resize(scale, 2).tolist()  # one number is used for both sides; of several pairs the first
+    if not all(isinstance(side, int | float) and 0 < side <= _MAX_SIDE for side in sides):
+        raise RequestError(f"{settings.filename}: scale: not two sides, got {scale}; expected such as (1333, 800)")
     keep_ratio = scaling.get("keep_ratio", "img_scale" in scaling)  # the defaults of mmdet 3 and 2
     height, width = (math.ceil(side / step) * step for side in sorted(sides))
     return Preprocessing((height, width), keep_ratio=keep_ratio)

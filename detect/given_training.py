@@ -1,6 +1,7 @@
 """Training by a user's config of mmdet: its data, optimizer, schedule and hooks; seed, folder and resuming are ours."""
 
 import importlib.util
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -105,13 +106,19 @@ def given_schedule(settings: Config) -> GivenSchedule:
         RequestError: If it has none, or one that does not go by epochs.
     """
     where = settings.filename
-    missing = [name for name in ("train_dataloader", "train_cfg", "optim_wrapper") if not settings.get(name)]
-    if missing:
-        raise RequestError(f"{where}: no training, {missing[0]} is missing; expected the config of a whole training")
-    loop, loader, optimizer = settings.train_cfg, settings.train_dataloader, settings.optim_wrapper.get("optimizer", {})
+    for name in ("train_dataloader", "train_cfg", "optim_wrapper"):
+        if not isinstance(settings.get(name), Mapping):
+            got = f"{name}={settings.get(name)!r:.80}"
+            raise RequestError(f"{where}: no training, got {got}; expected the config of a whole training")
+    loop, loader = settings.train_cfg, settings.train_dataloader
+    optimizer = settings.optim_wrapper.get("optimizer", {})
+    if not isinstance(optimizer, Mapping):
+        raise RequestError(f"{where}: optimizer: not settings, got {optimizer}; expected dict(type=..., ...)")
     by_epoch = loop.get("by_epoch", str(plain(loop.get("type"))).rpartition(".")[2] == EpochBasedTrainLoop.__name__)
     if not by_epoch or "max_epochs" not in loop:
         raise RequestError(f"{where}: train_cfg: not by epochs, got {plain(loop)}; expected dict(by_epoch=True, ...)")
+    if not isinstance(loop["max_epochs"], int) or loop["max_epochs"] < 1:
+        raise RequestError(f"{where}: max_epochs: not usable, got {loop['max_epochs']!r}; expected at least 1")
     return GivenSchedule(
         epochs=loop["max_epochs"],
         batch_size=loader.get("batch_size", 1),
@@ -208,7 +215,8 @@ def _check_training(detector: nn.Module, schedule: GivenSchedule) -> None:
     for name in (name for name in acting if name.startswith(_NEEDS_VALIDATION)):
         raise RequestError(f"{where}: {name}: needs validation during training, which there is none; expected without")
     samplers = loader.sampler, getattr(loader.batch_sampler, "sampler", loader.sampler)
-    if not any(hasattr(sampler, "set_epoch") for sampler in samplers):
+    has_end = next(itertools.islice(samplers[1], len(samplers[1]), None), None) is None
+    if not has_end or not any(hasattr(sampler, "set_epoch") for sampler in samplers):
         kind = type(samplers[1]).__name__
         raise RequestError(f"{where}: sampler: goes through all epochs in one, got {kind}; expected DefaultSampler")
     _check_patterns(where, detector, schedule.settings.optim_wrapper.get("paramwise_cfg") or {})

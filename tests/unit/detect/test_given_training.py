@@ -102,7 +102,13 @@ def refused(config, kind=RequestError):
         ('model = "x"', "got model='x'"),
         ("model = [1]", r"got model=\[1\]"),
         ('model = dict(_delete_=True, neck=dict(type="FPN"))', "got model={'neck': {'type': 'FPN'}}"),
-        ("del _base_.optim_wrapper", "no training, optim_wrapper is missing"),
+        ("del _base_.optim_wrapper", "no training, got optim_wrapper=None"),
+        ('optim_wrapper = "x"', "no training, got optim_wrapper='x'"),
+        ("train_cfg = [1]", r"no training, got train_cfg=\[1\]"),
+        ("optim_wrapper = dict(optimizer=None)", "optimizer: not settings, got None"),
+        ("train_cfg = dict(max_epochs=0)", "max_epochs: not usable, got 0; expected at least 1"),
+        ('train_cfg = dict(max_epochs="3")', "max_epochs: not usable, got '3'"),
+        ('train_dataloader = dict(sampler=dict(type="InfiniteSampler"))', "all epochs in one, got InfiniteSampler"),
         ('train_dataloader = dict(dataset=dict(_delete_=True, type="Nothing"))', "cannot be built, got .*Nothing"),
         ('train_dataloader = dict(dataset=dict(_delete_=True, type="XMLDataset"))', "not of COCO's format, got XML"),
         ('val_dataloader = dict(dataset=dict(type="CocoDataset"))', "val_dataloader: other classes, got 80 "),
@@ -121,6 +127,13 @@ def test_what_cannot_be_trained_here_is_one_line(own_mmdet, text, fault):
     assert re.search(fault, refused(own_mmdet(text)))
 
 
+@pytest.mark.parametrize("scale", [("a", 64), (), (-5, 64), (10**9, 10**9)])
+def test_a_scale_that_is_none_is_one_line(own_mmdet, scale):
+    step = f'dict(type="Resize", scale={scale}, keep_ratio=True)'
+    text = f"val_dataloader = dict(dataset=dict(pipeline=[{step}]))"
+    assert "mine.py: scale: not two sides, got (" in refused(own_mmdet(text))
+
+
 def test_missing_and_other_data_are_one_line(own_mmdet, tmp_path):
     config = own_mmdet()
     rows = json.loads((tmp_path / "more/instances.json").read_text())
@@ -129,3 +142,8 @@ def test_missing_and_other_data_are_one_line(own_mmdet, tmp_path):
     assert "more/instances.json: other classes than the config's metainfo has" in refused(config)
     (tmp_path / "train/instances.json").unlink()
     assert "train/instances.json: no such file" in refused(config, MissingFileError)
+
+
+def test_a_loader_that_is_none_is_one_line(own_mmdet):
+    with pytest.raises(RequestError, match=r"no training, got train_dataloader=\[1\]; expected the config of a whole"):
+        given_schedule(read_mmdet(own_mmdet("train_dataloader = [1]")))
