@@ -92,7 +92,7 @@ def run(
         console = Console(stderr=True)
         results = run_experiment(settings, folder, _command(), console, quick, jobs, redo, only_latency)
         if results is None:
-            again = ["espalier", "run", str(config), "--out", str(folder), "--only", "latency"]
+            again = ["espalier", "run", str(config), *_set_again(overrides), "--out", str(folder), "--only", "latency"]
             closing(f"built all models in {folder / 'stages'}; no target is run here", again)
         else:
             _print_results(results, folder, as_json)

@@ -13,13 +13,24 @@ from deploy.runtimes.onnxruntime import OnnxRunner
 from deploy.runtimes.registry import RUNTIMES
 from experiment import targets
 
-from .conftest import ROOT, TINY, rows_by_name
-
 pytestmark = pytest.mark.slow
 
-CONFIG = ROOT / "configs/experiment/quickstart_targets.py"
 ONE_SLIM = ("orderings=('transfer_prune',)", "controls=()", "targets.openvino_int8.num_calibration=4")
-OPTIONS = [part for text in (*TINY, *ONE_SLIM) for part in ("--set", text)]
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_arguments):
+    """Return the arguments that run the shipped config with targets, shrunk, in a folder."""
+
+    def with_targets(folder, *options):
+        run, quickstart, *rest = tiny_arguments(folder, *ONE_SLIM)
+        return [run, quickstart.with_name("quickstart_targets.py"), *rest, *options]
+
+    return with_targets
+
+
+def rows_by_name(rows):
+    return {row["name"]: row for row in rows}
 
 
 def stage_records(folder, name):
@@ -27,16 +38,15 @@ def stage_records(folder, name):
 
 
 @pytest.fixture(scope="module")
-def built(finished, espalier, tmp_path_factory):
+def built(finished, espalier, arguments, tmp_path_factory):
     """The shipped config, run where there is no GPU; killed when the first file is built. Its folder and results."""
     folder = tmp_path_factory.mktemp("targets") / "run"
     shutil.copytree(finished[0], folder)  # all is trained
-    arguments = ["run", CONFIG, "--out", folder, "--json", *OPTIONS]
-    killed = espalier(*arguments, kill_when=(folder / "stages", "evaluate_target-*.partial"))
+    killed = espalier(*arguments(folder), kill_when=(folder / "stages", "evaluate_target-*.partial"))
     assert killed.returncode == -9, killed.stderr
     (before,) = stage_records(folder, "build")
     written = before.stat().st_mtime_ns
-    done = espalier(*arguments)
+    done = espalier(*arguments(folder))
     assert done.returncode == 0, done.stderr
     assert before.stat().st_mtime_ns == written  # it was not built again
     return folder, json.loads((folder / "results.json").read_text())
@@ -93,10 +103,10 @@ def gpu(monkeypatch):
     monkeypatch.setitem(RUNTIMES, "tensorrt_rtx", runs)
 
 
-def test_the_same_folder_goes_on_where_the_gpu_is(built, command, gpu, tmp_path):
+def test_the_same_folder_goes_on_where_the_gpu_is(built, command, arguments, gpu, tmp_path):
     folder = shutil.copytree(built[0], tmp_path / "run")
     before = set((folder / "stages").iterdir())
-    code, out, err = command("run", CONFIG, "--out", folder, "--json", "--only", "latency", *OPTIONS)
+    code, out, err = command(*arguments(folder, "--only", "latency"))
     assert code == 0, err
     added = sorted(path.name.partition("-")[0] for path in set((folder / "stages").iterdir()) - before)
     assert added == ["evaluate_target", "evaluate_target", "latency"]
@@ -108,11 +118,11 @@ def test_the_same_folder_goes_on_where_the_gpu_is(built, command, gpu, tmp_path)
     assert "not_run" not in json.loads((folder / "results.json").read_text())
 
 
-def test_only_latency_trains_nothing(command, built, tmp_path):
+def test_only_latency_trains_nothing(command, arguments, built, tmp_path):
     folder = shutil.copytree(built[0], tmp_path / "run")
     for path in (folder / "stages").glob("train_detector-*"):
         shutil.rmtree(path)
-    code, _, err = command("run", CONFIG, "--out", folder, "--only", "latency", *OPTIONS)
+    code, _, err = command(*arguments(folder, "--only", "latency"))
     assert code == 2
     assert f"{folder}: train_detector is not done, got --only latency; give the command without it first" in err
     assert not list((folder / "stages").glob("train_detector-*"))
