@@ -94,7 +94,7 @@ def check_full(code, err, reason):
 
 @pytest.mark.parametrize(
     ("kind", "num_kills", "longest_s"),
-    [("run", 16, 2.5), ("train", 6, 0.8), ("prune_detector", 6, 1.0), ("export", 6, 1.5)],
+    [("run", 8, 2.5), ("train", 6, 0.8), ("prune_detector", 6, 1.0), ("export", 6, 1.5)],
 )
 def test_a_storm_of_kills_changes_nothing(run, command, tmp_path, kind, num_kills, longest_s):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -27,7 +27,7 @@ SETTINGS = DetectorSettings(
     (96, 128), fpn_channels=16, head_channels=32, num_proposals=50, roi_samples=16, anchor_scale=4
 )
 KEYS = [
-    *("map", "map50", "num_images", "precision", "runtime", "device"),
+    *("map", "map50", "metric", "num_images", "precision", "runtime", "device"),
     *("framework_map", "framework_map50", "difference", "difference_interval"),
     *("num_unsettled", "file_sha256"),
 ]

@@ -90,7 +90,7 @@ def test_extra_is_named_where_mmengine_alone_is_missing(command, tmp_path):
 
 
 def test_report_names_the_extra_that_draws_it(tmp_path):
-    check_line(run_without(TRAINING, "report", str(tmp_path), folder=tmp_path), "matplotlib")
+    check_line(run_without(TRAINING, "report", str(tmp_path), folder=tmp_path), "matplotlib", "scipy")
 
 
 def test_doctor_runs_without_packages_that_train(tmp_path):
