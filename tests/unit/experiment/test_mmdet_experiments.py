@@ -79,7 +79,7 @@ def test_a_finetuning_of_its_own_repeats_that_alone(stages, own_mmdet):
         ("detection.train.epochs=2", "detection.train: not used with mmdet_config"),
         ("detection.mmdet_config=none.py", "detection: none.py: no such file"),
         ("detection.mmdet_finetune=other.py", "other.py: model: another than in mine.py"),
-        ("detection.mmdet_config=exp.py", "detection: exp.py: no training"),
+        ("detection.mmdet_config=exp.py", "detection: exp.py: cannot build a detector, got model=None"),
     ],
 )
 def test_what_does_not_fit_mmdets_config_is_one_line(stages, own_mmdet, override, fault):
