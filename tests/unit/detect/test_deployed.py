@@ -123,7 +123,7 @@ def test_the_table_shows_both(deployed, scenes, expected):
 def test_without_its_model_a_file_is_scored_alone(elsewhere, scenes, expected):
     figures, err = evaluated(elsewhere, scenes)
     assert figures["map"] == pytest.approx(expected["map"], abs=1e-6)
-    assert [figures[key] for key in KEYS[6:10]] == [None] * 4
+    assert [figures[key] for key in KEYS[7:11]] == [None] * 4
     assert "beside the folder; to compare, add --model det.safetensors\n" in err
 
 
