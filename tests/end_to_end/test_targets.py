@@ -13,6 +13,8 @@ from deploy.runtimes.onnxruntime import OnnxRunner
 from deploy.runtimes.registry import RUNTIMES
 from experiment import targets
 
+pytest.importorskip("openvino")
+pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.slow
 
 ONE_SLIM = ("orderings=('transfer_prune',)", "controls=()", "targets.openvino_int8.num_calibration=4")
