@@ -102,7 +102,7 @@ def tracking_folder(model: Path) -> Path:
 
 
 def _settings(name: Backend, folder: Path) -> dict[str, Any]:
-    """Return what mmengine builds a backend from; runs are told apart by their names."""
+    """Return the settings that mmengine builds a backend from; each run is named after its folder."""
     run = folder.name.removesuffix(_ENDING)
     own: dict[Backend, dict[str, Any]] = {
         "tensorboard": {"type": "TensorboardVisBackend"},

@@ -60,7 +60,11 @@ def run(
     ] = None,
     executor_set: Annotated[
         list[str] | None,
-        typer.Option("--executor-set", help="Option of these jobs, as timeout_min=600.", show_default="submitit's own"),
+        typer.Option(
+            "--executor-set",
+            help="Option of these jobs, as timeout_min=600.",
+            show_default="timeout_min=1440, else submitit's own",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -41,7 +41,7 @@ class Target(Part):
     """`onnxruntime` and `openvino` on the CPU; `onnxruntime_cuda`, `tensorrt`, `tensorrt_rtx`, or these two as a CUDA
     graph, `tensorrt_graph` and `tensorrt_rtx_graph`, on a GPU."""
     precision: Precision = "fp32"
-    """What is asked for; results have what is found in the file, or in OpenVINO's compiled network."""
+    """The precision asked for. Rows report the one found in the file, or in OpenVINO's compiled network."""
     batch: int = Field(1, ge=1, le=4096)
     """Images per run, fixed in the file."""
     size_hw: tuple[Side, Side] | None = None
