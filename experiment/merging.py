@@ -9,12 +9,10 @@ from command.files import flush, flush_entry, make_folder
 from command.folders import locked
 from experiment.planned import free_bytes
 from experiment.results import RESULTS, RUN
-from experiment.stages import StageRecord, as_written, stage_folders
+from experiment.stages import LATENCY, StageRecord, as_written, stage_folders
 
 __all__ = ["merge_folders"]
 
-_TIMED = "latency"
-"""The stage of times: those of several machines are not comparable, so all are taken again where the rest is united."""
 _Found = dict[str, tuple[Path, StageRecord]]
 """Name of a stage's folder -> where it is, and its record."""
 
@@ -69,7 +67,7 @@ def _stages(folders: Sequence[Path]) -> Iterator[tuple[Path, StageRecord]]:
             record = as_written(path)
             if path.name != f"{record.name}-{record.hash}":
                 raise RequestError(f"{path}: of another stage, got {record.name}-{record.hash}; delete it")
-            if record.name != _TIMED:
+            if record.name != LATENCY:  # those of several machines are not comparable: all are taken again
                 yield path, record
 
 
